@@ -1,0 +1,107 @@
+"""Where a model's weights lie, and whether they are whole: checked before anything is drained."""
+
+import json
+import struct
+from pathlib import Path
+
+from deployments.residency import Problem
+from serve_app.settings import ModelSpec
+
+_DEMO = "demo/"
+
+
+class CheckpointProblem(Exception):
+    """The weights are not there or not whole."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+def locate(spec: ModelSpec, home: Path) -> Path:
+    """The folder of `spec`'s checkpoint on this machine.
+
+    `demo/<name>` and absolute paths are folders; anything else is a Hugging Face name, looked up in
+    the hub's cache without using the network.
+
+    Raises:
+        CheckpointProblem: there is no such folder; the message says how to get it.
+    """
+    if spec.checkpoint.startswith(_DEMO):
+        folder = home / "models" / spec.checkpoint.removeprefix(_DEMO)
+        remedy = "make models"
+    elif Path(spec.checkpoint).is_absolute():
+        folder, remedy = Path(spec.checkpoint), "correct its path in configs/models"
+    else:
+        folder, remedy = _hub_folder(spec), f"hf download {spec.checkpoint}"
+    if not (folder / "config.json").is_file():
+        raise CheckpointProblem(
+            Problem(
+                "checkpoint_missing",
+                f"the weights of {spec.name} ({spec.checkpoint}) are not on this machine; "
+                f"get them with: {remedy}",
+            )
+        )
+    return folder
+
+
+def check(spec: ModelSpec, home: Path) -> Path:
+    """`locate`, and compare every weights file with its own header and the index.
+
+    Raises:
+        CheckpointProblem: a file is missing, cut short or not a safetensors file.
+    """
+    folder = locate(spec, home)
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as exc:
+        raise _broken(spec, "config.json is not JSON") from exc
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise _broken(spec, "the tokenizer's files are missing")
+    for name in _weight_files(spec, folder):
+        _check_safetensors(spec, folder / name)
+    return folder
+
+
+def _hub_folder(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(spec.checkpoint, revision=spec.revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return Path("/nonexistent")
+
+
+def _weight_files(spec: ModelSpec, folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError) as exc:
+        raise _broken(spec, "the index of its weights can not be read") from exc
+
+
+def _check_safetensors(spec: ModelSpec, path: Path) -> None:
+    """A safetensors file: 8 bytes of header length, a JSON header, data to its last offset."""
+    try:
+        with path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_bytes))
+        last = max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
+    except FileNotFoundError as exc:
+        raise _broken(spec, f"{path.name} is missing") from exc
+    except (OSError, ValueError, struct.error, KeyError, MemoryError, OverflowError) as exc:
+        raise _broken(spec, f"{path.name} is not a safetensors file") from exc
+    expected, actual = 8 + header_bytes + last, path.stat().st_size
+    if actual != expected:
+        raise _broken(spec, f"{path.name} has {actual} bytes where {expected} belong")
+
+
+def _broken(spec: ModelSpec, what: str) -> CheckpointProblem:
+    return CheckpointProblem(
+        Problem("checkpoint_broken", f"the weights of {spec.name} are not whole: {what}")
+    )

@@ -1,0 +1,47 @@
+"""The engine seam: what a model's deployment tells the Switchboard while it holds an engine.
+
+A model's replica answers `hold(epoch)` with a stream of these values that stays open as long as
+the engine lives; its end, or the call's failure, means that the engine is gone. So readiness, the
+engine's death and the replica's death all reach the Switchboard through one call.
+"""
+
+from dataclasses import dataclass
+
+from deployments.residency import Problem
+
+
+@dataclass(frozen=True)
+class EngineStarted:
+    """The engine's process runs."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class EngineVerifying:
+    """It listens, and is asked its known question."""
+
+
+@dataclass(frozen=True)
+class EngineReady:
+    """It answered rightly; `socket` is the path of its Unix socket, on this node."""
+
+    socket: str
+
+
+@dataclass(frozen=True)
+class EngineGone:
+    """It ended, was stopped, or never became ready."""
+
+    problem: Problem
+
+
+EngineEvent = EngineStarted | EngineVerifying | EngineReady | EngineGone
+
+
+class EngineFailed(Exception):
+    """The engine can not be started, or did not become ready."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.problem = problem

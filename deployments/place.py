@@ -1,0 +1,108 @@
+"""The lock on a machine's one GPU place: at most one engine holds it, whoever started it.
+
+The lock is an flock on a file in the server's home. The engine's supervisor holds it until nothing
+of the engine is left, so it outlives a killed replica, and a second copy of the server on the same
+home can not load. The file's text says whose it is.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+from deployments.engine import EngineFailed
+from deployments.residency import Problem
+
+_RETRY_S = 0.05
+
+
+async def take_place(lock_file: Path, timeout_s: float) -> int:
+    """Lock the place and clear what an earlier engine left; returns the locked descriptor.
+
+    Raises:
+        EngineFailed: it is still held after `timeout_s`; the message names the holder.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    try:
+        while not _try_lock(fd):
+            _kill_orphans(lock_file)
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineFailed(Problem("place_taken", _describe_holder(lock_file)))
+            await asyncio.sleep(_RETRY_S)  # flock has no wait that can be given up
+        _kill_orphans(lock_file)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, session: int) -> None:
+    """Write whose the place is; `session` is the engine's session id, which its children share."""
+    holder = {"model": model, "epoch": epoch, "supervisor": supervisor, "session": session}
+    lock_file.write_text(json.dumps(holder))
+
+
+def session_members(session: int) -> list[psutil.Process]:
+    """The living processes of one session."""
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return members
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_holder(lock_file: Path) -> dict[str, int | str]:
+    try:
+        holder = json.loads(lock_file.read_text() or "{}")
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _kill_orphans(lock_file: Path) -> None:
+    """End an engine whose supervisor is dead: nobody else will."""
+    holder = _read_holder(lock_file)
+    session, supervisor = holder.get("session"), holder.get("supervisor")
+    if not isinstance(session, int) or not isinstance(supervisor, int):
+        return
+    if psutil.pid_exists(supervisor) and _is_supervisor(supervisor):
+        return
+    for process in session_members(session):
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            continue
+
+
+def _is_supervisor(pid: int) -> bool:
+    try:
+        return "supervisor.py" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _describe_holder(lock_file: Path) -> str:
+    holder = _read_holder(lock_file)
+    if "model" not in holder:
+        return "the GPU's place is held by another process"
+    return (
+        f"the GPU's place is held by an engine of {holder['model']} "
+        f"(process {holder.get('session')}), perhaps of a second copy of this server"
+    )

@@ -1,0 +1,591 @@
+"""Who may hold the GPU, and when that changes: a pure state machine.
+
+Events come in as method calls with the time they happened at; decisions go out as `Effect` values
+that the Switchboard carries out, answering each with a later event. Nothing here knows Ray, vLLM, a
+clock or I/O, and no method awaits, so every event is atomic.
+
+One place, one holder. A switch of the holder from `old` to `new` goes through
+
+    PREPARING  what needs no GPU; the old model still serves
+    DRAINING   nobody is admitted any more; requests in flight end, or are cut at the deadline
+    UNLOADING  the old engine ends, and is proven gone
+    LOADING    the new engine starts
+    VERIFYING  it answers a known question
+    READY      it serves
+
+and whatever fails from LOADING on brings `old` back (ROLLED_BACK); only if that fails too is the
+place left empty (FAILED), to be tried again later.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What the place is doing."""
+
+    EMPTY = "empty"  # no engine
+    LOADING = "loading"  # an engine is starting
+    VERIFYING = "verifying"  # an engine is up and answers its known question
+    SERVING = "serving"  # requests for the holder are admitted
+    DRAINING = "draining"  # the holder still works, and admits nobody
+    LOST = "lost"  # the holder's engine died; what is left of it is not yet cleared
+    UNLOADING = "unloading"  # an engine is ending
+
+
+class Phase(StrEnum):
+    """How far a ticket has come."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    LOADING = "loading"
+    VERIFYING = "verifying"
+    READY = "ready"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
+class Outcome(StrEnum):
+    """A ticket's state as clients see it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """Why a switch is made."""
+
+    START = "start"  # the default model, after a start
+    ADMIN = "admin"
+    REQUEST = "request"  # somebody waits for the model
+    RECOVERY = "recovery"  # the engine died
+    RETRY = "retry"  # a failed load is tried again
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something failed; `message` is one sentence that is safe to show."""
+
+    code: str
+    message: str
+
+
+GOLDEN_MISMATCH = "golden_mismatch"  # the code of a problem that earns one restart
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Durations in seconds; see `configs/backend.yaml`."""
+
+    drain_timeout_s: float
+    max_wait_s: float
+    min_resident_s: float
+    probation_s: float
+    failed_retry_s: float
+    cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
+    gateway_ttl_s: float = 15.0  # a gateway silent this long is gone, and its requests with it
+    retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The requests of one gateway that wait for one model."""
+
+    num_requests: int
+    oldest_arrival: float  # in the machine's time, seconds
+
+
+@dataclass(frozen=True)
+class GatewayReport:
+    """What a gateway says of itself; a later `seq` replaces an earlier one."""
+
+    seq: int
+    admitting_epoch: int | None  # the epoch it admits requests under, if any
+    in_flight: dict[int, int] = field(default_factory=dict)  # epoch -> requests
+    waiting: dict[str, Waiting] = field(default_factory=dict)  # model -> who waits for it
+
+
+@dataclass
+class Ticket:
+    """One switch, from the wish to its end."""
+
+    id: str
+    source: str | None
+    target: str | None  # None: unload
+    cause: Cause
+    drain_timeout_s: float
+    created_at: float
+    phase: Phase = Phase.QUEUED
+    outcome: Outcome = Outcome.QUEUED
+    error: Problem | None = None
+    num_attempts: int = 0  # loads of the target
+    is_rolling_back: bool = False
+    history: list[tuple[Phase, float]] = field(default_factory=list)  # (phase, entered at)
+
+    def enter(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self.history.append((phase, now))
+
+    @property
+    def is_over(self) -> bool:
+        return self.outcome in (Outcome.DONE, Outcome.ROLLED_BACK, Outcome.FAILED)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The last failed load of a model; `seq` grows with each failure of any model."""
+
+    seq: int
+    problem: Problem
+    retry_at: float
+    ticket_id: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Check what can be checked without the GPU. Answer: `prepared` or `refused`."""
+
+    ticket_id: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """End this engine and prove it gone, within a bound. Answer: `unloaded`."""
+
+    epoch: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Start an engine. Answers: `verifying`, `ready`; `engine_lost` at any time after."""
+
+    epoch: int
+    model: str
+
+
+Effect = Prepare | Unload | Load
+
+
+@dataclass
+class _Gateway:
+    last_seen: float
+    report: GatewayReport
+
+
+class Residency:
+    """The machine. All times are seconds of one monotonic clock."""
+
+    def __init__(self, models: list[str], policy: Policy, epoch: int = 0) -> None:
+        self.models = models
+        self.policy = policy
+        self.epoch = epoch  # grows with every load; names the engine
+        self.state = State.EMPTY
+        self.holder: str | None = None  # the model whose engine is in the place
+        self.endpoint: str | None = None  # the engine's socket while SERVING or DRAINING
+        self.serving_since = 0.0
+        self.desired: str | None = None  # what a restart of everything brings back
+        self.running: Ticket | None = None
+        self.queue: list[Ticket] = []
+        self.failures: dict[str, Failure] = {}
+        self.is_cut = False  # the drain deadline has passed: gateways end what is in flight
+        self.switch_seconds: dict[str, float] = {}  # model -> what loading it costs, averaged
+        self._gateways: dict[str, _Gateway] = {}
+        self._effects: list[Effect] = []
+        self._last_load: tuple[Ticket, float] | None = None  # whose engine may be on probation
+        self._drain_deadline = 0.0
+        self._num_retries = 0
+        self._retry_at: float | None = None
+        self._num_tickets = 0
+        self._num_failures = 0
+
+    # --- what others read ---
+
+    def take_effects(self) -> list[Effect]:
+        """The decisions since the last call, in order; each is to be carried out once."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def num_in_flight(self) -> int:
+        """Requests in flight under the present epoch, as far as gateways have reported."""
+        return sum(g.report.in_flight.get(self.epoch, 0) for g in self._gateways.values())
+
+    def waiting(self) -> dict[str, Waiting]:
+        """Who waits for which model, over all gateways."""
+        total: dict[str, Waiting] = {}
+        for gateway in self._gateways.values():
+            for model, waiting in gateway.report.waiting.items():
+                have = total.get(model, Waiting(0, waiting.oldest_arrival))
+                total[model] = Waiting(
+                    have.num_requests + waiting.num_requests,
+                    min(have.oldest_arrival, waiting.oldest_arrival),
+                )
+        return {model: w for model, w in total.items() if w.num_requests}
+
+    def next_deadline(self, now: float) -> float | None:
+        """When `tick` has something to decide, if nothing else happens before."""
+        return min((at for at in self._deadlines() if at > now), default=None)
+
+    # --- events ---
+
+    def start(self, now: float, model: str) -> None:
+        """The server starts with nothing running: bring `model` up."""
+        self.desired = model
+        self.queue.append(self._new_ticket(now, model, Cause.START, 0))
+        self._advance(now)
+
+    def adopt(self, now: float, model: str, epoch: int, endpoint: str) -> None:
+        """The Switchboard restarts and finds this engine serving."""
+        self.epoch = max(self.epoch, epoch)
+        self._serve(now, model, endpoint)
+        self._advance(now)
+
+    def request_switch(
+        self, now: float, target: str | None, cause: Cause, drain_timeout_s: float | None = None
+    ) -> Ticket:
+        """A wish for `target` (None: nothing) to be resident.
+
+        (1) Already so, and nothing else under way: a ticket that is done. (2) A switch to the
+        same target is under way or queued: that ticket. (3) Else a new ticket, queued.
+        """
+        assert target is None or target in self.models, target
+        drain_s = self.policy.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        for ticket in [*([self.running] if self.running else []), *self.queue]:  # (2)
+            if ticket.target == target and not ticket.is_rolling_back:
+                return self._join(now, ticket, drain_s)
+        ticket = self._new_ticket(now, target, cause, drain_s)
+        if not self.running and not self.queue and self._is_resident(target):  # (1)
+            self._finish(now, ticket, Outcome.DONE)
+        else:  # (3)
+            self.queue.append(ticket)
+        self._advance(now)
+        return ticket
+
+    def watch(self, now: float, gateway: str) -> None:
+        """A gateway is about to learn the present state; it may admit from now on."""
+        known = self._gateways.get(gateway)
+        if known:
+            known.last_seen = now
+        else:
+            admitting = self.epoch if self.state is State.SERVING else None
+            self._gateways[gateway] = _Gateway(now, GatewayReport(-1, admitting))
+        self._advance(now)
+
+    def report(self, now: float, gateway: str, report: GatewayReport) -> None:
+        """A gateway says what it has in flight and waiting."""
+        known = self._gateways.get(gateway)
+        if known is None or report.seq > known.report.seq:
+            self._gateways[gateway] = _Gateway(now, report)
+        self._advance(now)
+
+    def prepared(self, now: float, ticket_id: str) -> None:
+        """Nothing speaks against the running switch."""
+        ticket = self.running
+        if ticket is None or ticket.id != ticket_id or ticket.phase is not Phase.PREPARING:
+            return
+        if self.state is State.EMPTY:
+            self._load_target(now, ticket)
+        elif self.state is State.LOST:
+            self._unload(now)
+        else:
+            self.state = State.DRAINING
+            self._drain_deadline = now + ticket.drain_timeout_s
+            ticket.enter(Phase.DRAINING, now)
+        self._advance(now)
+
+    def refused(self, now: float, ticket_id: str, problem: Problem) -> None:
+        """The running switch can not succeed: the old model never notices."""
+        ticket = self.running
+        if ticket is None or ticket.id != ticket_id or ticket.phase is not Phase.PREPARING:
+            return
+        assert ticket.target is not None
+        self._record_failure(now, ticket.target, ticket, problem)
+        ticket.error = problem
+        self._finish(now, ticket, Outcome.FAILED)
+        self._advance(now)
+
+    def unloaded(self, now: float, epoch: int) -> None:
+        """The engine of `epoch` is gone."""
+        if epoch != self.epoch or self.state is not State.UNLOADING:
+            return
+        self.state, self.holder, self.endpoint = State.EMPTY, None, None
+        ticket = self.running
+        assert ticket is not None
+        if ticket.error and not ticket.is_rolling_back:
+            self._finish(now, ticket, Outcome.FAILED)
+        elif ticket.is_rolling_back:
+            assert ticket.source is not None
+            self._load(now, ticket.source, ticket)
+        elif ticket.target is None:
+            self.desired = None
+            self._finish(now, ticket, Outcome.DONE)
+        else:
+            self._load_target(now, ticket)
+        self._advance(now)
+
+    def verifying(self, now: float, epoch: int) -> None:
+        """The engine of `epoch` is up and is asked its known question."""
+        if epoch == self.epoch and self.state is State.LOADING:
+            self.state = State.VERIFYING
+            if self.running:
+                self.running.enter(Phase.VERIFYING, now)
+            self._advance(now)
+
+    def ready(self, now: float, epoch: int, endpoint: str) -> None:
+        """The engine of `epoch` answered rightly: it serves."""
+        if epoch != self.epoch or self.state not in (State.LOADING, State.VERIFYING):
+            return
+        ticket = self.running
+        assert ticket is not None
+        assert self.holder is not None
+        self._serve(now, self.holder, endpoint)
+        if ticket.is_rolling_back:
+            self._last_load = None
+            self._finish(now, ticket, Outcome.ROLLED_BACK)
+        else:
+            self._learn_cost(now, ticket)
+            self.failures.pop(self.holder, None)
+            self._last_load = (ticket, now)
+            self._finish(now, ticket, Outcome.DONE)
+        self._advance(now)
+
+    def engine_lost(self, now: float, epoch: int, problem: Problem) -> None:
+        """The engine of `epoch` failed: (1) as it loads, (2) as it drains, (3) as it serves."""
+        if epoch != self.epoch:
+            return
+        if self.state in (State.LOADING, State.VERIFYING):  # (1)
+            self._load_failed(now, problem)
+        elif self.state is State.DRAINING:  # (2)
+            self._unload(now)
+        elif self.state is State.SERVING:  # (3)
+            self._lose_serving_engine(now, problem)
+        self._advance(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._advance(now)
+
+    # --- decisions ---
+
+    def _advance(self, now: float) -> None:
+        """Do what the present state calls for; called at the end of every event."""
+        for name in [n for n, g in self._gateways.items() if self._is_gone(g, now)]:
+            del self._gateways[name]
+        if self.state is State.DRAINING:
+            self._advance_drain(now)
+        if self.running is None and not self.queue:
+            self._consider_demand(now)
+        if self.running is None and not self.queue:
+            self._consider_retry(now)
+        if self.running is None and self.queue:
+            self._begin(now, self.queue.pop(0))
+
+    def _advance_drain(self, now: float) -> None:
+        is_drained = all(
+            g.report.admitting_epoch != self.epoch and not g.report.in_flight.get(self.epoch)
+            for g in self._gateways.values()
+        )
+        if now >= self._drain_deadline:
+            self.is_cut = True
+        if is_drained or now >= self._drain_deadline + self.policy.cut_grace_s:
+            self._unload(now)
+
+    def _consider_demand(self, now: float) -> None:
+        """Switch for those who wait, if it is time to leave the resident model."""
+        waiting = self.waiting()
+        candidates = {
+            m: w for m, w in waiting.items() if m != self.holder and self._may_try(now, m)
+        }
+        if not candidates or self.state not in (State.EMPTY, State.SERVING):
+            return
+        target = min(candidates, key=lambda m: candidates[m].oldest_arrival)
+        if self.state is State.EMPTY or self._is_time_to_leave(now, waiting, candidates[target]):
+            drain_s = self.policy.drain_timeout_s
+            self.queue.append(self._new_ticket(now, target, Cause.REQUEST, drain_s))
+
+    def _is_time_to_leave(
+        self, now: float, waiting: dict[str, Waiting], candidate: Waiting
+    ) -> bool:
+        """(1) The resident model is idle, or (2) the candidate's waiting is worth the switch."""
+        assert self.holder is not None
+        if not self.num_in_flight() and self.holder not in waiting:  # (1)
+            return True
+        return now >= self._leave_at(candidate)  # (2)
+
+    def _leave_at(self, candidate: Waiting) -> float:
+        """When the candidate is served although the resident model is busy."""
+        return max(
+            self.serving_since + self.policy.min_resident_s,
+            candidate.oldest_arrival + self.policy.max_wait_s / 4,
+        )
+
+    def _consider_retry(self, now: float) -> None:
+        is_due = self._retry_at is not None and now >= self._retry_at
+        if self.state is State.EMPTY and self.desired and is_due:
+            self._retry_at = None
+            self.queue.append(self._new_ticket(now, self.desired, Cause.RETRY, 0))
+
+    def _begin(self, now: float, ticket: Ticket) -> None:
+        if self._is_resident(ticket.target):
+            self._finish(now, ticket, Outcome.DONE)
+            self._advance(now)
+            return
+        self.running = ticket
+        ticket.outcome = Outcome.RUNNING
+        ticket.source = self.holder
+        ticket.enter(Phase.PREPARING, now)
+        if ticket.target is None:
+            self.prepared(now, ticket.id)
+        else:
+            self._effects.append(Prepare(ticket.id, ticket.target))
+
+    def _unload(self, now: float) -> None:
+        assert self.holder is not None
+        self.state = State.UNLOADING
+        if self.running:
+            self.running.enter(Phase.UNLOADING, now)
+        self._effects.append(Unload(self.epoch, self.holder))
+
+    def _load_target(self, now: float, ticket: Ticket) -> None:
+        assert ticket.target is not None
+        ticket.num_attempts += 1
+        self._load(now, ticket.target, ticket)
+
+    def _load(self, now: float, model: str, ticket: Ticket) -> None:
+        self.epoch += 1
+        self.state, self.holder = State.LOADING, model
+        self.is_cut = False
+        ticket.enter(Phase.LOADING, now)
+        self._effects.append(Load(self.epoch, model))
+
+    def _serve(self, now: float, model: str, endpoint: str) -> None:
+        self.state, self.holder, self.endpoint = State.SERVING, model, endpoint
+        self.serving_since = now
+        self.desired = model
+        self._retry_at = None
+
+    def _load_failed(self, now: float, problem: Problem) -> None:
+        """(1) A wrong answer earns one restart, (2) the old model comes back, (3) nothing does."""
+        ticket = self.running
+        assert ticket is not None
+        assert self.holder is not None
+        is_first = ticket.num_attempts == 1 and not ticket.is_rolling_back
+        if problem.code == GOLDEN_MISMATCH and is_first:  # (1)
+            self._unload(now)
+            return
+        self._record_failure(now, self.holder, ticket, problem)
+        if not ticket.is_rolling_back and ticket.source not in (None, ticket.target):  # (2)
+            ticket.error = problem
+            ticket.is_rolling_back = True
+        else:  # (3)
+            ticket.error = ticket.error or problem
+            self.desired = ticket.source if ticket.is_rolling_back else self.holder
+            ticket.is_rolling_back = False
+        self._unload(now)
+
+    def _lose_serving_engine(self, now: float, problem: Problem) -> None:
+        """(1) Another switch prepares: it goes on. (2) Just loaded: the load failed after all.
+        (3) The same model comes back."""
+        assert self.holder is not None
+        self.state = State.LOST
+        if self.running:  # (1)
+            return
+        loaded = self._last_load
+        if loaded and now < loaded[1] + self.policy.probation_s:  # (2)
+            self.running, self._last_load = loaded[0], None
+            self.running.outcome = Outcome.RUNNING
+            self._load_failed(now, problem)
+        else:  # (3)
+            self._num_retries = 0
+            self._recover(now)
+
+    def _recover(self, now: float) -> None:
+        assert self.holder is not None
+        ticket = self._new_ticket(now, self.holder, Cause.RECOVERY, 0)
+        ticket.source, ticket.outcome = self.holder, Outcome.RUNNING
+        self.running = ticket
+        self._unload(now)
+
+    def _finish(self, now: float, ticket: Ticket, outcome: Outcome) -> None:
+        phase = {
+            Outcome.DONE: Phase.READY,
+            Outcome.ROLLED_BACK: Phase.ROLLED_BACK,
+            Outcome.FAILED: Phase.FAILED,
+        }[outcome]
+        ticket.outcome = outcome
+        ticket.enter(phase, now)
+        if self.running is ticket:
+            self.running = None
+        if self.state is State.LOST:  # the engine died while the switch was being prepared
+            self._recover(now)
+        elif self.state is State.EMPTY and outcome is Outcome.FAILED:
+            pause_s = self.policy.failed_retry_s * 2**self._num_retries
+            self._retry_at = now + min(pause_s, self.policy.retry_limit_s)
+            self._num_retries += 1
+
+    # --- bookkeeping ---
+
+    def _new_ticket(
+        self, now: float, target: str | None, cause: Cause, drain_timeout_s: float
+    ) -> Ticket:
+        self._num_tickets += 1
+        ticket_id = f"sw-{self.epoch}-{self._num_tickets}"
+        ticket = Ticket(ticket_id, self.holder, target, cause, drain_timeout_s, now)
+        ticket.enter(Phase.QUEUED, now)
+        return ticket
+
+    def _join(self, now: float, ticket: Ticket, drain_timeout_s: float) -> Ticket:
+        """A second wish for the same switch may shorten its drain, never lengthen it."""
+        if drain_timeout_s < ticket.drain_timeout_s:
+            ticket.drain_timeout_s = drain_timeout_s
+            if self.state is State.DRAINING and ticket is self.running:
+                self._drain_deadline = min(self._drain_deadline, now + drain_timeout_s)
+        self._advance(now)
+        return ticket
+
+    def _is_resident(self, model: str | None) -> bool:
+        if model is None:
+            return self.state is State.EMPTY
+        return self.holder == model and self.state is State.SERVING
+
+    def _may_try(self, now: float, model: str) -> bool:
+        failure = self.failures.get(model)
+        return failure is None or now >= failure.retry_at
+
+    def _record_failure(self, now: float, model: str, ticket: Ticket, problem: Problem) -> None:
+        self._num_failures += 1
+        retry_at = now + self.policy.failed_retry_s
+        self.failures[model] = Failure(self._num_failures, problem, retry_at, ticket.id)
+
+    def _learn_cost(self, now: float, ticket: Ticket) -> None:
+        """Average the time from the old model's last possible answer to the new one's first."""
+        assert self.holder is not None
+        began = next(
+            at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING)
+        )
+        old = self.switch_seconds.get(self.holder)
+        seconds = now - began
+        self.switch_seconds[self.holder] = seconds if old is None else 0.7 * old + 0.3 * seconds
+
+    def _is_gone(self, gateway: _Gateway, now: float) -> bool:
+        return now - gateway.last_seen > self.policy.gateway_ttl_s
+
+    def _deadlines(self) -> Iterator[float]:
+        for gateway in self._gateways.values():
+            yield gateway.last_seen + self.policy.gateway_ttl_s
+        if self.state is State.DRAINING:
+            yield self._drain_deadline + (self.policy.cut_grace_s if self.is_cut else 0)
+        if self.running is None:
+            if self._retry_at is not None:
+                yield self._retry_at
+            for model, waiting in self.waiting().items():
+                yield self._leave_at(waiting)
+                if model in self.failures:
+                    yield self.failures[model].retry_at

@@ -1,0 +1,101 @@
+"""How many replicas a model's deployment has: zero or one, through Serve's external scaler.
+
+Serve lets an external scaler set the counts where the application says
+`external_scaler_enabled: true`; the call is the dashboard's, guarded by Ray's token. Zero is a count
+it takes there, though not as a deployment's first one: the schema refuses it, and setting the
+private field behind it makes `serve status` fail (Ray 2.60), so a model starts with a replica that
+holds nothing.
+
+The autoscaler (min 0, max 1) is no substitute: its request metrics outlive a switch and wake the
+old model again.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import ray
+from ray import serve
+from ray._private.authentication.http_token_authentication import (
+    get_auth_headers_if_auth_enabled,
+)
+
+_POLL_S = 0.05
+_NOT_YET = {404, 412, 503}  # the application is still being deployed, or the controller restarts
+
+
+class ScalingFailed(Exception):
+    """Serve did not do what it was asked within the deadline."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas a deployment has."""
+
+    num_existing: int  # in whatever state: waiting for the place, starting, running, stopping
+    num_running: int
+
+
+class ReplicaScaler:
+    """Sets and reads the replica counts of one application's deployments."""
+
+    def __init__(self, app_name: str) -> None:
+        self._app_name = app_name
+
+    async def scale(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
+        """Ask for zero or one replica; returns when Serve has taken the wish, not done it.
+
+        Raises:
+            ScalingFailed: refused, or not taken within `timeout_s`.
+        """
+        base = ray._private.worker.global_worker.node.address_info["webui_url"]
+        path = f"/api/v1/applications/{self._app_name}/deployments/{deployment}/scale"
+        headers = {"Content-Type": "application/json"}
+        headers |= get_auth_headers_if_auth_enabled(headers)
+        body = {"target_num_replicas": num_replicas}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        async with aiohttp.ClientSession() as session:
+            while True:
+                answer = "no answer"
+                try:
+                    async with session.post(
+                        f"http://{base}{path}", json=body, headers=headers
+                    ) as response:
+                        if response.status == 200:
+                            return
+                        answer = f"{response.status} {await response.text()}"
+                        if response.status not in _NOT_YET:
+                            break
+                except aiohttp.ClientError as exc:
+                    answer = repr(exc)
+                if loop.time() > deadline:
+                    break
+                await asyncio.sleep(_POLL_S)
+        raise ScalingFailed(f"Serve did not scale {deployment} to {num_replicas}: {answer}")
+
+    async def replicas(self) -> dict[str, Replicas]:
+        """Deployment name -> its replicas, as Serve's controller sees them."""
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications[self._app_name]
+        deployments: dict[str, Any] = application.deployments
+        return {
+            name: Replicas(
+                num_existing=sum(d.replica_states.values()),
+                num_running=d.replica_states.get("RUNNING", 0),
+            )
+            for name, d in deployments.items()
+        }
+
+    async def wait_gone(self, deployment: str, timeout_s: float) -> None:
+        """Wait until no replica of `deployment` is left.
+
+        Raises:
+            ScalingFailed: one is left after `timeout_s`.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (await self.replicas())[deployment].num_existing:
+            if asyncio.get_running_loop().time() > deadline:
+                raise ScalingFailed(f"a replica of {deployment} is left after {timeout_s:.0f} s")
+            await asyncio.sleep(_POLL_S)  # Serve tells its state only when asked

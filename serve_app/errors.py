@@ -1,0 +1,126 @@
+"""Every error a client can be told of, and the one place where errors become HTTP.
+
+    BackendError
+    ├── InvalidRequest           400  the body or a parameter is wrong
+    │   ├── BodyTooLarge         413
+    │   └── UnsupportedMediaType 415
+    ├── NotFound                 404  no such route or ticket
+    │   └── UnknownModel         404
+    ├── MethodNotAllowed         405
+    ├── SwitchRefused            409  the switch can not be made as asked
+    ├── Overloaded               429  the queue is full
+    └── Unavailable              503  try again
+        ├── ModelNotResident     503  and the client asked not to wait
+        ├── ModelSwitching       503  cut by a drain deadline
+        ├── ModelLoadFailed      503  the switch that was waited for failed
+        ├── EngineLost           503  the engine died under the request
+        └── DeadlineExceeded     504  the request's own time is over
+
+Each class crosses Ray's process borders by pickle, so a constructor hands every argument,
+positionally, to `Exception.__init__`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class BackendError(Exception):
+    """An error with a text that is safe to show to a client."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+
+    def __init__(
+        self, message: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, param, retry_after_s)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidRequest(BackendError):
+    status, type = 400, "invalid_request_error"
+    code: ClassVar[str | None] = None
+
+
+class BodyTooLarge(InvalidRequest):
+    status, code = 413, "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status, code = 415, "unsupported_media_type"
+
+
+class NotFound(BackendError):
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(BackendError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class SwitchRefused(BackendError):
+    status, type, code = 409, "invalid_request_error", "switch_refused"
+
+
+class Overloaded(BackendError):
+    status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class Unavailable(BackendError):
+    status, type, code = 503, "server_error", "unavailable"
+
+
+class ModelNotResident(Unavailable):
+    code = "model_not_resident"
+
+
+class ModelSwitching(Unavailable):
+    code = "model_switching"
+
+
+class ModelLoadFailed(Unavailable):
+    code = "model_load_failed"
+
+
+class EngineLost(Unavailable):
+    code = "engine_restarting"
+
+
+class DeadlineExceeded(Unavailable):
+    status, type, code = 504, "server_error", "timeout"
+
+
+def error_body(error: BackendError) -> dict[str, Any]:
+    """The body OpenAI's clients parse: `{"error": {message, type, param, code}}`."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: BackendError) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and body for one error: the only place where errors become HTTP."""
+    headers = {"content-type": "application/json"}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return error.status, headers, json.dumps(error_body(error)).encode()
+
+
+def error_event(error: BackendError) -> bytes:
+    """The one server-sent event that ends a stream which can not be completed."""
+    return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"

@@ -1,0 +1,213 @@
+"""One request's way to the engine and back, as plain ASGI: bytes in, bytes out.
+
+It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
+event; an error response. An engine that dies ends its own streams politely with `[DONE]`, so the
+end of a stream is believed only after a `finish_reason`.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve_app.admission import Admission, Permit, switching_error
+from serve_app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    EngineLost,
+    error_event,
+    error_response,
+)
+
+_HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
+_DONE = b"data: [DONE]"
+_FINISHED = b'"finish_reason":"'
+_ABORTED = b'"finish_reason":"abort"'
+
+logger = logging.getLogger("llm_backend.gateway")
+
+
+class EngineSessions:
+    """HTTP connections to engines, one pool for each engine's socket."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, aiohttp.ClientSession] = {}
+
+    async def to(self, endpoint: str) -> aiohttp.ClientSession:
+        """The pool of the engine at `endpoint`; pools of engines that are gone are closed."""
+        if endpoint not in self._pools:
+            gone, self._pools = (
+                self._pools,
+                {
+                    endpoint: aiohttp.ClientSession(
+                        connector=aiohttp.UnixConnector(path=endpoint, limit=0),
+                        timeout=aiohttp.ClientTimeout(total=None),
+                        auto_decompress=False,
+                    )
+                },
+            )
+            for session in gone.values():
+                await session.close()
+        return self._pools[endpoint]
+
+
+@dataclass
+class Job:
+    """A checked request."""
+
+    model: str
+    path: str
+    body: bytes
+    is_stream: bool
+    num_choices: int
+    deadline: float  # in the event loop's time
+
+
+class EngineAnswer(Response):
+    """The response that admits a job, forwards it, and relays what comes back."""
+
+    def __init__(self, admission: Admission, sessions: EngineSessions, job: Job) -> None:
+        super().__init__()
+        self._admission = admission
+        self._sessions = sessions
+        self._job = job
+        self._has_started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(send)
+        except BackendError as error:
+            await self._fail(send, error)
+
+    async def _answer(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            permit = await self._admit(send)
+            began = loop.time()
+            try:
+                async with asyncio.timeout_at(self._job.deadline) as permit.limit:
+                    if permit.is_cut:
+                        raise switching_error(permit)
+                    await self._forward(permit, send)
+                return
+            except TimeoutError:
+                if permit.is_cut:
+                    raise switching_error(permit) from None
+                raise DeadlineExceeded("The request took longer than is allowed.") from None
+            except aiohttp.ClientConnectorError:
+                # Nothing was sent: the engine is gone, or going. Its successor answers.
+                await self._wait_for_news(permit)
+            except (aiohttp.ClientError, ConnectionError) as exc:
+                logger.warning("engine of epoch %d lost: %r", permit.epoch, exc)
+                raise EngineLost("The engine ended while answering.", retry_after_s=5) from exc
+            finally:
+                self._admission.release(permit, loop.time() - began)
+
+    async def _admit(self, send: Send) -> Permit:
+        """Wait for a permit; a stream that waits is kept alive with comments."""
+        admitting = asyncio.ensure_future(
+            self._admission.admit(self._job.model, self._job.deadline)
+        )
+        try:
+            while self._job.is_stream:
+                done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
+                if done:
+                    break
+                await self._start_stream(send, {})
+                await send(_chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
+            return await admitting
+        except asyncio.CancelledError:
+            admitting.cancel()
+            if admitting.done() and not admitting.cancelled() and admitting.exception() is None:
+                self._admission.release(admitting.result(), 0)
+            raise
+
+    async def _wait_for_news(self, permit: Permit) -> None:
+        """Wait until the view is no longer the one that named a dead engine."""
+        admission = self._admission
+        while admission.view and admission.view.admitting_epoch == permit.epoch:
+            if asyncio.get_running_loop().time() > self._job.deadline:
+                raise EngineLost("The engine does not answer.", retry_after_s=5)
+            await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
+
+    async def _forward(self, permit: Permit, send: Send) -> None:
+        session = await self._sessions.to(permit.endpoint)
+        async with session.post(
+            f"http://engine{self._job.path}",
+            data=self._job.body,
+            headers={"content-type": "application/json"},
+        ) as response:
+            is_event_stream = response.content_type == "text/event-stream"
+            if self._job.is_stream and is_event_stream and response.status == 200:
+                await self._start_stream(send, truth_headers(permit))
+                await self._relay_events(response, send)
+            else:
+                await self._relay_whole(response, permit, send)
+
+    async def _relay_whole(
+        self, response: aiohttp.ClientResponse, permit: Permit, send: Send
+    ) -> None:
+        body = await response.read()
+        if _ABORTED in body or (response.status == 500 and b"EngineCore" in body):
+            raise EngineLost("The engine ended while answering.", retry_after_s=5)
+        if self._has_started:  # heartbeats went out: only an event can carry what came
+            await send(_chunk(b"data: " + body.replace(b"\n", b" ") + b"\n\n", is_last=True))
+            return
+        headers = {"content-type": response.headers.get("content-type", "application/json")}
+        headers |= truth_headers(permit) | {"content-length": str(len(body))}
+        await send(_start(response.status, headers))
+        await send(_chunk(body, is_last=True))
+
+    async def _relay_events(self, response: aiohttp.ClientResponse, send: Send) -> None:
+        """Pass whole events on as they come; hold the last word until it is known to be true."""
+        num_finished, rest = 0, b""
+        async for data in response.content.iter_any():
+            events, separator, rest = (rest + data).rpartition(b"\n\n")
+            if not separator:
+                continue
+            num_finished += events.count(_FINISHED)
+            if _ABORTED in events:
+                break
+            is_done = events.endswith(_DONE)
+            if is_done and num_finished < self._job.num_choices and b'"error":' not in events:
+                break
+            await send(_chunk(events + separator, is_last=is_done))
+            if is_done:
+                return
+        raise EngineLost("The engine ended while answering.", retry_after_s=5)
+
+    async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
+        if not self._has_started:
+            self._has_started = True
+            stream = {"content-type": "text/event-stream; charset=utf-8"}
+            await send(_start(200, stream | {"cache-control": "no-cache"} | headers))
+
+    async def _fail(self, send: Send, error: BackendError) -> None:
+        if self._has_started:
+            await send(_chunk(error_event(error), is_last=True))
+            return
+        status, headers, body = error_response(error)
+        await send(_start(status, dict(headers)))
+        await send(_chunk(body, is_last=True))
+
+
+def truth_headers(permit: Permit) -> dict[str, str]:
+    """Which model answered, from which load of it, and how long the request waited."""
+    return {
+        "x-model": permit.model,
+        "x-epoch": str(permit.epoch),
+        "x-queue-ms": str(round(permit.queued_s * 1000)),
+    }
+
+
+def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": encoded}
+
+
+def _chunk(body: bytes, *, is_last: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": not is_last}

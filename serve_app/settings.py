@@ -1,0 +1,243 @@
+"""The settings: read once at start from `configs/`, checked, and frozen.
+
+Precedence, last wins: `configs/backend.yaml`, `configs/profiles/<profile>.yaml`, the `args` of
+`serve_config.yaml`. A model's file holds one block per profile. The environment sets only where
+things lie (`LLM_BACKEND_HOME`).
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PROJECT = Path(__file__).resolve().parent.parent
+ProfileName = Literal["rtx5080", "cpu-demo"]
+
+
+class SettingsError(Exception):
+    """A settings file that can not be used: names the file, the key, the value and the choices."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class AppArgs(BaseModel):
+    """The `args` of the application in `serve_config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Literal["auto", "rtx5080", "cpu-demo"] = "auto"
+    config_dir: str = str(PROJECT / "configs")
+    home: str | None = None  # state, logs and models; default: LLM_BACKEND_HOME or ~/.cache
+    default_model: str | None = None  # overrides the profile's; "none" starts empty
+
+
+class Limits(_Frozen):
+    """What no client can lift."""
+
+    max_in_service: Annotated[int, Field(gt=0)]
+    max_queued: Annotated[int, Field(ge=0)]
+    request_timeout_s: Annotated[float, Field(gt=0)]
+    max_body_bytes: Annotated[int, Field(gt=0)]
+
+
+class Switching(_Frozen):
+    """The residency policy; durations in seconds."""
+
+    drain_timeout_s: Annotated[float, Field(ge=0)]
+    load_timeout_s: Annotated[float, Field(gt=0)]
+    unload_timeout_s: Annotated[float, Field(gt=0)]
+    max_wait_s: Annotated[float, Field(gt=0)]
+    min_resident_s: Annotated[float, Field(ge=0)]
+    probation_s: Annotated[float, Field(ge=0)]
+    failed_retry_s: Annotated[float, Field(gt=0)]
+
+
+class EngineSettings(_Frozen):
+    """What one engine is started with. `None` leaves vLLM's own default in force."""
+
+    max_model_len: Annotated[int, Field(gt=0)]
+    max_num_seqs: Annotated[int, Field(gt=0)]
+    max_num_batched_tokens: Annotated[int, Field(gt=0)]
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=0.95)] | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    attention_backend: Literal["TRITON_ATTN", "FLASH_ATTN", "FLASHINFER"] | None = None
+    mm_encoder_attn_backend: Literal["TORCH_SDPA"] | None = None
+    max_cudagraph_capture_size: int | None = None
+    safetensors_load_strategy: Literal["lazy", "eager", "prefetch"] | None = None
+    enforce_eager: bool = False
+    enable_prefix_caching: bool = True
+    max_images: Annotated[int, Field(ge=0)] = 0
+    max_pixels: int | None = None
+    tool_call_parser: Literal["hermes"] | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+
+
+class ModelProfile(_Frozen):
+    """One profile's block in a model's file: the checkpoint behind the name, and its engine."""
+
+    checkpoint: str
+    revision: str | None = None
+    untrained: bool = False
+    engine: EngineSettings
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelFile(_Frozen):
+    """One file of `configs/models/`."""
+
+    name: str
+    description: str
+    tasks: list[Literal["generate", "embed"]]
+    vision: bool = False
+    profiles: dict[ProfileName, ModelProfile]
+
+
+class ModelSpec(_Frozen):
+    """A model as the running profile serves it."""
+
+    name: str
+    description: str
+    tasks: list[str]
+    vision: bool
+    checkpoint: str
+    revision: str | None
+    untrained: bool
+    engine: EngineSettings
+    env: dict[str, str]
+
+
+class Place(_Frozen):
+    """What a model's replica asks of Ray; over one half, so that Ray itself never places two."""
+
+    resource: Literal["GPU", "node:__internal_head__"]
+    amount: Annotated[float, Field(gt=0.5, le=1)]
+
+
+class Settings(_Frozen):
+    """Everything the graph is built from."""
+
+    profile: ProfileName
+    default_model: str | None
+    place: Place
+    limits: Limits
+    switching: Switching
+    models: dict[str, ModelSpec]
+    home: str
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        return "cuda" if self.place.resource == "GPU" else "cpu"
+
+
+class _BackendFile(_Frozen):
+    limits: Limits
+    switching: Switching
+
+
+class _ProfileFile(_Frozen):
+    default_model: str
+    place: Place
+
+
+_File = TypeVar("_File", bound=BaseModel)
+
+
+def default_home() -> Path:
+    """Where state, logs and demo models lie when nothing else is said."""
+    return Path(os.environ.get("LLM_BACKEND_HOME") or "~/.cache/llm-backend").expanduser()
+
+
+def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
+    """Read and check all files under `args.config_dir`.
+
+    Raises:
+        SettingsError: one sentence naming file, key, value and what is valid.
+    """
+    profile: ProfileName = (
+        args.profile if args.profile != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
+    )
+    root = Path(args.config_dir)
+    backend = _read(root / "backend.yaml", _BackendFile)
+    profile_file = _read(root / "profiles" / f"{profile}.yaml", _ProfileFile)
+    models = _read_models(root / "models", profile)
+    default = args.default_model or profile_file.default_model
+    if default != "none" and default not in models:
+        raise SettingsError(
+            f"default_model: no model named {default!r}; there are {', '.join(models)}"
+        )
+    return Settings(
+        profile=profile,
+        default_model=None if default == "none" else default,
+        place=profile_file.place,
+        limits=backend.limits,
+        switching=backend.switching,
+        models=models,
+        home=str(Path(args.home).expanduser() if args.home else default_home()),
+    )
+
+
+def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise SettingsError(f"{folder}: no model files (*.yaml)")
+    models: dict[str, ModelSpec] = {}
+    for path in paths:
+        file = _read(path, ModelFile)
+        if file.name != path.stem:
+            raise SettingsError(f"{path}: name: {file.name!r} should be the file's own name")
+        if profile not in file.profiles:
+            raise SettingsError(f"{path}: profiles: there is no block for {profile!r}")
+        block = file.profiles[profile]
+        models[file.name] = ModelSpec(
+            name=file.name,
+            description=file.description,
+            tasks=list(file.tasks),
+            vision=file.vision,
+            checkpoint=block.checkpoint,
+            revision=block.revision,
+            untrained=block.untrained,
+            engine=block.engine,
+            env=block.env,
+        )
+    return models
+
+
+def _read(path: Path, kind: type[_File]) -> _File:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise SettingsError(f"{path}: {exc.strerror}") from exc
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"{path}: not YAML: {exc}") from exc
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as exc:
+        raise SettingsError(f"{path}: {_first_problem(exc, kind)}") from exc
+
+
+def _first_problem(exc: ValidationError, kind: type[BaseModel]) -> str:
+    problem = exc.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "(top)"
+    if problem["type"] == "extra_forbidden":
+        valid = ", ".join(_valid_keys(kind, problem["loc"]))
+        return f"{key}: unknown key; valid here: {valid}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {problem['msg']}, but it is {problem['input']!r}"
+
+
+def _valid_keys(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """The keys valid beside the offending one: follows `loc` through the models' fields."""
+    for part in loc[:-1]:
+        fields = getattr(kind, "model_fields", {})
+        if isinstance(part, str) and part in fields:
+            kind = fields[part].annotation
+        # a dict's key: step into the type of its values
+        arguments: tuple[Any, ...] = getattr(kind, "__args__", ())
+        if getattr(kind, "__origin__", None) is dict and part not in fields:
+            kind = arguments[-1]
+    return sorted(getattr(kind, "model_fields", {}))
