@@ -42,6 +42,18 @@ async def take_place(lock_file: Path, timeout_s: float) -> int:
     return fd
 
 
+def is_taken(lock_file: Path) -> bool:
+    """Whether an engine holds the place now."""
+    try:
+        fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd)
+    finally:
+        os.close(fd)
+
+
 def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, session: int) -> None:
     """Write whose the place is; `session` is the engine's session id, which its children share."""
     holder = {"model": model, "epoch": epoch, "supervisor": supervisor, "session": session}

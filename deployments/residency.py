@@ -17,6 +17,7 @@ and whatever fails from LOADING on brings `old` back (ROLLED_BACK); only if that
 place left empty (FAILED), to be tried again later.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -178,6 +179,7 @@ Effect = Prepare | Unload | Load
 class _Gateway:
     last_seen: float
     report: GatewayReport
+    may_admit: bool  # under the present epoch, or may yet learn of it and then admit
 
 
 class Residency:
@@ -187,6 +189,7 @@ class Residency:
         self.models = models
         self.policy = policy
         self.epoch = epoch  # grows with every load; names the engine
+        self._last_epoch = epoch  # not less, where an engine was adopted that an older load began
         self.state = State.EMPTY
         self.holder: str | None = None  # the model whose engine is in the place
         self.endpoint: str | None = None  # the engine's socket while SERVING or DRAINING
@@ -201,6 +204,7 @@ class Residency:
         self._effects: list[Effect] = []
         self._last_load: tuple[Ticket, float] | None = None  # whose engine may be on probation
         self._drain_deadline = 0.0
+        self._all_known_at = -math.inf  # by then every living gateway has been heard of
         self._num_retries = 0
         self._retry_at: float | None = None
         self._num_tickets = 0
@@ -242,8 +246,12 @@ class Residency:
         self._advance(now)
 
     def adopt(self, now: float, model: str, epoch: int, endpoint: str) -> None:
-        """The Switchboard restarts and finds this engine serving."""
-        self.epoch = max(self.epoch, epoch)
+        """The Switchboard restarts and finds this engine serving.
+
+        Gateways that it has not heard of yet may have requests in flight: a drain waits for them.
+        """
+        self.epoch, self._last_epoch = epoch, max(self._last_epoch, epoch)
+        self._all_known_at = now + self.policy.gateway_ttl_s
         self._serve(now, model, endpoint)
         self._advance(now)
 
@@ -253,12 +261,13 @@ class Residency:
         """A wish for `target` (None: nothing) to be resident.
 
         (1) Already so, and nothing else under way: a ticket that is done. (2) A switch to the
-        same target is under way or queued: that ticket. (3) Else a new ticket, queued.
+        same target is under way or queued, and has not failed: that ticket. (3) Else a new
+        ticket, queued.
         """
         assert target is None or target in self.models, target
         drain_s = self.policy.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         for ticket in [*([self.running] if self.running else []), *self.queue]:  # (2)
-            if ticket.target == target and not ticket.is_rolling_back:
+            if ticket.target == target and not ticket.error:
                 return self._join(now, ticket, drain_s)
         ticket = self._new_ticket(now, target, cause, drain_s)
         if not self.running and not self.queue and self._is_resident(target):  # (1)
@@ -273,16 +282,20 @@ class Residency:
         known = self._gateways.get(gateway)
         if known:
             known.last_seen = now
-        else:
-            admitting = self.epoch if self.state is State.SERVING else None
-            self._gateways[gateway] = _Gateway(now, GatewayReport(-1, admitting))
+        else:  # not always a new one: it may have requests in flight and have been silent
+            may_admit = self.state in (State.SERVING, State.DRAINING)
+            self._gateways[gateway] = _Gateway(now, GatewayReport(-1, None), may_admit)
         self._advance(now)
 
     def report(self, now: float, gateway: str, report: GatewayReport) -> None:
-        """A gateway says what it has in flight and waiting."""
+        """A gateway says what it has in flight and waiting.
+
+        While the epoch serves, "I admit nobody" only means that the gateway does not know yet.
+        """
         known = self._gateways.get(gateway)
         if known is None or report.seq > known.report.seq:
-            self._gateways[gateway] = _Gateway(now, report)
+            may_admit = self.state is State.SERVING or report.admitting_epoch == self.epoch
+            self._gateways[gateway] = _Gateway(now, report, may_admit)
         self._advance(now)
 
     def prepared(self, now: float, ticket_id: str) -> None:
@@ -296,6 +309,7 @@ class Residency:
             self._unload(now)
         else:
             self.state = State.DRAINING
+            self._num_retries = 0  # an engine has worked since
             self._drain_deadline = now + ticket.drain_timeout_s
             ticket.enter(Phase.DRAINING, now)
         self._advance(now)
@@ -324,7 +338,6 @@ class Residency:
             assert ticket.source is not None
             self._load(now, ticket.source, ticket)
         elif ticket.target is None:
-            self.desired = None
             self._finish(now, ticket, Outcome.DONE)
         else:
             self._load_target(now, ticket)
@@ -388,8 +401,8 @@ class Residency:
             self._begin(now, self.queue.pop(0))
 
     def _advance_drain(self, now: float) -> None:
-        is_drained = all(
-            g.report.admitting_epoch != self.epoch and not g.report.in_flight.get(self.epoch)
+        is_drained = now >= self._all_known_at and all(
+            not g.may_admit and not g.report.in_flight.get(self.epoch)
             for g in self._gateways.values()
         )
         if now >= self._drain_deadline:
@@ -459,7 +472,8 @@ class Residency:
         self._load(now, ticket.target, ticket)
 
     def _load(self, now: float, model: str, ticket: Ticket) -> None:
-        self.epoch += 1
+        self._last_epoch += 1
+        self.epoch = self._last_epoch
         self.state, self.holder = State.LOADING, model
         self.is_cut = False
         ticket.enter(Phase.LOADING, now)
@@ -470,6 +484,8 @@ class Residency:
         self.serving_since = now
         self.desired = model
         self._retry_at = None
+        for gateway in self._gateways.values():
+            gateway.may_admit = True
 
     def _load_failed(self, now: float, problem: Problem) -> None:
         """(1) A wrong answer earns one restart, (2) the old model comes back, (3) nothing does."""
@@ -484,9 +500,9 @@ class Residency:
         if not ticket.is_rolling_back and ticket.source not in (None, ticket.target):  # (2)
             ticket.error = problem
             ticket.is_rolling_back = True
+            self.desired = ticket.source
         else:  # (3)
             ticket.error = ticket.error or problem
-            self.desired = ticket.source if ticket.is_rolling_back else self.holder
             ticket.is_rolling_back = False
         self._unload(now)
 
@@ -523,10 +539,12 @@ class Residency:
         ticket.enter(phase, now)
         if self.running is ticket:
             self.running = None
+        if ticket.target is None and outcome is Outcome.DONE:
+            self.desired = None
         if self.state is State.LOST:  # the engine died while the switch was being prepared
             self._recover(now)
         elif self.state is State.EMPTY and outcome is Outcome.FAILED:
-            pause_s = self.policy.failed_retry_s * 2**self._num_retries
+            pause_s = self.policy.failed_retry_s * 2.0 ** min(self._num_retries, 32)
             self._retry_at = now + min(pause_s, self.policy.retry_limit_s)
             self._num_retries += 1
 
@@ -575,13 +593,14 @@ class Residency:
         self.switch_seconds[self.holder] = seconds if old is None else 0.7 * old + 0.3 * seconds
 
     def _is_gone(self, gateway: _Gateway, now: float) -> bool:
-        return now - gateway.last_seen > self.policy.gateway_ttl_s
+        return now >= gateway.last_seen + self.policy.gateway_ttl_s
 
     def _deadlines(self) -> Iterator[float]:
         for gateway in self._gateways.values():
             yield gateway.last_seen + self.policy.gateway_ttl_s
         if self.state is State.DRAINING:
             yield self._drain_deadline + (self.policy.cut_grace_s if self.is_cut else 0)
+            yield self._all_known_at
         if self.running is None:
             if self._retry_at is not None:
                 yield self._retry_at

@@ -1,10 +1,10 @@
 """How many replicas a model's deployment has: zero or one, through Serve's external scaler.
 
 Serve lets an external scaler set the counts where the application says
-`external_scaler_enabled: true`; the call is the dashboard's, guarded by Ray's token. Zero is a count
-it takes there, though not as a deployment's first one: the schema refuses it, and setting the
-private field behind it makes `serve status` fail (Ray 2.60), so a model starts with a replica that
-holds nothing.
+`external_scaler_enabled: true`; the call is the dashboard's, guarded by Ray's token. Zero is a
+count it takes there, though not as a deployment's first one: the schema refuses it, and setting
+the private field behind it makes `serve status` fail (Ray 2.60), so a model starts with a replica
+that holds nothing.
 
 The autoscaler (min 0, max 1) is no substitute: its request metrics outlive a switch and wake the
 old model again.
@@ -29,6 +29,11 @@ class ScalingFailed(Exception):
     """Serve did not do what it was asked within the deadline."""
 
 
+def dashboard_url() -> str:
+    """Where this cluster's dashboard listens."""
+    return f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
+
+
 @dataclass(frozen=True)
 class Replicas:
     """How many replicas a deployment has."""
@@ -49,7 +54,6 @@ class ReplicaScaler:
         Raises:
             ScalingFailed: refused, or not taken within `timeout_s`.
         """
-        base = ray._private.worker.global_worker.node.address_info["webui_url"]
         path = f"/api/v1/applications/{self._app_name}/deployments/{deployment}/scale"
         headers = {"Content-Type": "application/json"}
         headers |= get_auth_headers_if_auth_enabled(headers)
@@ -61,7 +65,7 @@ class ReplicaScaler:
                 answer = "no answer"
                 try:
                     async with session.post(
-                        f"http://{base}{path}", json=body, headers=headers
+                        f"{dashboard_url()}{path}", json=body, headers=headers
                     ) as response:
                         if response.status == 200:
                             return

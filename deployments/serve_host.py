@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments import checkpoint
+from deployments import checkpoint, scaling
 from deployments.engine import EngineEvent, EngineGone, EngineReady
 from deployments.residency import Problem
 from deployments.scaling import ReplicaScaler, ScalingFailed
@@ -38,6 +38,9 @@ class Host(Protocol):
 
     async def find_running(self) -> tuple[str, int, str] | None:
         """Model, epoch and socket of the engine that serves already, if one does."""
+
+    def dashboard_url(self) -> str:
+        """Where the cluster can be looked at."""
 
 
 class ServeHost:
@@ -103,6 +106,9 @@ class ServeHost:
                 idle.append(name)
         await asyncio.gather(*(self.release(name) for name in idle))
         return found
+
+    def dashboard_url(self) -> str:
+        return scaling.dashboard_url()
 
 
 def _read_ahead(folder: Path) -> None:

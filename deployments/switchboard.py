@@ -134,6 +134,7 @@ class Switchboard:
                 for model, w in machine.waiting().items()
             },
             "load_seconds": {m: round(s, 2) for m, s in machine.switch_seconds.items()},
+            "dashboard": self._host.dashboard_url(),
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
         }
 

@@ -1,0 +1,146 @@
+"""Runs `serve run` in the foreground: says what happens, and stops everything on Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from deployments import place
+from serve_app.preflight import PreflightProblem, check_all, read_deployment
+from serve_app.settings import Settings
+
+_POLL_S = 0.25
+_STOP_TIMEOUT_S = 40.0
+
+Say = Callable[[str], None]
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def run_server(config: Path, say: Say) -> int:
+    """Check, start, report until ready, then stay until stopped; returns the exit code."""
+    try:
+        settings = check_all(config)
+        host, port, _ = read_deployment(config)
+    except PreflightProblem as exc:
+        say(f"Can not start: {exc}.")
+        return 1
+    log = Path(settings.home) / "logs" / "serve.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
+    with log.open("w") as output:
+        # A session of its own: Ctrl-C reaches this process alone, which then stops Serve in order.
+        server = subprocess.Popen(
+            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        if not _wait_until_ready(f"http://{host}:{port}", settings, server, say):
+            say(_last_lines(log))
+            return 1
+        say("Ctrl-C stops it.")
+        server.wait()
+        say(f"Serve ended by itself with exit code {server.returncode}; its log is {log}")
+        return 1
+    except _Stopped:
+        return 0
+    finally:
+        _stop_server(server, settings, say)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(number)
+
+
+def _wait_until_ready(
+    address: str, settings: Settings, server: subprocess.Popen[bytes], say: Say
+) -> bool:
+    """Follow the start; True once a model serves, or nothing should."""
+    is_up = False
+    began = time.monotonic()
+    deadline = began + settings.switching.load_timeout_s + 120
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            say(f"Serve ended with exit code {server.returncode}:")
+            return False
+        health = _get(f"{address}/health")
+        state = health.get("state") if health else None
+        if health and not is_up:
+            is_up = True
+            say(f"The graph is up after {time.monotonic() - began:.0f} s; loading a model")
+        if state == "serving" and health:
+            _say_ready(address, health["resident"], say)
+            return True
+        if state == "idle" and not settings.default_model:
+            say(f"Ready on {address} with no model resident.")
+            return True
+        if state == "failed":
+            say(f"Ready on {address}, but no model is resident: {_failure(address)}.")
+            return True
+        try:
+            server.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+    say("It did not become ready in time:")
+    return False
+
+
+def _say_ready(address: str, resident: str, say: Say) -> None:
+    body = {"model": resident, "messages": [{"role": "user", "content": "Hello"}]}
+    say(f"\nReady: {resident} serves on {address}\n")
+    say(
+        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d '{json.dumps(body)}'\n"
+    )
+
+
+def _failure(address: str) -> str:
+    listing = _get(f"{address}/models") or {"data": []}
+    return next((m["reason"] for m in listing["data"] if "reason" in m), "no reason is known")
+
+
+def _get(url: str) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310  our own http address
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join([*lines[-15:], f"(all of it: {log})"])
+
+
+def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) -> None:
+    """End Serve and Ray, and see that the engine is gone too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if server.poll() is None:
+        say("\nStopping")
+        server.terminate()
+        try:
+            server.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+    lock = Path(settings.home) / "run" / "place.lock"
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while place.is_taken(lock) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    say(
+        "Stopped; nothing is left running." if not place.is_taken(lock) else f"{lock} is still held"
+    )

@@ -1,0 +1,115 @@
+"""What can be seen to be wrong before anything is started: one sentence each."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from deployments import checkpoint, place
+from deployments.checkpoint import CheckpointProblem
+from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
+
+_MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
+_RAY_CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108  written by `ray start`
+
+
+class PreflightProblem(Exception):
+    """A reason not to start; the text is one sentence with the remedy."""
+
+
+def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
+    """Host, port and application arguments of a Serve config file.
+
+    Raises:
+        PreflightProblem: it can not be read as one.
+    """
+    try:
+        raw: dict[str, Any] = yaml.safe_load(path.read_text())
+        http = raw["http_options"]
+        return http["host"], int(http["port"]), AppArgs(**raw["applications"][0].get("args", {}))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
+        raise PreflightProblem(f"{path} can not be used: {str(exc).splitlines()[0]}") from exc
+
+
+def check_all(path: Path) -> Settings:
+    """Check everything that a start of `path` needs.
+
+    Raises:
+        PreflightProblem: the first thing that is wrong.
+    """
+    host, port, args = read_deployment(path)
+    try:
+        settings = load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
+    except SettingsError as exc:
+        raise PreflightProblem(str(exc)) from exc
+    home = Path(settings.home)
+    _check_disk(home)
+    _check_port(host, port)
+    _check_ray()
+    _check_place(home)
+    if settings.default_model:
+        try:
+            checkpoint.check(settings.models[settings.default_model], home)
+        except CheckpointProblem as exc:
+            raise PreflightProblem(exc.problem.message) from exc
+    return settings
+
+
+def _check_disk(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(home).free
+    except OSError as exc:
+        raise PreflightProblem(f"{home} can not be written: {exc.strerror}") from exc
+    if not os.access(home, os.W_OK):
+        raise PreflightProblem(f"{home} can not be written; name another with LLM_BACKEND_HOME")
+    if free < _MIN_FREE_BYTES:
+        raise PreflightProblem(
+            f"{home} has {free / 2**30:.1f} GiB free; at least {_MIN_FREE_BYTES >> 30} are needed"
+        )
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise PreflightProblem(
+                f"port {port} is taken{_by_whom(port)}; stop that, or change http_options.port "
+                "in serve_config.yaml"
+            ) from exc
+
+
+def _by_whom(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                name = psutil.Process(connection.pid).name()
+                return f" by {name} (process {connection.pid})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def _check_ray() -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and _RAY_CLUSTER_FILE.exists():
+        address = _RAY_CLUSTER_FILE.read_text().strip()
+    if address:
+        raise PreflightProblem(
+            f"a Ray cluster is already running ({address}), and this server starts its own; end it "
+            "with `ray stop`, or deploy to it with `serve deploy serve_config.yaml`"
+        )
+
+
+def _check_place(home: Path) -> None:
+    if place.is_taken(home / "run" / "place.lock"):
+        raise PreflightProblem(
+            f"a server on {home} is already running; stop it, or name another folder with "
+            "LLM_BACKEND_HOME"
+        )

@@ -1,0 +1,221 @@
+"""A real server for tests: `llm-backend start` on a free port, with a home and a Ray session of its
+own, so that it runs beside a backend in use; and a watch on its process table."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from serve_app.settings import PROJECT, default_home
+
+START_TIMEOUT_S = 180.0
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Poll what gives no event, with a deadline; returns the first true value."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+
+
+@dataclass
+class EngineWatch:
+    """Samples which engines are alive; an engine is known by the socket on its command line."""
+
+    home: Path
+    most_at_once: int = 0
+    seen: set[str] = field(default_factory=set)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def engines(self) -> dict[str, list[psutil.Process]]:
+        """Socket name -> its living processes: the API server, and those of its session."""
+        found: dict[str, list[psutil.Process]] = {}
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+            except psutil.Error:
+                continue
+            uds = next((a for a in line if a.startswith(f"--uds={self.home}/")), None)
+            if uds and "supervisor.py" not in " ".join(line):
+                found[Path(uds).name] = [process, *process.children(recursive=True)]
+        return found
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.03):
+            engines = self.engines()
+            self.seen |= set(engines)
+            self.most_at_once = max(self.most_at_once, len(engines))
+
+    @contextmanager
+    def watching(self) -> Iterator["EngineWatch"]:
+        """Sample all the while; `most_at_once` is the verdict."""
+        self.most_at_once, self.seen = 0, set()
+        self._stop.clear()
+        thread = threading.Thread(target=self._sample)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            thread.join()
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    url: str
+    config: Path
+    ray_tmp: Path
+
+    @property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120)
+
+    def get(self, path: str) -> Any:
+        with self.http as http:
+            return http.get(path).json()
+
+    def chat(self, model: str, **fields: Any) -> httpx.Response:
+        body = {"model": model, "messages": CAPITAL, "temperature": 0, "max_tokens": 16} | fields
+        with self.http as http:
+            return http.post("/v1/chat/completions", json=body)
+
+    def switch(self, model: str, **fields: Any) -> httpx.Response:
+        with self.http as http:
+            return http.post("/admin/switch", json={"model": model, "wait": True} | fields)
+
+    def dashboard(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """A call to Ray's dashboard with Ray's token."""
+        token = Path("~/.ray/auth_token").expanduser().read_text().strip()
+        url = self.get("/admin/status")["dashboard"] + path
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.request(method, url, headers=headers, timeout=30, **options)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def watch(self) -> EngineWatch:
+        return EngineWatch(self.home)
+
+    def wait_serving(self, model: str, timeout_s: float = 120, after_epoch: int = 0) -> int:
+        """The epoch under which `model` serves, once it does."""
+
+        def serves() -> int:
+            try:
+                health = self.get("/health")
+            except (httpx.HTTPError, ValueError):
+                return 0
+            ok = health["state"] == "serving" and health["resident"] == model
+            return int(health["epoch"]) if ok and health["epoch"] > after_epoch else 0
+
+        return int(wait_until(serves, timeout_s, f"{model} serves"))
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of this server: its tree, Ray's, and engines with their supervisors."""
+        marks = (str(self.home), str(self.ray_tmp))
+        own = {self.process.pid}
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid in own or any(m in " ".join(process.cmdline()) for m in marks):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def stop(self) -> None:
+        """Ctrl-C, and see that nothing is left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(60)
+        wait_until(lambda: not self.family(), 30, f"nothing is left: {self.family()}")
+
+
+def make_home(folder: Path) -> Path:
+    """A home of its own that shares the demo models."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "models").symlink_to(default_home() / "models")
+    return home
+
+
+def make_config(folder: Path, home: Path, port: int, **args: Any) -> Path:
+    """serve_config.yaml with another port and home."""
+    config = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"] |= {"home": str(home), "profile": "cpu-demo"} | args
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(folder: Path, **args: Any) -> Server:
+    """Start a server under `folder` and wait until a model serves."""
+    home, port = make_home(folder), free_port()
+    config = make_config(folder, home, port, **args)
+    # Ray's sockets have long names under it, and a socket's path has 107 bytes.
+    ray_tmp = Path(tempfile.mkdtemp(prefix="llmb-", dir="/tmp"))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("llm-backend")), "start", "--config", str(config)],
+        env=environment | {"RAY_TMPDIR": str(ray_tmp)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))
+    reader.start()
+    try:
+        wait_until(
+            lambda: "Ctrl-C stops it." in "".join(lines) or process.poll() is not None,
+            START_TIMEOUT_S,
+            "the server is ready",
+        )
+        assert process.poll() is None, "".join(lines)
+    except BaseException:
+        process.terminate()
+        process.wait(60)
+        raise
+    return Server(process, home, f"http://127.0.0.1:{port}", config, ray_tmp)
+
+
+@contextmanager
+def running(folder: Path, **args: Any) -> Iterator[Server]:
+    """A server for the length of a `with`; leaves no process and no session folder."""
+    server = start(folder, **args)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.ray_tmp, ignore_errors=True)

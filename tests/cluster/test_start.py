@@ -1,0 +1,109 @@
+"""Starting and stopping: what is in the way is one sentence, and nothing is left behind."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.server import (
+    Server,
+    free_port,
+    make_config,
+    make_home,
+    running,
+    wait_until,
+)
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def start_and_fail(config: Path, **environment: str) -> str:
+    """Run `llm-backend start`, which must refuse; returns its one line."""
+    command = [str(Path(sys.executable).with_name("llm-backend")), "start", "--config", str(config)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=inherited | environment,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1, result.stdout
+    return result.stdout
+
+
+def test_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = start_and_fail(make_config(tmp_path, make_home(tmp_path), port))
+    assert f"port {port} is taken by" in line
+    assert str(os.getpid()) in line
+
+
+def test_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
+    home = tmp_path / "empty"
+    line = start_and_fail(make_config(tmp_path, home, free_port()))
+    assert "qwen-14b (demo/smollm2-135m-instruct) are not on this machine" in line
+    assert "make models" in line
+
+
+def test_running_ray_cluster_is_named(tmp_path: Path) -> None:
+    config = make_config(tmp_path, make_home(tmp_path), free_port())
+    line = start_and_fail(config, RAY_ADDRESS="127.0.0.1:6379")
+    assert "a Ray cluster is already running (127.0.0.1:6379)" in line
+
+
+def test_unknown_setting_is_named_with_the_valid_ones(tmp_path: Path) -> None:
+    from serve_app.settings import PROJECT
+
+    configs = shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    file = configs / "models" / "qwen-vl.yaml"
+    file.write_text(file.read_text().replace("max_num_seqs: 10", "max_seqs: 10"))
+    home = make_home(tmp_path)
+    line = start_and_fail(make_config(tmp_path, home, free_port(), config_dir=str(configs)))
+    assert "qwen-vl.yaml: profiles.cpu-demo.engine.max_seqs: unknown key" in line
+    assert "max_num_seqs" in line
+
+
+def test_full_disk_is_named(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this sandbox does not allow mounts")
+    try:
+        line = start_and_fail(make_config(tmp_path, small, free_port()))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert "GiB free" in line
+
+
+def test_second_copy_is_refused_and_the_first_unharmed(server: Server, tmp_path: Path) -> None:
+    server.wait_serving(server.get("/health")["resident"])
+    line = start_and_fail(make_config(tmp_path, server.home, free_port()))
+    assert f"a server on {server.home} is already running" in line
+    assert server.get("/health")["state"] == "serving"
+
+
+def test_kill_9_of_the_raylet_leaves_no_engine(tmp_path: Path) -> None:
+    """The cluster is lost; the supervisor sees its owner gone and ends the engine."""
+    with running(tmp_path) as server:
+        (engine,) = server.watch().engines().values()
+        tree = psutil.Process(server.process.pid).children(recursive=True)
+        raylet = next(p for p in tree if p.name() == "raylet")
+        raylet.kill()
+        wait_until(lambda: not any(p.is_running() for p in engine), 30, "the engine is gone")

@@ -1,0 +1,101 @@
+"""A Switchboard whose view is whatever the test says, and that remembers what it was told."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayError
+
+from deployments.residency import State
+from deployments.view import FailedLoad, GatewayNews, View
+
+
+class FakeSwitchboard:
+    """Answers `watch` like the real one: at once when there is something new, else not."""
+
+    def __init__(self) -> None:
+        self.view = View("boot-1", 0, State.EMPTY, 0, None, None, False)
+        self.news: list[GatewayNews] = []
+        self.is_away = False  # every call raises, as to a dead actor
+        self.num_refused = 0
+        self.switches: list[tuple[str, float | None, float | None]] = []
+        self.answer: dict[str, Any] | Exception = {"id": "sw-1", "state": "running"}
+        self._changed = asyncio.Condition()
+
+    # --- for tests ---
+
+    async def show(self, **changes: Any) -> View:
+        """The next view: the last one with `changes`."""
+        self.view = replace(self.view, version=self.view.version + 1, **changes)
+        await self._notify()
+        return self.view
+
+    async def serve(self, model: str, endpoint: str, epoch: int) -> View:
+        return await self.show(
+            state=State.SERVING, holder=model, endpoint=endpoint, epoch=epoch, is_cut=False
+        )
+
+    async def fail(self, model: str, seq: int, retry_after_s: float = 60) -> View:
+        """`model` could not be loaded."""
+        failed = FailedLoad(seq, "load_failed", "weights are cut short", retry_after_s)
+        return await self.show(failures=self.view.failures | {model: failed})
+
+    async def go_away(self) -> None:
+        """From now on every call raises, also the one that waits."""
+        self.is_away = True
+        await self._notify()
+
+    async def told(self, is_it: Callable[[GatewayNews], bool]) -> GatewayNews:
+        """The first report, from the newest on, that `is_it`."""
+        async with asyncio.timeout(5), self._changed:
+            await self._changed.wait_for(lambda: self.news and is_it(self.news[-1]))
+        return self.news[-1]
+
+    async def refused(self, times: int) -> None:
+        """Until that many calls have been refused."""
+        async with asyncio.timeout(5), self._changed:
+            await self._changed.wait_for(lambda: self.num_refused >= times)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _check_presence(self) -> None:
+        if self.is_away:
+            self.num_refused += 1
+            await self._notify()
+            raise RayError("the actor died")
+
+    # --- what a gateway calls ---
+
+    async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self.is_away or (self.view.boot, self.view.version) != seen
+            )
+        await self._check_presence()
+        return self.view
+
+    async def report(self, news: GatewayNews) -> None:
+        await self._check_presence()
+        self.news.append(news)
+        await self._notify()
+
+    async def begin_switch(
+        self, model: str, drain_timeout_s: float | None, wait_s: float | None
+    ) -> dict[str, Any]:
+        self.switches.append((model, drain_timeout_s, wait_s))
+        return await self._canned()
+
+    async def ticket(self, ticket_id: str) -> dict[str, Any]:
+        return await self._canned()
+
+    async def status(self) -> dict[str, Any]:
+        return await self._canned()
+
+    async def _canned(self) -> dict[str, Any]:
+        await self._check_presence()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer

@@ -1,0 +1,748 @@
+"""What the residency machine promises, one claim a test."""
+
+import pytest
+
+from deployments.residency import (
+    GOLDEN_MISMATCH,
+    Cause,
+    GatewayReport,
+    Load,
+    Outcome,
+    Phase,
+    Prepare,
+    Problem,
+    State,
+    Unload,
+)
+from tests.pure.residency_driver import BROKEN, REFUSAL, Driver
+
+WRONG_ANSWER = Problem(GOLDEN_MISMATCH, "the answer is wrong")
+
+
+def draining(in_flight: int = 1, drain_timeout_s: float = 60) -> Driver:
+    """A server that drains `a` for a switch to `b`, with one gateway that has seen it."""
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(in_flight, admitting=True)
+    driver.switch("b", drain_timeout_s=drain_timeout_s)
+    driver.prepared()
+    driver.report(in_flight)
+    return driver
+
+
+# --- the course of a switch ---
+
+
+def test_start_loads_the_default_model():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    driver.prepared()
+    assert driver.collect() == [Load(1, "a")]
+    driver.ready()
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
+    assert driver.machine.desired == "a"
+
+
+def test_switch_goes_through_every_phase_in_order():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    driver.succeed()
+    assert [phase for phase, _ in ticket.history] == [
+        Phase.QUEUED,
+        Phase.PREPARING,
+        Phase.DRAINING,
+        Phase.UNLOADING,
+        Phase.LOADING,
+        Phase.VERIFYING,
+        Phase.READY,
+    ]
+    assert (ticket.source, ticket.target, ticket.outcome) == ("a", "b", Outcome.DONE)
+    assert driver.machine.desired == "b"
+
+
+def test_old_model_serves_while_the_switch_is_prepared():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    assert driver.collect() == [Prepare(ticket.id, "b")]
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
+
+
+def test_switch_waits_for_requests_in_flight():
+    driver = draining(in_flight=2)
+    driver.report(1)
+    assert driver.collect() == []
+    assert not driver.machine.is_cut
+    driver.report(0)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_load_waits_until_the_old_engine_is_gone():
+    driver = draining(in_flight=0)
+    assert driver.collect() == [Unload(1, "a")]
+    driver.sleep(1000)
+    assert driver.collect() == [Unload(1, "a")]
+    driver.unloaded()
+    assert driver.collect() == [Load(2, "b")]
+
+
+def test_unload_leaves_the_place_empty_and_wanted_so():
+    driver = Driver().serving("a")
+    ticket = driver.switch(None)
+    driver.succeed()
+    assert ticket.outcome is Outcome.DONE
+    assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, None)
+    driver.sleep(1000)
+    assert driver.collect() == []
+
+
+def test_unload_of_a_place_that_failed_ends_its_retries():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    driver.refused()
+    assert driver.switch(None).outcome is Outcome.DONE
+    driver.sleep(1000)
+    assert driver.collect() == []
+    assert driver.machine.desired is None
+
+
+def test_switch_to_the_resident_model_is_done_at_once():
+    driver = Driver().serving("a")
+    assert driver.switch("a").outcome is Outcome.DONE
+    assert driver.collect() == []
+
+
+def test_cost_of_a_load_is_learnt():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    driver.prepared()
+    driver.sleep(2)
+    driver.unloaded()
+    driver.sleep(30)
+    driver.ready()
+    assert driver.machine.switch_seconds["b"] == 32
+
+
+# --- drain ---
+
+
+def test_cut_at_the_drain_deadline():
+    driver = draining(drain_timeout_s=60)
+    for _ in range(6):
+        assert not driver.machine.is_cut
+        driver.sleep(10)
+        driver.report(1)
+    assert driver.machine.is_cut
+    assert driver.collect() == []  # the gateway gets its time to cut
+    driver.report(0)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
+    driver = draining(drain_timeout_s=0)
+    assert driver.machine.is_cut
+    driver.sleep(4)
+    assert driver.collect() == []
+    driver.sleep(1)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_cut_is_over_when_the_next_model_loads():
+    driver = draining(drain_timeout_s=0)
+    driver.report(0)
+    driver.unloaded()
+    assert not driver.machine.is_cut
+
+
+def test_silent_gateway_does_not_block_a_drain():
+    driver = draining()
+    driver.sleep(14)
+    assert driver.collect() == []
+    driver.sleep(1)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_watching_gateway_is_not_silent():
+    driver = draining()
+    for _ in range(5):
+        driver.sleep(10)
+        driver.watch()
+    assert driver.collect() == []
+
+
+def test_new_gateway_that_has_not_reported_blocks_a_drain():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.switch("b")
+    driver.prepared()
+    assert driver.collect() == []
+    driver.report(0)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
+    driver = draining()
+    driver.watch("returned")  # with requests from before it was silent
+    driver.report(0)
+    assert driver.collect() == []
+    driver.report(1, gateway="returned")
+    assert driver.collect() == []
+    driver.report(0, gateway="returned")
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain():
+    """It may learn so after the drain began, and admit."""
+    driver = Driver()
+    driver.watch()
+    driver.report(0)
+    driver.machine.start(driver.now, "a")
+    driver.prepared()
+    driver.ready()
+    driver.switch("b")
+    driver.prepared()
+    assert driver.collect() == []
+    driver.report(0)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_report_from_before_the_gateway_knew_does_not_clear_it():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(0, admitting=False)  # made under the view before
+    driver.switch("b")
+    driver.prepared()
+    assert driver.collect() == []
+
+
+def test_overtaken_report_is_ignored():
+    driver = draining(in_flight=1)
+    driver.report(0, seq=1)
+    assert driver.collect() == []
+
+
+def test_requests_of_an_older_epoch_do_not_hold_a_drain():
+    driver = draining(in_flight=0)
+    driver.unloaded()
+    driver.ready()
+    driver.switch("c")
+    driver.prepared()
+    report = {1: 3, 2: 0}  # three of epoch 1 never ended
+    driver.machine.report(driver.now, "gateway", GatewayReport(99, None, report))
+    assert driver.collect() == [Unload(2, "b")]
+
+
+# --- several wishes ---
+
+
+def test_same_target_joins():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    for step in (driver.prepared, driver.unloaded, driver.ready):
+        assert driver.switch("b") is ticket
+        step()
+    assert ticket.outcome is Outcome.DONE
+    assert driver.num_loads["b"] == 1
+
+
+def test_other_target_queues():
+    driver = Driver().serving("a")
+    first, second = driver.switch("b"), driver.switch("c")
+    assert second.outcome is Outcome.QUEUED
+    driver.succeed()
+    assert (first.outcome, second.outcome) == (Outcome.DONE, Outcome.DONE)
+    assert (second.source, driver.machine.holder) == ("b", "c")
+
+
+def test_same_target_joins_in_the_queue():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    assert driver.switch("c") is driver.switch("c")
+
+
+def test_twenty_wishes_for_three_targets_make_one_load_each():
+    driver = Driver().serving("a")
+    tickets = [driver.switch("abc"[n % 3]) for n in range(20)]
+    driver.succeed()
+    assert all(ticket.outcome is Outcome.DONE for ticket in tickets)
+    assert driver.num_loads == {"a": 2, "b": 1, "c": 1}  # the first of a is the start
+
+
+def test_joining_shortens_a_drain_and_never_lengthens_it():
+    driver = draining(drain_timeout_s=60)
+    driver.switch("b", drain_timeout_s=100)
+    driver.switch("b", drain_timeout_s=3)
+    driver.sleep(3)
+    assert driver.machine.is_cut
+
+
+def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
+    driver = draining(in_flight=0)
+    ticket = driver.switch("a")
+    driver.succeed()
+    assert ticket.outcome is Outcome.DONE
+    assert driver.machine.holder == "a"
+
+
+def test_wish_for_a_target_that_just_failed_is_tried_anew():
+    driver = draining(in_flight=0)
+    driver.unloaded()
+    driver.load_failed()
+    ticket = driver.switch("b")
+    assert ticket.outcome is Outcome.QUEUED
+    driver.succeed()
+    assert ticket.outcome is Outcome.DONE
+    assert driver.machine.holder == "b"
+
+
+def test_wish_for_a_start_that_just_failed_is_tried_anew():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    driver.prepared()
+    driver.load_failed()
+    ticket = driver.switch("a")
+    driver.succeed()
+    assert ticket.outcome is Outcome.DONE
+
+
+# --- failures ---
+
+
+def test_refused_preparation_never_disturbs_the_old_model():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    driver.refused()
+    assert (ticket.outcome, ticket.error) == (Outcome.FAILED, REFUSAL)
+    assert (driver.machine.state, driver.machine.epoch) == (State.SERVING, 1)
+    assert driver.collect() == []
+
+
+def test_failed_load_rolls_back_and_is_tried_once():
+    driver = draining(in_flight=0)
+    ticket = driver.machine.running
+    assert ticket
+    driver.unloaded()
+    driver.load_failed()
+    assert driver.collect() == [Unload(2, "b")]
+    driver.succeed()
+    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, BROKEN)
+    assert driver.num_loads == {"a": 2, "b": 1, "c": 0}
+    assert (driver.machine.holder, driver.machine.desired) == ("a", "a")
+    assert driver.machine.failures["b"].problem == BROKEN
+
+
+def test_wrong_golden_answer_earns_one_restart_then_rolls_back():
+    driver = draining(in_flight=0)
+    ticket = driver.machine.running
+    assert ticket
+    driver.unloaded()
+    driver.load_failed(WRONG_ANSWER)
+    driver.unloaded()
+    assert driver.collect() == [Load(3, "b")]
+    driver.load_failed(WRONG_ANSWER)
+    driver.succeed()
+    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, WRONG_ANSWER)
+    assert ticket.num_attempts == 2
+    assert driver.machine.holder == "a"
+
+
+def test_restart_after_a_wrong_golden_answer_may_succeed():
+    driver = draining(in_flight=0)
+    ticket = driver.machine.running
+    assert ticket
+    driver.unloaded()
+    driver.load_failed(WRONG_ANSWER)
+    driver.succeed()
+    assert (ticket.outcome, ticket.error) == (Outcome.DONE, None)
+    assert driver.machine.failures == {}
+
+
+def test_rollback_failing_too_leaves_the_place_empty_and_is_retried_later():
+    driver = draining(in_flight=0)
+    ticket = driver.machine.running
+    assert ticket
+    driver.unloaded()
+    driver.load_failed()
+    driver.unloaded()
+    driver.load_failed(Problem("second", "the old one fails too"))
+    driver.unloaded()
+    assert (ticket.outcome, ticket.error) == (Outcome.FAILED, BROKEN)
+    assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, "a")
+    driver.sleep(14.9)
+    assert driver.collect() == []
+    driver.sleep(0.1)
+    driver.succeed()
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
+
+
+def test_switch_to_a_third_model_works_after_a_failed_rollback():
+    driver = draining(in_flight=0)
+    driver.unloaded()
+    driver.load_failed()
+    driver.unloaded()
+    driver.load_failed()
+    driver.unloaded()
+    ticket = driver.switch("c")
+    driver.succeed()
+    assert (ticket.outcome, driver.machine.holder) == (Outcome.DONE, "c")
+    driver.sleep(1000)
+    assert driver.collect() == []
+
+
+def test_pause_between_retries_doubles_up_to_its_limit():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    pauses = []
+    for _ in range(7):
+        driver.refused()
+        deadline = driver.machine.next_deadline(driver.now)
+        assert deadline
+        pauses.append(deadline - driver.now)
+        driver.sleep(pauses[-1])
+    assert pauses == [15, 30, 60, 120, 240, 300, 300]
+
+
+def test_retries_go_on_for_weeks():
+    """The pause once overflowed a float after some thousand retries: three and a half days."""
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    for _ in range(5000):
+        driver.refused()
+        driver.sleep(300)
+    driver.succeed()
+    assert driver.machine.state is State.SERVING
+
+
+def test_pause_starts_anew_once_an_engine_has_worked():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    for _ in range(5):
+        driver.refused()
+        driver.sleep(300)
+    driver.succeed()
+    driver.switch("b")
+    driver.prepared()
+    driver.unloaded()
+    driver.load_failed()
+    driver.unloaded()
+    driver.load_failed()
+    driver.unloaded()
+    assert driver.machine.next_deadline(driver.now) == driver.now + 15
+
+
+@pytest.mark.parametrize("cause", [Cause.ADMIN, Cause.REQUEST])
+def test_desired_survives_a_failed_switch_on_an_empty_place(cause):
+    """A wish for a model that can not load does not replace what the server is meant to serve."""
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    driver.refused()
+    driver.switch("b", cause)
+    driver.prepared()
+    driver.load_failed()
+    driver.unloaded()
+    assert driver.machine.desired == "a"
+    driver.sleep(300)
+    driver.succeed()
+    assert driver.machine.holder == "a"
+
+
+def test_desired_stays_while_a_switch_runs():
+    driver = draining(in_flight=0)
+    driver.unloaded()
+    assert driver.machine.desired == "a"
+    driver.ready()
+    assert driver.machine.desired == "b"
+
+
+# --- an engine's death ---
+
+
+def test_engine_dying_within_probation_rolls_back():
+    driver = draining(in_flight=0)
+    ticket = driver.machine.running
+    assert ticket
+    driver.unloaded()
+    driver.ready()
+    assert ticket.outcome is Outcome.DONE
+    driver.sleep(4.9)
+    driver.engine_lost()
+    assert ticket.outcome is Outcome.RUNNING
+    driver.succeed()
+    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, BROKEN)
+    assert (driver.machine.holder, driver.machine.desired) == ("a", "a")
+    assert driver.num_loads["b"] == 1
+
+
+def test_restored_model_dying_at_once_is_restarted_not_rolled_back():
+    driver = draining(in_flight=0)
+    driver.unloaded()
+    driver.load_failed()
+    driver.succeed()
+    driver.engine_lost()
+    driver.succeed()
+    assert driver.machine.holder == "a"
+
+
+def test_first_model_dying_within_probation_is_retried_later():
+    driver = Driver()
+    driver.machine.start(driver.now, "a")
+    driver.succeed()
+    driver.engine_lost()
+    driver.unloaded()
+    assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, "a")
+    driver.sleep(15)
+    driver.succeed()
+    assert driver.machine.holder == "a"
+
+
+def test_later_death_restarts_the_same_model():
+    driver = Driver().serving("a")
+    driver.engine_lost()
+    assert (driver.machine.state, driver.machine.desired) == (State.UNLOADING, "a")
+    assert driver.machine.running
+    assert driver.machine.running.cause is Cause.RECOVERY
+    driver.succeed()
+    assert (driver.machine.state, driver.machine.epoch) == (State.SERVING, 2)
+
+
+def test_engine_lost_while_preparing_lets_the_switch_go_on():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(3, admitting=True)
+    ticket = driver.switch("b")
+    driver.engine_lost()
+    assert driver.machine.state is State.LOST
+    driver.prepared()
+    assert driver.collect() == [Unload(1, "a")]  # nothing to drain
+    driver.succeed()
+    assert (ticket.outcome, driver.machine.holder) == (Outcome.DONE, "b")
+
+
+def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    driver.engine_lost()
+    driver.refused()
+    assert ticket.outcome is Outcome.FAILED
+    driver.succeed()
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
+
+
+def test_engine_lost_while_draining_is_unloaded_at_once():
+    driver = draining(in_flight=5)
+    driver.engine_lost()
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_engine_lost_while_unloading_changes_nothing():
+    driver = draining(in_flight=0)
+    driver.engine_lost()
+    assert driver.collect() == [Unload(1, "a")]
+    driver.succeed()
+    assert driver.machine.holder == "b"
+
+
+# --- epochs ---
+
+
+def test_stale_epochs_finish_nothing():
+    driver = draining(in_flight=0)
+    machine = driver.machine
+    machine.unloaded(driver.now, 0)
+    assert machine.state is State.UNLOADING
+    driver.unloaded()
+    machine.verifying(driver.now, 1)
+    machine.ready(driver.now, 1, "/run/a-1.sock")
+    machine.unloaded(driver.now, 1)
+    machine.engine_lost(driver.now, 1, BROKEN)
+    assert machine.state is State.LOADING
+    driver.ready()
+    machine.engine_lost(driver.now, 1, BROKEN)
+    machine.unloaded(driver.now, 2)
+    assert (machine.state, machine.holder) == (State.SERVING, "b")
+
+
+def test_answers_for_a_finished_ticket_change_nothing():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b")
+    driver.succeed()
+    driver.machine.prepared(driver.now, ticket.id)
+    driver.machine.refused(driver.now, ticket.id, REFUSAL)
+    assert ticket.outcome is Outcome.DONE
+    assert driver.machine.state is State.SERVING
+
+
+def test_epoch_goes_on_from_the_saved_one():
+    driver = Driver(epoch=41).serving("a")
+    assert driver.machine.epoch == 42
+
+
+# --- a restart of the Switchboard ---
+
+
+def test_adopted_engine_serves_without_a_load():
+    driver = Driver(epoch=7)
+    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    assert (driver.machine.state, driver.machine.desired) == (State.SERVING, "b")
+    assert driver.collect() == []
+
+
+def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
+    """A load of epoch 8 was decided, and the engine of epoch 7 never left."""
+    driver = Driver(epoch=8)
+    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.machine.engine_lost(driver.now, 7, BROKEN)
+    assert driver.collect() == [Unload(7, "b")]
+    driver.unloaded()
+    assert driver.collect() == [Load(9, "b")]
+
+
+def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
+    driver = Driver(epoch=7)
+    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.switch("a")
+    driver.prepared()
+    assert driver.collect() == []
+    driver.watch()
+    driver.report(1)
+    driver.sleep(14)
+    driver.report(1)
+    driver.sleep(1)
+    assert driver.collect() == []
+    driver.report(0)
+    assert driver.collect() == [Unload(7, "b")]
+
+
+def test_drain_after_a_restart_keeps_its_deadline():
+    driver = Driver(epoch=7)
+    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.switch("a", drain_timeout_s=2)
+    driver.prepared()
+    driver.sleep(7)
+    assert driver.collect() == [Unload(7, "b")]
+
+
+# --- demand ---
+
+
+def test_demand_switches_from_an_idle_model_at_once():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 0})
+    driver.prepared()
+    driver.report(0, waiting={"b": 0})
+    driver.succeed()
+    assert driver.machine.holder == "b"
+
+
+def test_demand_waits_while_the_resident_model_is_busy():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(1, admitting=True, waiting={"b": 0})
+    assert driver.collect() == []
+
+
+def test_demand_does_not_wait_for_ever():
+    driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.watch()
+    driver.report(1, admitting=True, waiting={"b": 0})
+    driver.sleep(29)
+    assert driver.collect() == []
+    driver.sleep(1)  # a quarter of max_wait_s
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_busy_model_just_loaded_stays_its_minimum():
+    driver = Driver(gateway_ttl_s=1000)
+    driver.machine.start(driver.now, "a")
+    driver.succeed()
+    driver.watch()
+    driver.report(1, admitting=True, waiting={"b": 100})
+    driver.sleep(9.9)
+    assert driver.collect() == []
+    driver.sleep(0.1)
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_demand_takes_the_longest_waiting_model_first():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 1, "c": 2})
+    [effect] = driver.collect()
+    assert isinstance(effect, Prepare)
+    assert effect.model == "c"
+
+
+def test_demand_fills_an_empty_place():
+    driver = Driver()
+    driver.watch()
+    driver.report(0, waiting={"b": 0})
+    driver.succeed()
+    assert driver.machine.holder == "b"
+
+
+def test_demand_does_not_retry_a_failed_model_before_its_cooldown():
+    driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.switch("b")
+    driver.refused()
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 0})
+    driver.sleep(14.9)
+    assert driver.collect() == []
+    driver.sleep(0.1)
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_admin_may_try_a_failed_model_during_its_cooldown():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    driver.refused()
+    ticket = driver.switch("b")
+    driver.succeed()
+    assert ticket.outcome is Outcome.DONE
+    assert "b" not in driver.machine.failures
+
+
+def test_demand_of_a_gateway_that_is_gone_is_forgotten():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    driver.refused()
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 0})
+    driver.sleep(15)
+    assert driver.collect() == []
+    assert driver.machine.waiting() == {}
+
+
+def test_waiting_is_summed_over_gateways():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    driver.report(0, waiting={"c": 1}, gateway="one")
+    driver.report(0, waiting={"c": 3, "a": 0}, gateway="two")
+    waiting = driver.machine.waiting()
+    assert waiting["c"].num_requests == 2
+    assert waiting["c"].oldest_arrival == driver.now - 3
+    assert waiting["a"].num_requests == 1
+
+
+# --- deadlines ---
+
+
+def test_deadline_is_always_in_the_future_and_ticking_at_it_makes_progress():
+    driver = draining()
+    deadlines = []
+    while (deadline := driver.machine.next_deadline(driver.now)) is not None:
+        assert deadline > driver.now
+        deadlines.append(deadline - 1000)
+        driver.now = deadline
+        driver.machine.tick(driver.now)
+    assert driver.collect() == [Unload(1, "a")]
+    assert len(deadlines) <= 2
+
+
+@pytest.mark.parametrize("offset", [0.1, 1 / 3, 1e9 / 7])
+def test_gateway_deadline_is_not_lost_to_rounding(offset):
+    driver = draining()
+    driver.sleep(offset)
+    driver.report(1)
+    driver.sleep(15)
+    assert driver.collect() == [Unload(1, "a")]
