@@ -80,23 +80,29 @@ def _weight_files(spec: ModelSpec, folder: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as exc:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise _broken(spec, "the index of its weights can not be read") from exc
+    if not names:
+        raise _broken(spec, "the index of its weights names no file")
+    return names
 
 
 def _check_safetensors(spec: ModelSpec, path: Path) -> None:
     """A safetensors file: 8 bytes of header length, a JSON header, data to its last offset."""
     try:
+        actual = path.stat().st_size
         with path.open("rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(8))
+            if header_bytes > actual - 8:  # before it is believed: `read` makes room for as much
+                raise ValueError("the header is longer than the file")
             header = json.loads(file.read(header_bytes))
         last = max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
+        expected = 8 + header_bytes + last
     except FileNotFoundError as exc:
         raise _broken(spec, f"{path.name} is missing") from exc
-    except (OSError, ValueError, struct.error, KeyError, MemoryError, OverflowError) as exc:
+    except (OSError, ValueError, struct.error, LookupError, TypeError, AttributeError) as exc:
         raise _broken(spec, f"{path.name} is not a safetensors file") from exc
-    expected, actual = 8 + header_bytes + last, path.stat().st_size
     if actual != expected:
         raise _broken(spec, f"{path.name} has {actual} bytes where {expected} belong")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from serve_app.settings import ModelSpec
 
 # Environment of every engine: no network, no usage reports.
-_OFFLINE = {
+OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -52,7 +52,7 @@ def engine_flags(spec: ModelSpec, checkpoint: Path, device: str) -> list[str]:
 
 def engine_environment(spec: ModelSpec, device: str) -> dict[str, str]:
     """What the engine's environment holds besides what it inherits."""
-    return _OFFLINE | ({} if device == "cuda" else _CPU_ENV) | spec.env
+    return OFFLINE | ({} if device == "cuda" else _CPU_ENV) | spec.env
 
 
 def _gpu_flags(spec: ModelSpec) -> list[str]:

@@ -16,6 +16,7 @@ from deployments.engine import (
     EngineStarted,
     EngineVerifying,
 )
+from deployments.lifeline import end_with_parent
 from deployments.vllm_engine import VllmEngine
 from serve_app.settings import ModelSpec, Settings
 
@@ -24,6 +25,7 @@ class ModelServer:
     """Holds the engine of one model while its replica lives."""
 
     def __init__(self, settings: Settings, model: str) -> None:
+        end_with_parent()
         self._settings = settings
         self._spec: ModelSpec = settings.models[model]
         self._home = Path(settings.home)

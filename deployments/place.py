@@ -56,7 +56,14 @@ def is_taken(lock_file: Path) -> bool:
 
 def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, session: int) -> None:
     """Write whose the place is; `session` is the engine's session id, which its children share."""
-    holder = {"model": model, "epoch": epoch, "supervisor": supervisor, "session": session}
+    holder = {
+        "model": model,
+        "epoch": epoch,
+        "supervisor": supervisor,
+        "session": session,
+        "numbering": _pid_numbering(),
+        "start_ticks": _start_ticks(session),
+    }
     lock_file.write_text(json.dumps(holder))
 
 
@@ -80,7 +87,7 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _read_holder(lock_file: Path) -> dict[str, int | str]:
+def _read_holder(lock_file: Path) -> dict[str, int | str | None]:
     try:
         holder = json.loads(lock_file.read_text() or "{}")
     except (OSError, ValueError):
@@ -89,18 +96,41 @@ def _read_holder(lock_file: Path) -> dict[str, int | str]:
 
 
 def _kill_orphans(lock_file: Path) -> None:
-    """End an engine whose supervisor is dead: nobody else will."""
+    """End an engine whose supervisor is dead: nobody else will.
+
+    The file outlives engines and reboots, so its session number may have been given to somebody
+    else since: (1) in another boot or container, or (2) to a process that started at another time.
+    """
     holder = _read_holder(lock_file)
     session, supervisor = holder.get("session"), holder.get("supervisor")
     if not isinstance(session, int) or not isinstance(supervisor, int):
         return
     if psutil.pid_exists(supervisor) and _is_supervisor(supervisor):
         return
+    if holder.get("numbering") != _pid_numbering():  # (1)
+        return
+    if _start_ticks(session) not in (None, holder.get("start_ticks")):  # (2)
+        return
     for process in session_members(session):
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
+
+
+def _pid_numbering() -> str:
+    """Names the boot and the container within which a process number means one process."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])  # the 22nd field; the name may hold spaces
 
 
 def _is_supervisor(pid: int) -> bool:

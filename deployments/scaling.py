@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import ray
 from ray import serve
 from ray._private.authentication.http_token_authentication import (
     get_auth_headers_if_auth_enabled,
 )
+from ray._private.services import get_webui_url_from_internal_kv
 
 _POLL_S = 0.05
 _NOT_YET = {404, 412, 503}  # the application is still being deployed, or the controller restarts
@@ -30,8 +30,12 @@ class ScalingFailed(Exception):
 
 
 def dashboard_url() -> str:
-    """Where this cluster's dashboard listens."""
-    return f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
+    """Where this cluster's dashboard listens.
+
+    Read from the cluster's own store: the address a worker's node object names is the default one,
+    which may be another cluster's on this machine.
+    """
+    return f"http://{get_webui_url_from_internal_kv()}"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,17 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoint, scaling
 from deployments.engine import EngineEvent, EngineGone, EngineReady
+from deployments.engine_args import OFFLINE
 from deployments.residency import Problem
 from deployments.scaling import ReplicaScaler, ScalingFailed
+from deployments.standby import StandbyKeeper
+from deployments.vllm_engine import base_environment
 from serve_app.settings import Settings
 
 _SCALE_TIMEOUT_S = 30.0
+_STANDBY_READY_S = (
+    45.0  # its imports take 8 s on two idle cores, and a plain start three times that
+)
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 
@@ -53,12 +59,23 @@ class ServeHost:
         self._servers = servers
         self._scaler = ReplicaScaler(app_name)
         self._lost: set[str] = set()  # models whose replica died under its hold
+        self._standby: StandbyKeeper | None = None
+        if settings.standby:
+            home = Path(settings.home)
+            self._standby = StandbyKeeper(
+                home / "run" / "standby.sock",
+                home / "logs" / "standby.log",
+                base_environment() | OFFLINE,
+            )
+            self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
     async def prepare(self, model: str) -> None:
         home = Path(self._settings.home)
         spec = self._settings.models[model]
         folder = await asyncio.to_thread(checkpoint.check, spec, home)
         await asyncio.to_thread(_read_ahead, folder)
+        if self._standby:
+            await self._standby.wait_ready(_STANDBY_READY_S)
 
     async def hold(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
         deadline_s = self._settings.switching.load_timeout_s

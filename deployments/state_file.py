@@ -18,9 +18,11 @@ def load_state(path: Path) -> SavedState | None:
     """The saved state; None where there is none, or none that can be read."""
     try:
         raw = json.loads(path.read_text())
-        return SavedState(desired=raw["desired"], epoch=int(raw["epoch"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        state = SavedState(desired=raw["desired"], epoch=raw["epoch"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    is_whole = isinstance(state.desired, str | None) and type(state.epoch) is int
+    return state if is_whole else None
 
 
 def save_state(path: Path, state: SavedState) -> None:

@@ -1,17 +1,19 @@
-"""Runs one command, and ends everything it started when its owner is gone.
-
-Run as a script (standard library only, so it starts in milliseconds):
-
-    python -I -S supervisor.py GRACE_S LOCK_FD LOG -- command…
+"""Runs one engine, and ends everything it started when its owner is gone.
 
 Standard input is a pipe whose other end only the owner holds: its end of file means "stop", be it
 asked for or because the owner was killed. Standard output carries one JSON object a line:
-`{"pid": …, "supervisor": …}` once the command runs, `{"exit": code}` when it has ended (negative:
+`{"pid": …, "supervisor": …}` once the engine runs, `{"exit": code}` when it has ended (negative:
 the signal).
 
-It forks twice, so that no process group or parent that its owner's framework cleans up holds it,
-and is the reaper of all its descendants, whatever sessions they open. So when this process has
-ended, nothing of the engine is left; LOCK_FD, the lock on the GPU's place, is released only then.
+It is forked twice, so that no process group or parent that its owner's framework cleans up holds
+it, and it is the reaper of all its descendants, whatever sessions they open. So when this process
+has ended, nothing of the engine is left; the lock on the GPU's place is released only then.
+
+Standard library only: run as a script it starts in milliseconds,
+
+    python -I -S supervisor.py GRACE_S LOCK_FD LOG -- command…
+
+and the standby (`standby.py`) runs `supervise` in a child of its own.
 """
 
 import contextlib
@@ -21,49 +23,73 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
-def main(argv: list[str]) -> None:
-    """Fork away, run the command, and stay until it and its descendants are gone."""
-    grace_s, lock_fd, log, separator, *command = argv
-    assert separator == "--", argv
+def fork_away() -> bool:
+    """Fork twice into a session of its own; True in the process that is left alone."""
     if os.fork():
-        os._exit(0)
+        return False
     os.setsid()
     if os.fork():
         os._exit(0)
+    return True
+
+
+def supervise(grace_s: float, lock_fd: int, log: str, engine: Callable[[], None]) -> None:
+    """Run `engine` in a child until it ends or standard input does; returns when all is gone.
+
+    `grace_s`: between SIGTERM and SIGKILL. The engine keeps `lock_fd`, and writes to `log`.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    pid = _start(libc, command, log, int(lock_fd))
+    if _is_unwanted():
+        return
+    pid = _start(libc, lock_fd, log, engine)
     _say({"pid": pid, "supervisor": os.getpid()})
-    exit_code = _wait_for_end(pid, float(grace_s))
+    exit_code = _wait_for_end(pid, grace_s)
     _say({"exit": exit_code})
 
 
-def _start(libc: ctypes.CDLL, command: list[str], log: str, lock_fd: int) -> int:
+def _is_unwanted() -> bool:
+    """Whether the owner has gone, or given up waiting, before the engine was started."""
+    is_readable, _, _ = select.select([0], [], [], 0)
+    return bool(is_readable) and not os.read(0, 4096)
+
+
+def _start(libc: ctypes.CDLL, lock_fd: int, log: str, engine: Callable[[], None]) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
+    code = 127
     try:
         os.setsid()  # its own process group, which a signal can reach as a whole
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        os.set_inheritable(lock_fd, True)
-        os.execv(command[0], command)  # noqa: S606  no shell is the point
+        if os.getppid() == parent:
+            log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log_fd, 1)
+            os.dup2(log_fd, 2)
+            os.closerange(3, lock_fd)
+            os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
+            engine()
+            code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except BaseException:  # noqa: BLE001  the end of the line for this process
+        sys.excepthook(*sys.exc_info())
+        code = 1
     finally:
-        os._exit(127)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _wait_for_end(pid: int, grace_s: float) -> int:
-    """Wait until the command ends or standard input does; then end all that is left."""
+    """Wait until the engine ends or standard input does; then end all that is left."""
     pidfd = os.pidfd_open(pid)
     events = select.poll()
     events.register(0, select.POLLIN | select.POLLHUP)
@@ -86,7 +112,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _reap_all(main_pid: int) -> int:
-    """Kill and reap every descendant; returns the command's exit code."""
+    """Kill and reap every descendant; returns the engine's exit code."""
     exit_code = 0
     while True:
         for child in _children():
@@ -108,6 +134,20 @@ def _children() -> list[int]:
 def _say(value: dict[str, int]) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(1, json.dumps(value).encode() + b"\n")
+
+
+def main(argv: list[str]) -> None:
+    """The script."""
+    grace_s, lock_fd, log, separator, *command = argv
+    assert separator == "--", argv
+    if not fork_away():
+        return
+    os.set_inheritable(int(lock_fd), True)
+
+    def execute() -> None:
+        os.execv(command[0], command)  # noqa: S606  no shell is the point
+
+    supervise(float(grace_s), int(lock_fd), log, execute)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineGone, EngineReady, EngineVerifying
+from deployments.lifeline import end_with_parent
 from deployments.residency import (
     Cause,
     Effect,
@@ -141,7 +142,11 @@ class Switchboard:
     # --- carrying out ---
 
     async def _start(self) -> None:
-        running = await self._host.find_running()
+        running = None
+        try:
+            running = await self._host.find_running()
+        except Exception:  # the lock on the place keeps a second engine away
+            logger.exception("could not see what runs")
         now = time.monotonic()
         wanted = self._settings.default_model
         if self._saved and self._saved.desired in self._settings.models:
@@ -289,5 +294,6 @@ class SwitchboardDeployment(Switchboard):
     """The Switchboard on Ray Serve."""
 
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
+        end_with_parent()
         app_name = serve.get_replica_context().app_name
         super().__init__(settings, ServeHost(settings, servers, app_name))

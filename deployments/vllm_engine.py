@@ -21,13 +21,22 @@ from deployments import place, supervisor
 from deployments.engine import EngineFailed
 from deployments.engine_args import engine_environment, engine_flags
 from deployments.residency import Problem
+from deployments.standby import StandbyRefused, request_engine
 from serve_app.settings import ModelSpec
 
 _ENGINE_SITE = Path(__file__).parent / "engine_site"
 _LOG_LIMIT_BYTES = 20_000_000  # then the log is set aside once as <name>.log.1
 _POLL_S = 0.05
+_STANDBY_TIMEOUT_S = 3.0  # it forks in milliseconds
+_SCRIPT_TIMEOUT_S = 20.0
 _DROPPED = {"OMP_NUM_THREADS"}  # Ray sets it to 1 in its workers; vLLM chooses for itself
 _ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
+
+
+def base_environment() -> dict[str, str]:
+    """What an engine inherits from this process, with the import hook on its path."""
+    path = os.pathsep.join(filter(None, [str(_ENGINE_SITE), os.environ.get("PYTHONPATH")]))
+    return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"PYTHONPATH": path}
 
 
 class VllmEngine:
@@ -39,6 +48,7 @@ class VllmEngine:
         self.pid = 0
         self.ended = asyncio.Event()
         self.exit_code: int | None = None
+        self._home = home
         self.socket = home / "run" / f"{spec.name}-{epoch}.sock"
         self._lock_file = home / "run" / "place.lock"
         self._log = home / "logs" / f"{spec.name}.log"
@@ -55,28 +65,53 @@ class VllmEngine:
             EngineFailed: the place is taken, or the process could not be started.
         """
         lock_fd = await place.take_place(self._lock_file, timeout_s=10)
-        self._prepare_files()
-        command = [sys.executable, "-m", "deployments.engine_main", f"--uds={self.socket}"]
-        command += engine_flags(self.spec, checkpoint, device)
-        status_read, status_write = os.pipe()
-        stop_read, self._stop_pipe = os.pipe()
-        arguments = [str(grace_s), str(lock_fd), str(self._log), "--", *command]
         try:
+            self._prepare_files()
+            flags = [f"--uds={self.socket}", *engine_flags(self.spec, checkpoint, device)]
+            environment = self._environment(device)
+            try:
+                await self._start_by_standby(flags, environment, grace_s, lock_fd)
+            except StandbyRefused:
+                await self._start_by_script(flags, environment, grace_s, lock_fd)
+        finally:
+            os.close(lock_fd)
+
+    async def _start_by_standby(
+        self, flags: list[str], environment: dict[str, str], grace_s: float, lock_fd: int
+    ) -> None:
+        request = {
+            "flags": flags,
+            "environment": environment,
+            "grace_s": grace_s,
+            "log": str(self._log),
+        }
+        with _Pipes() as pipes:
+            fds = [pipes.stop_read, pipes.status_write, lock_fd]
+            request_engine(self._home / "run" / "standby.sock", request, fds)
+            await self._follow(pipes, _STANDBY_TIMEOUT_S)
+
+    async def _start_by_script(
+        self, flags: list[str], environment: dict[str, str], grace_s: float, lock_fd: int
+    ) -> None:
+        command = [sys.executable, "-m", "deployments.engine_main", *flags]
+        script = [sys.executable, "-I", "-S", supervisor.__file__]
+        with _Pipes() as pipes:
             process = await asyncio.to_thread(
                 subprocess.Popen,
-                [sys.executable, "-I", "-S", supervisor.__file__, *arguments],
-                stdin=stop_read,
-                stdout=status_write,
+                [*script, str(grace_s), str(lock_fd), str(self._log), "--", *command],
+                stdin=pipes.stop_read,
+                stdout=pipes.status_write,
                 stderr=subprocess.DEVNULL,
                 cwd=Path(__file__).parent.parent,
-                env=self._environment(device),
+                env=environment,
                 pass_fds=[lock_fd],
             )
             await asyncio.to_thread(process.wait)  # its first fork is gone at once
-        finally:
-            for fd in (status_write, stop_read, lock_fd):
-                os.close(fd)
-        await self._follow(status_read)
+            try:
+                await self._follow(pipes, _SCRIPT_TIMEOUT_S)
+            except StandbyRefused as exc:
+                message = "the engine's supervisor did not start"
+                raise EngineFailed(Problem("engine_ended", message)) from exc
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until the engine's own health check answers.
@@ -125,7 +160,8 @@ class VllmEngine:
     def _prepare_files(self) -> None:
         for folder in (self.socket.parent, self._log.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.socket.unlink(missing_ok=True)
+        for dead in self.socket.parent.glob("*-[0-9]*.sock"):  # the place is ours: none is alive
+            dead.unlink(missing_ok=True)
         if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
         with self._log.open("a") as log:
@@ -133,23 +169,30 @@ class VllmEngine:
             self._log_offset = log.tell()
 
     def _environment(self, device: str) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(_ENGINE_SITE), os.environ.get("PYTHONPATH")]))
-        inherited = {k: v for k, v in os.environ.items() if k not in _DROPPED}
-        return inherited | engine_environment(self.spec, device) | {"PYTHONPATH": path}
+        return base_environment() | engine_environment(self.spec, device)
 
-    async def _follow(self, status_fd: int) -> None:
-        """Read the supervisor's lines; returns once the engine's pid is known."""
+    async def _follow(self, pipes: "_Pipes", timeout_s: float) -> None:
+        """Read the supervisor's lines; returns once the engine's pid is known.
+
+        Raises:
+            StandbyRefused: no supervisor spoke; closing the pipes tells one that comes late.
+        """
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status_fd, "rb")
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipes.take_status_read(), "rb")
         )
-        first = await reader.readline()
+        pipes.close_far_ends()
+        try:
+            first = await asyncio.wait_for(reader.readline(), timeout_s)
+        except TimeoutError:
+            first = b""
         if not first:
-            self._close_stop_pipe()
-            raise EngineFailed(Problem("engine_ended", "the engine's supervisor did not start"))
+            transport.close()
+            raise StandbyRefused("no answer")
         status = json.loads(first)
         self.pid = status["pid"]
+        self._stop_pipe = pipes.take_stop_write()
         place.note_holder(
             self._lock_file,
             model=self.spec.name,
@@ -192,3 +235,35 @@ class VllmEngine:
         # the engine core's error is the cause; what the API server says of it comes after
         causes = [f"{kind}: {what}" for kind, what in found if "See root cause" not in what]
         return causes[-1][:300] if causes else ""
+
+
+class _Pipes:
+    """The two pipes to a supervisor; what nobody has taken is closed at the end."""
+
+    def __init__(self) -> None:
+        self._status_read, self.status_write = os.pipe()
+        self.stop_read, self._stop_write = os.pipe()
+
+    def __enter__(self) -> "_Pipes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_far_ends()
+        for fd in (self._status_read, self._stop_write):
+            if fd >= 0:
+                os.close(fd)
+
+    def take_status_read(self) -> int:
+        fd, self._status_read = self._status_read, -1
+        return fd
+
+    def take_stop_write(self) -> int:
+        fd, self._stop_write = self._stop_write, -1
+        return fd
+
+    def close_far_ends(self) -> None:
+        """Close the supervisor's ends here, so that only the supervisor holds them."""
+        for fd in (self.status_write, self.stop_read):
+            if fd >= 0:
+                os.close(fd)
+        self.status_write = self.stop_read = -1

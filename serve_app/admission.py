@@ -72,6 +72,8 @@ class Admission:
         now = time.monotonic()
         if self.view and self.view.boot != view.boot:
             self._failed_at.clear()  # another boot counts its failures anew
+            for waiter in self._waiters:
+                waiter.last_failure = 0
         self.view = view
         for known in view.failures.values():
             self._failed_at.setdefault(known.seq, now)
@@ -190,7 +192,7 @@ class Admission:
     def _drop(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-            self._note_change()
+            self.changed.set()  # also the last one's going: nobody may switch for it any more
 
     def _note_change(self) -> None:
         """Report only when somebody acts on it: during a switch, or when somebody waits."""

@@ -6,6 +6,7 @@ end of a stream is believed only after a `finish_reason`.
 """
 
 import asyncio
+import io
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,10 @@ from serve_app.errors import (
 )
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
+_IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
 _DONE = b"data: [DONE]"
+_ERROR = b'data: {"error":'
+_ENGINE_DIED = b"EngineCore"  # vLLM's name for what is gone, in its errors
 _FINISHED = b'"finish_reason":"'
 _ABORTED = b'"finish_reason":"abort"'
 
@@ -44,7 +48,9 @@ class EngineSessions:
                 self._pools,
                 {
                     endpoint: aiohttp.ClientSession(
-                        connector=aiohttp.UnixConnector(path=endpoint, limit=0),
+                        connector=aiohttp.UnixConnector(
+                            path=endpoint, limit=0, keepalive_timeout=_IDLE_S
+                        ),
                         timeout=aiohttp.ClientTimeout(total=None),
                         auto_decompress=False,
                     )
@@ -79,9 +85,17 @@ class EngineAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._answer(send)
-        except BackendError as error:
-            await self._fail(send, error)
+            async with asyncio.timeout(None) as presence:
+                watching = asyncio.ensure_future(_expire_when_client_leaves(receive, presence))
+                try:
+                    await self._answer(send)
+                except BackendError as error:
+                    await self._fail(send, error)
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if not presence.expired():
+                raise
 
     async def _answer(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -100,7 +114,7 @@ class EngineAnswer(Response):
                 raise DeadlineExceeded("The request took longer than is allowed.") from None
             except aiohttp.ClientConnectorError:
                 # Nothing was sent: the engine is gone, or going. Its successor answers.
-                await self._wait_for_news(permit)
+                await self._wait_for_news(permit, send)
             except (aiohttp.ClientError, ConnectionError) as exc:
                 logger.warning("engine of epoch %d lost: %r", permit.epoch, exc)
                 raise EngineLost("The engine ended while answering.", retry_after_s=5) from exc
@@ -117,28 +131,35 @@ class EngineAnswer(Response):
                 done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
                 if done:
                     break
-                await self._start_stream(send, {})
-                await send(_chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
+                await self._send_heartbeat(send)
             return await admitting
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, refused, or `send` failed
             admitting.cancel()
             if admitting.done() and not admitting.cancelled() and admitting.exception() is None:
                 self._admission.release(admitting.result(), 0)
             raise
 
-    async def _wait_for_news(self, permit: Permit) -> None:
+    async def _send_heartbeat(self, send: Send) -> None:
+        await self._start_stream(send, {})
+        await send(_chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
+
+    async def _wait_for_news(self, permit: Permit, send: Send) -> None:
         """Wait until the view is no longer the one that named a dead engine."""
-        admission = self._admission
+        admission, loop = self._admission, asyncio.get_running_loop()
+        heartbeat_at = loop.time() + _HEARTBEAT_S
         while admission.view and admission.view.admitting_epoch == permit.epoch:
-            if asyncio.get_running_loop().time() > self._job.deadline:
+            if loop.time() > self._job.deadline:
                 raise EngineLost("The engine does not answer.", retry_after_s=5)
+            if self._job.is_stream and loop.time() > heartbeat_at:
+                heartbeat_at += _HEARTBEAT_S
+                await self._send_heartbeat(send)
             await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
 
     async def _forward(self, permit: Permit, send: Send) -> None:
         session = await self._sessions.to(permit.endpoint)
         async with session.post(
             f"http://engine{self._job.path}",
-            data=self._job.body,
+            data=io.BytesIO(self._job.body),  # written piece by piece: other requests go on
             headers={"content-type": "application/json"},
         ) as response:
             is_event_stream = response.content_type == "text/event-stream"
@@ -152,7 +173,7 @@ class EngineAnswer(Response):
         self, response: aiohttp.ClientResponse, permit: Permit, send: Send
     ) -> None:
         body = await response.read()
-        if _ABORTED in body or (response.status == 500 and b"EngineCore" in body):
+        if _ABORTED in body or (response.status == 500 and _ENGINE_DIED in body):
             raise EngineLost("The engine ended while answering.", retry_after_s=5)
         if self._has_started:  # heartbeats went out: only an event can carry what came
             await send(_chunk(b"data: " + body.replace(b"\n", b" ") + b"\n\n", is_last=True))
@@ -163,20 +184,25 @@ class EngineAnswer(Response):
         await send(_chunk(body, is_last=True))
 
     async def _relay_events(self, response: aiohttp.ClientResponse, send: Send) -> None:
-        """Pass whole events on as they come; hold the last word until it is known to be true."""
+        """Pass whole events on as they come; hold the last word until it is known to be true.
+
+        The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
+        """
         num_finished, rest = 0, b""
         async for data in response.content.iter_any():
             events, separator, rest = (rest + data).rpartition(b"\n\n")
             if not separator:
                 continue
-            num_finished += events.count(_FINISHED)
-            if _ABORTED in events:
+            whole, error, cause = events.partition(_ERROR)
+            num_finished += whole.count(_FINISHED)
+            if _ABORTED in whole or _ENGINE_DIED in cause:
                 break
-            is_done = events.endswith(_DONE)
-            if is_done and num_finished < self._job.num_choices and b'"error":' not in events:
+            is_done = whole.endswith(_DONE)
+            if is_done and num_finished < self._job.num_choices:
                 break
-            await send(_chunk(events + separator, is_last=is_done))
-            if is_done:
+            last = whole + error + cause.partition(b"\n\n")[0]
+            await send(_chunk(last + separator, is_last=is_done or bool(error)))
+            if is_done or error:
                 return
         raise EngineLost("The engine ended while answering.", retry_after_s=5)
 
@@ -193,6 +219,12 @@ class EngineAnswer(Response):
         status, headers, body = error_response(error)
         await send(_start(status, dict(headers)))
         await send(_chunk(body, is_last=True))
+
+
+async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    presence.reschedule(asyncio.get_running_loop().time())
 
 
 def truth_headers(permit: Permit) -> dict[str, str]:

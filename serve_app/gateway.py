@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from deployments.lifeline import end_with_parent
 from deployments.residency import Outcome, State
 from deployments.view import GatewayNews, View
 from serve_app import requests
@@ -237,7 +238,12 @@ async def _ask(question: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
 
 def build_http(gateway: Gateway) -> FastAPI:
     """The ASGI application of one gateway."""
-    app = FastAPI(title="llm-backend", version="0.1.0", openapi_url="/openapi.json")
+    app = FastAPI(
+        title="llm-backend",
+        version="0.1.0",
+        openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect is no answer to a POST, and follows the Host header
+    )
     app.state.gateway = gateway
     app.include_router(routes)
     app.add_exception_handler(BackendError, _on_backend_error)
@@ -305,6 +311,7 @@ class GatewayDeployment:
     """The gateway on Ray Serve."""
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
+        end_with_parent()
         self._gateway = Gateway(settings, _HandleClient(switchboard))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -81,6 +81,9 @@ def check_chat(value: dict[str, Any]) -> tuple[bool, int]:
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:  # refused without waiting for it
+        raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
     chunks: list[bytes] = []
     num_bytes = 0
     try:

@@ -125,6 +125,7 @@ class Settings(_Frozen):
     place: Place
     limits: Limits
     switching: Switching
+    standby: bool
     models: dict[str, ModelSpec]
     home: str
 
@@ -141,6 +142,7 @@ class _BackendFile(_Frozen):
 class _ProfileFile(_Frozen):
     default_model: str
     place: Place
+    standby: bool
 
 
 _File = TypeVar("_File", bound=BaseModel)
@@ -175,6 +177,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         place=profile_file.place,
         limits=backend.limits,
         switching=backend.switching,
+        standby=profile_file.standby,
         models=models,
         home=str(Path(args.home).expanduser() if args.home else default_home()),
     )
@@ -206,12 +209,26 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
     return models
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key written twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path, kind: type[_File]) -> _File:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _StrictLoader)  # noqa: S506  a SafeLoader
     except OSError as exc:
         raise SettingsError(f"{path}: {exc.strerror}") from exc
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path}: not YAML: {exc}") from exc
     try:
         return kind.model_validate(raw)
@@ -220,7 +237,8 @@ def _read(path: Path, kind: type[_File]) -> _File:
 
 
 def _first_problem(exc: ValidationError, kind: type[BaseModel]) -> str:
-    problem = exc.errors()[0]
+    # an unknown key first: it is often why another one is missing
+    problem = min(exc.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"]) or "(top)"
     if problem["type"] == "extra_forbidden":
         valid = ", ".join(_valid_keys(kind, problem["loc"]))

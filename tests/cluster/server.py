@@ -57,13 +57,13 @@ class EngineWatch:
         found: dict[str, list[psutil.Process]] = {}
         for process in psutil.process_iter():
             try:
-                line = process.cmdline()
+                line = " ".join(process.cmdline()).split()  # a title set later is one argument
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
             except psutil.Error:
                 continue
             uds = next((a for a in line if a.startswith(f"--uds={self.home}/")), None)
-            if uds and "supervisor.py" not in " ".join(line):
+            if uds and not any(a.endswith("supervisor.py") for a in line):
                 found[Path(uds).name] = [process, *process.children(recursive=True)]
         return found
 
@@ -96,6 +96,7 @@ class Server:
     url: str
     config: Path
     ray_tmp: Path
+    reader: threading.Thread
 
     @property
     def http(self) -> httpx.Client:
@@ -207,7 +208,7 @@ def start(folder: Path, **args: Any) -> Server:
         process.terminate()
         process.wait(60)
         raise
-    return Server(process, home, f"http://127.0.0.1:{port}", config, ray_tmp)
+    return Server(process, home, f"http://127.0.0.1:{port}", config, ray_tmp, reader)
 
 
 @contextmanager
@@ -218,4 +219,7 @@ def running(folder: Path, **args: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+        server.reader.join(10)
+        assert server.process.stdout
+        server.process.stdout.close()
         shutil.rmtree(server.ray_tmp, ignore_errors=True)

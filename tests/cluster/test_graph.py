@@ -106,7 +106,7 @@ def test_every_part_is_a_deployment_that_ray_shows(server: Server) -> None:
 
 def test_ray_itself_refuses_a_second_model(server: Server) -> None:
     """Asked past the Switchboard for another model's replica, Ray leaves it unplaced."""
-    resident = server.wait_serving("qwen-14b") and "qwen-14b"
+    server.switch("qwen-14b")
     path = "/api/v1/applications/llm-backend/deployments/qwen-coder"
 
     def replica_states() -> list[str]:
@@ -117,7 +117,7 @@ def test_ray_itself_refuses_a_second_model(server: Server) -> None:
     server.dashboard("POST", f"{path}/scale", json={"target_num_replicas": 1})
     try:
         wait_until(lambda: replica_states() == ["STARTING"], 20, "the second replica waits")
-        assert server.chat(resident).status_code == 200
+        assert server.chat("qwen-14b").status_code == 200
         assert replica_states() == ["STARTING"]
     finally:
         server.dashboard("POST", f"{path}/scale", json={"target_num_replicas": 0})
@@ -139,10 +139,10 @@ def test_bad_requests_are_openai_shaped(server: Server) -> None:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("victim", ["engine_main", "EngineCore", "supervisor.py", "ServeReplica"])
+@pytest.mark.parametrize("victim", ["--uds=", "EngineCore", "supervisor.py", "ServeReplica"])
 def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, victim: str) -> None:
     """Engine, engine core, supervisor, replica: the same model comes back, never beside the old."""
-    resident = server.get("/health")["resident"] or "qwen-14b"
+    resident = server.get("/admin/status")["desired"]
     epoch = server.wait_serving(resident)
     watch = server.watch()
     (old,) = watch.engines().values()
@@ -169,6 +169,6 @@ def find_victim(server: Server, name: str, model: str) -> psutil.Process:
 
 def test_engine_socket_is_private(server: Server) -> None:
     server.wait_serving(server.get("/health")["resident"])
-    (socket,) = (server.home / "run").glob("*.sock")
+    (socket,) = (server.home / "run").glob("*-*.sock")
     assert socket.stat().st_mode & 0o077 == 0
     assert socket.parent.stat().st_mode & 0o077 == 0

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
@@ -33,16 +35,21 @@ class FakeEngine:
         self.path, self.model = path, model
         self.fault: Fault | None = None
         self.is_bytewise = False  # write a stream byte by byte
-        self.first_byte, self.next_token = asyncio.Event(), asyncio.Event()  # gates, open
-        self.first_byte.set()
-        self.next_token.set()
+        self.first_byte, self.next_token, self.slow_token = gates = [
+            asyncio.Event()
+            for _ in range(3)  # the last holds only requests of the user "slow"
+        ]
+        for gate in gates:
+            gate.set()
         self.begun, self.aborted = asyncio.Semaphore(0), asyncio.Semaphore(0)  # signals
         self.bodies: list[bytes] = []
         self.num_running = self.max_running = 0
         self.last_answer = b""
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/chat/completions", self._chat)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01
+        )
 
     async def start(self) -> None:
         await self._runner.setup()
@@ -50,9 +57,9 @@ class FakeEngine:
 
     async def stop(self) -> None:
         """The process is gone, and its socket file with it."""
-        for server in [self._runner.server] if self._runner.server else []:
-            await server.shutdown(0)
         await self._runner.cleanup()
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -95,7 +102,7 @@ class FakeEngine:
         self.last_answer = b""
         for position, delta in enumerate([None, *TOKENS]):
             if position:
-                await self.next_token.wait()
+                await (self.slow_token if body.get("user") == "slow" else self.next_token).wait()
             if position == 3 and self.fault:
                 if self.fault is Fault.RESET:
                     return _reset(request)
@@ -108,7 +115,9 @@ class FakeEngine:
                 if self.fault is Fault.DONE_WITHOUT_FINISH:
                     break
             for choice in range(num_choices):
-                piece = {"role": "assistant", "content": ""} if delta is None else {"content": delta}
+                piece = (
+                    {"role": "assistant", "content": ""} if delta is None else {"content": delta}
+                )
                 await self._write(response, self._chunk(choice, piece, None))
         else:
             reason = "abort" if self.fault is Fault.ABORT else "stop"
@@ -129,8 +138,10 @@ class FakeEngine:
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason}
-        return b"data: " + _json(self._head("chat.completion.chunk") | {"choices": [choice]}) + (
-            b"\n\n"
+        return (
+            b"data: "
+            + _json(self._head("chat.completion.chunk") | {"choices": [choice]})
+            + (b"\n\n")
         )
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -143,7 +154,9 @@ def _json(value: Any) -> bytes:
 
 def _error(status: int, message: str, kind: str) -> web.Response:
     error = {"message": message, "type": kind, "param": None, "code": status}
-    return web.Response(status=status, body=_json({"error": error}), content_type="application/json")
+    return web.Response(
+        status=status, body=_json({"error": error}), content_type="application/json"
+    )
 
 
 def _reset(request: web.Request) -> web.Response:

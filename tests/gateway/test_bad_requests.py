@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from yarl import URL
+
 from tests.gateway.conftest import CHAT, A, Backend, error_of
 
 HI = [{"role": "user", "content": "hi"}]
@@ -81,8 +83,6 @@ async def test_another_media_type_is_415(backend: Backend, media_type: str) -> N
 async def test_a_body_over_the_limit_is_413(backend: Backend, is_chunked: bool) -> None:
     """Counted in bytes as received, whether or not a length was declared."""
     await backend.serving()
-    fits = chat(pad="é" * 400).ljust(1000)
-    assert len(fits) == 1000 or len(fits) > 1000
 
     async def pieces(body: bytes) -> AsyncIterator[bytes]:
         for at in range(0, len(body), 100):
@@ -111,12 +111,21 @@ async def test_a_declared_length_over_the_limit_is_refused_at_once(backend: Back
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/nope", "/v1/chat", "//admin/switch", "/sleep", "/collective_rpc", "/v1/%2e%2e/x", CHAT + "/"],
+    [
+        "/v1/nope",
+        "/v1/chat",
+        "//admin/switch",
+        "/sleep",
+        "/collective_rpc",
+        "/v1/%2e%2e/x",
+        CHAT + "/",
+    ],
 )
 async def test_an_unknown_route_is_404(backend: Backend, path: str) -> None:
     """In OpenAI's shape, and never a redirect."""
     for method in ("GET", "POST"):
-        request = backend.client.request(method, path, allow_redirects=False)
+        address = URL(f"http://127.0.0.1:{backend.port}{path}", encoded=True)
+        request = backend.client.request(method, address, allow_redirects=False)
         async with request as response:
             assert response.status == 404
             assert error_of(await response.read())["code"] == "not_found"
@@ -124,7 +133,13 @@ async def test_an_unknown_route_is_404(backend: Backend, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", CHAT), ("PUT", CHAT), ("POST", "/health"), ("DELETE", "/models"), ("GET", "/admin/switch")],
+    [
+        ("GET", CHAT),
+        ("PUT", CHAT),
+        ("POST", "/health"),
+        ("DELETE", "/models"),
+        ("GET", "/admin/switch"),
+    ],
 )
 async def test_a_wrong_method_is_405(backend: Backend, method: str, path: str) -> None:
     """In OpenAI's shape."""

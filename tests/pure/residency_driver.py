@@ -19,11 +19,11 @@ from deployments.residency import (
 
 MODELS = ["a", "b", "c"]
 POLICY = Policy(
-    drain_timeout_s=60,
-    max_wait_s=120,
-    min_resident_s=10,
-    probation_s=5,
-    failed_retry_s=15,
+    drain_timeout_s=60.0,
+    max_wait_s=120.0,
+    min_resident_s=10.0,
+    probation_s=5.0,
+    failed_retry_s=15.0,
 )
 BROKEN = Problem("engine_ended", "the engine ended")
 REFUSAL = Problem("checkpoint_missing", "the weights are not there")

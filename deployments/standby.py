@@ -1,0 +1,172 @@
+"""A process that has imported everything an engine needs, and forks engines from itself.
+
+Two thirds of a start of vLLM are imports, the same ones in each of its processes. The standby does
+them once: an engine forked from it is ready in a few seconds. It touches no device and has one
+thread, else it refuses to work; and whoever asks it falls back to a plain start when it does not
+answer. It lives as long as its owner holds the other end of its standard input, a socket on which
+it says when it is ready; engines outlive it.
+
+A request is one message on its Unix socket: JSON, with three descriptors attached: the
+supervisor's standard input and output (see `supervisor.py`) and the lock on the GPU's place.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from deployments import engine_main, supervisor
+
+_MAX_MESSAGE_BYTES = 1 << 20
+_READY = b"ready\n"
+_RESTART_PAUSE_S = 30.0
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's OpenBLAS starts its threads when imported
+
+
+class StandbyRefused(Exception):
+    """There is no standby, or it does not take the request."""
+
+
+def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> None:
+    """Hand a start to the standby at `path`; its answer comes on the supervisor's output.
+
+    Raises:
+        StandbyRefused: nobody listens there.
+    """
+    message = json.dumps(request).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+            socket.send_fds(client, [message], fds)
+        except OSError as exc:
+            raise StandbyRefused(str(exc)) from exc
+
+
+class StandbyKeeper:
+    """Has a standby listen at `path`, and starts another when it ends."""
+
+    def __init__(self, path: Path, log: Path, environment: dict[str, str]) -> None:
+        self._path = path
+        self._log = log
+        self._environment = environment | _ONE_THREAD
+        self._is_ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Runs until cancelled; the standby then sees its input end, and ends too."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        while True:
+            ours, theirs = socket.socketpair()
+            with self._log.open("w") as output, theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "deployments.standby",
+                    str(self._path),
+                    stdin=theirs.fileno(),
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    cwd=Path(__file__).parent.parent,
+                )
+            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                if await reader.readline() == _READY:
+                    self._is_ready.set()
+                await process.wait()
+            finally:
+                self._is_ready.clear()
+                writer.close()
+            await asyncio.sleep(_RESTART_PAUSE_S)  # one that can not live is not to be a busy loop
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until a standby listens, `timeout_s` at most; a plain start is the alternative."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_ready.wait(), timeout_s)
+
+
+def main(path: Path) -> None:
+    """The standby's process."""
+    from setproctitle import setproctitle
+
+    setproctitle("llm-backend standby")  # its first call, which must come before any fork
+    engine_main.preload()
+    engine_main.fork_engine_core()
+    _check_clean()
+    gc.collect()
+    gc.freeze()  # what is imported stays shared with the engines
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # first forks are reaped by the kernel
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        os.umask(0o077)
+        listener.bind(str(path))
+        listener.listen()
+        os.write(0, _READY)
+        while True:
+            ready, _, _ = select.select([listener.fileno(), 0], [], [])
+            if 0 in ready:
+                break  # the owner is gone
+            _take_request(listener)
+    path.unlink(missing_ok=True)
+
+
+def _check_clean() -> None:
+    """Forking is safe with one thread and an untouched device only."""
+    import torch
+
+    num_threads = len(os.listdir("/proc/self/task"))
+    if num_threads != 1 or torch.cuda.is_initialized():
+        sys.exit(f"standby: unsafe to fork: {num_threads} threads, or CUDA is initialized")
+
+
+def _take_request(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    fds: list[int] = []
+    request = None
+    with connection, contextlib.suppress(OSError, ValueError):
+        connection.settimeout(1)
+        message, fds, _, _ = socket.recv_fds(connection, _MAX_MESSAGE_BYTES, 3)
+        request = json.loads(message)
+    if request and len(fds) == 3 and supervisor.fork_away():
+        _become_supervisor(listener, request, *fds)
+    for fd in fds:
+        os.close(fd)
+
+
+def _become_supervisor(
+    listener: socket.socket, request: dict[str, Any], stdin: int, stdout: int, lock: int
+) -> None:
+    """The rest of this process's life, in the child that `fork_away` left alone."""
+    from setproctitle import setproctitle
+
+    listener.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(stdin, 0)
+    os.dup2(stdout, 1)
+    os.close(stdin)
+    os.close(stdout)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    flags: list[str] = request["flags"]
+
+    def engine() -> None:
+        setproctitle(" ".join(["llm-backend-engine", *flags]))
+        engine_main.serve(flags)
+
+    setproctitle("llm-backend supervisor.py")
+    with contextlib.suppress(Exception):
+        supervisor.supervise(request["grace_s"], lock, request["log"], engine)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""What a gateway tells the Switchboard, on which drains and switches are decided."""
+
+import asyncio
+
+from deployments.residency import State
+from tests.gateway.conftest import A, B, Backend, until
+
+
+async def test_each_step_of_a_switch_is_reported(backend: Backend) -> None:
+    """Admitting, then not any more but still in flight, then nothing, then the new epoch."""
+    told = backend.switchboard.told
+    engine = await backend.serving(A, epoch=1)
+    await told(lambda news: news.admitting_epoch == 1 and not news.in_flight)
+    engine.first_byte.clear()
+    running = [backend.asking() for _ in range(2)]
+    await until(lambda: engine.num_running == 2)
+
+    waiting = [backend.asking(model=B), backend.asking(model=B)]
+    news = await told(lambda news: B in news.waiting and news.waiting[B].num_requests == 2)
+    assert news.in_flight == {1: 2}
+    assert 0 <= news.waiting[B].oldest_age_s < 5
+
+    await backend.show(state=State.DRAINING)
+    news = await told(lambda news: news.admitting_epoch is None)
+    assert news.in_flight == {1: 2}
+    engine.first_byte.set()
+    await told(lambda news: not news.in_flight)
+    await asyncio.gather(*running)
+
+    await backend.show(state=State.LOADING, holder=B, epoch=2)
+    await backend.serving(B, epoch=2)
+    await asyncio.gather(*waiting)
+    news = await told(lambda news: not news.waiting)
+    assert news.admitting_epoch == 2
+
+
+async def test_reports_are_numbered_in_order(backend: Backend) -> None:
+    """A later one replaces an earlier, also when some were lost on the way."""
+    await backend.serving(A, epoch=1)
+    await backend.switchboard.go_away()
+    waiting = backend.asking(model=B)
+    await backend.switchboard.refused(2)
+    backend.switchboard.is_away = False
+    await backend.switchboard.told(lambda news: B in news.waiting)
+    await backend.serving(B, epoch=2)
+    await waiting
+    numbers = [news.seq for news in backend.switchboard.news]
+    assert numbers == sorted(set(numbers))
+    assert len({news.gateway for news in backend.switchboard.news}) == 1
+
+
+async def test_an_admitted_waiter_is_no_longer_reported_as_waiting(backend: Backend) -> None:
+    """Else the Switchboard would take the resident model for wanted when nobody waits."""
+    engine = await backend.serving(A)
+    engine.first_byte.clear()
+    asking = [backend.asking() for _ in range(3)]
+    await backend.switchboard.told(lambda news: A in news.waiting)
+    engine.first_byte.set()
+    await asyncio.gather(*asking)
+    await backend.switchboard.told(lambda news: not news.waiting)
+
+
+async def test_a_request_in_service_of_a_quiet_gateway_costs_no_report(backend: Backend) -> None:
+    """While a model serves and nobody waits, requests come and go without a call."""
+    await backend.serving(A)
+    await backend.switchboard.told(lambda news: news.admitting_epoch == 1)
+    num_reports = len(backend.switchboard.news)
+    for _ in range(5):
+        assert (await backend.asking())[0] == 200
+    assert len(backend.switchboard.news) == num_reports

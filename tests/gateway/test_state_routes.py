@@ -1,0 +1,125 @@
+"""Health, models and the admin's routes, in every state."""
+
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from deployments.residency import State
+from serve_app.errors import NotFound
+from tests.gateway.conftest import A, B, Backend, error_of, until
+
+MODELS = {A, B, "qwen-vl"}
+
+
+async def get(backend: Backend, path: str) -> tuple[int, Any]:
+    async with backend.client.get(path) as response:
+        return response.status, await response.json()
+
+
+async def test_health_tells_the_truth_in_every_state(backend: Backend) -> None:
+    """Always 200; ready only while a model answers."""
+    switch = {"id": "sw-1", "from": A, "to": B, "phase": "loading"}
+    cases: list[tuple[dict[str, Any], str, str | None]] = [
+        ({}, "idle", None),
+        ({"switch": switch}, "switching", None),
+        ({"switch": None, "state": State.SERVING, "holder": A, "epoch": 1}, "serving", A),
+        ({"state": State.DRAINING, "switch": switch}, "switching", A),
+        ({"state": State.LOADING, "holder": B, "epoch": 2}, "switching", None),
+        (
+            {"state": State.EMPTY, "holder": None, "switch": None, "place_failed": True},
+            "failed",
+            None,
+        ),
+    ]
+    for changes, state, resident in cases:
+        await backend.show(**changes)
+        status, health = await get(backend, "/health")
+        assert status == 200
+        assert (health["status"], health["state"], health["resident"]) == ("ok", state, resident)
+        assert health["epoch"] == backend.switchboard.view.epoch
+        status, ready = await get(backend, "/health/ready")
+        assert status == (200 if resident else 503)
+        assert ready == health
+
+
+async def test_health_counts_what_is_in_flight_and_queued(backend: Backend) -> None:
+    """The same numbers that admission goes by."""
+    engine = await backend.serving()
+    engine.first_byte.clear()
+    asking = [backend.asking() for _ in range(3)]
+    await until(lambda: engine.num_running == 2 and backend.admission.num_queued == 1)
+    _, health = await get(backend, "/health")
+    assert (health["in_flight"], health["queued"]) == (2, 1)
+    engine.first_byte.set()
+    assert [(await task)[0] for task in asking] == [200] * 3
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/models"])
+async def test_all_models_are_listed_with_where_they_stand(backend: Backend, path: str) -> None:
+    """OpenAI's shape, and beside it what is behind the name."""
+    await backend.fail("qwen-vl", seq=1)
+    for state, word in [
+        (State.LOADING, "loading"),
+        (State.VERIFYING, "loading"),
+        (State.SERVING, "resident"),
+        (State.DRAINING, "resident"),
+        (State.UNLOADING, "absent"),
+    ]:
+        await backend.show(state=state, holder=A)
+        status, listed = await get(backend, path)
+        assert status == 200
+        assert listed["object"] == "list"
+        models = {model["id"]: model for model in listed["data"]}
+        assert set(models) == MODELS
+        assert {m["object"] for m in models.values()} == {"model"}
+        assert all(isinstance(m["created"], int) and m["owned_by"] for m in models.values())
+        assert all(m["max_model_len"] > 0 and m["root"] for m in models.values())
+        assert models[A]["status"] == word
+        assert models[B]["status"] == "absent"
+        assert models["qwen-vl"]["status"] == "failed"
+        assert "weights are cut short" in models["qwen-vl"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("running", 202), ("done", 200), ("rolled_back", 503), ("failed", 503)]
+)
+async def test_a_switch_answers_with_its_ticket(backend: Backend, state: str, status: int) -> None:
+    """The status says how it ended, or that it has not yet."""
+    backend.switchboard.answer = {"id": "sw-1", "state": state}
+    wish = {"model": B, "drain_timeout_s": 0, "wait": state != "running"}
+    async with backend.client.post("/admin/switch", json=wish) as response:
+        assert response.status == status
+        assert await response.json() == backend.switchboard.answer
+    [(model, drain_timeout_s, wait_s)] = backend.switchboard.switches
+    assert (model, drain_timeout_s) == (B, 0)
+    assert (wait_s is None) == (state == "running")
+
+
+@pytest.mark.parametrize(
+    ("wish", "status"),
+    [
+        ({}, 400),
+        ({"model": [B]}, 400),
+        ({"model": B, "trust_remote_code": True}, 400),
+        ({"model": B, "drain_timeout_s": -1}, 400),
+        ({"model": B, "drain_timeout_s": "5"}, 400),
+        ({"model": B, "wait": "yes"}, 400),
+        ({"model": "../../x"}, 404),
+    ],
+)
+async def test_a_bad_switch_is_refused(backend: Backend, wish: object, status: int) -> None:
+    """The Switchboard never hears of it."""
+    async with backend.client.post("/admin/switch", json=wish) as response:
+        assert response.status == status
+        error_of(await response.read())
+    assert not backend.switchboard.switches
+
+
+async def test_an_error_of_the_switchboard_keeps_its_meaning(backend: Backend) -> None:
+    """Raised behind a process border, it comes back as itself, without the remote traceback."""
+    cause = NotFound("There is no such ticket.")
+    backend.switchboard.answer = RayTaskError("f", "Traceback ...", cause).as_instanceof_cause()
+    async with backend.client.get("/admin/switch/sw-9") as response:
+        assert response.status == 404
+        assert error_of(await response.read())["message"] == "There is no such ticket."

@@ -1,0 +1,221 @@
+"""What is shipped loads, and what is wrong is told with file, key and choices."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve_app.settings import PROJECT, AppArgs, SettingsError, default_home, load_settings
+
+CONFIGS = PROJECT / "configs"
+MODELS = ["qwen-14b", "qwen-coder", "qwen-vl"]
+SHIPPED = [*sorted(CONFIGS.rglob("*.yaml")), PROJECT / "serve_config.yaml"]
+
+PLAIN_KEYS = {"name", "description", "route_prefix", "import_path"}  # they say it themselves
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A copy of the shipped files to break."""
+    return shutil.copytree(CONFIGS, tmp_path / "configs")
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def error_of(configs: Path, profile: str = "cpu-demo") -> str:
+    args = AppArgs.model_validate({"config_dir": str(configs), "profile": profile})
+    with pytest.raises(SettingsError) as caught:
+        load_settings(args, has_gpu=False)
+    return str(caught.value)
+
+
+# --- what is shipped ---
+
+
+@pytest.mark.parametrize(("profile", "device"), [("rtx5080", "cuda"), ("cpu-demo", "cpu")])
+def test_shipped_settings_load_in_both_profiles(profile, device):
+    settings = load_settings(AppArgs(profile=profile), has_gpu=False)
+    assert sorted(settings.models) == MODELS
+    assert settings.default_model in MODELS
+    assert settings.device == device
+    assert settings.place.amount > 0.5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_first_use_of_every_shipped_key_has_a_comment_above_it(path):
+    """A comment above the first of neighbouring lines speaks for all of them, also within a block.
+
+    A key met before in the file was explained there.
+    """
+    seen: set[str] = set()
+    is_explained = False
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            is_explained = False
+        elif line.lstrip().startswith("#"):
+            is_explained = True
+        else:
+            found = re.match(r"\s*(?:- )?([\w-]+|\"[^\"]+\"):(.*)$", line)
+            is_group = found is not None and not found[2].strip()
+            if found and not is_group and found[1] not in seen | PLAIN_KEYS:
+                assert is_explained, f"{path.name}:{number}: {line.strip()} has no comment"
+                seen.add(found[1])
+
+
+def test_served_application_takes_the_shipped_args():
+    config = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    for application in config["applications"]:
+        AppArgs.model_validate(application["args"])
+
+
+# --- precedence ---
+
+
+@pytest.mark.parametrize(("has_gpu", "profile"), [(True, "rtx5080"), (False, "cpu-demo")])
+def test_profile_auto_follows_the_machine(has_gpu, profile):
+    assert load_settings(AppArgs(), has_gpu).profile == profile
+
+
+def test_named_profile_beats_the_machine():
+    assert load_settings(AppArgs(profile="cpu-demo"), has_gpu=True).profile == "cpu-demo"
+
+
+def test_args_beat_the_profile_for_the_default_model():
+    assert load_settings(AppArgs(), has_gpu=False).default_model == "qwen-14b"
+    args = AppArgs(default_model="qwen-vl")
+    assert load_settings(args, has_gpu=False).default_model == "qwen-vl"
+
+
+def test_default_model_none_starts_empty():
+    assert load_settings(AppArgs(default_model="none"), has_gpu=False).default_model is None
+
+
+def test_args_beat_the_environment_for_home(monkeypatch):
+    monkeypatch.setenv("LLM_BACKEND_HOME", "/from/environment")
+    assert load_settings(AppArgs(), has_gpu=False).home == "/from/environment"
+    assert load_settings(AppArgs(home="/from/args"), has_gpu=False).home == "/from/args"
+
+
+def test_home_has_a_default(monkeypatch):
+    monkeypatch.delenv("LLM_BACKEND_HOME", raising=False)
+    assert default_home() == Path.home() / ".cache" / "llm-backend"
+
+
+def test_profiles_share_limits_and_switching():
+    one, other = (load_settings(AppArgs(), has_gpu) for has_gpu in (True, False))
+    assert (one.limits, one.switching) == (other.limits, other.switching)
+    assert one.models["qwen-14b"].checkpoint != other.models["qwen-14b"].checkpoint
+
+
+# --- what is wrong ---
+
+
+def test_unknown_key_is_named_with_its_file_and_the_valid_ones(configs):
+    change(configs / "backend.yaml", "max_queued:", "max_qeued:")
+    message = error_of(configs)
+    assert "backend.yaml: limits." in message
+    assert re.search(r"max_qeued: unknown key; valid here: .*max_queued", message) or (
+        "max_queued: missing" in message
+    )
+
+
+def test_unknown_key_deep_in_a_model_is_named_with_the_valid_ones(configs):
+    path = configs / "models" / "qwen-vl.yaml"
+    change(path, "      max_images: 2", "      max_image: 2")
+    message = error_of(configs)
+    assert f"{path}: profiles.rtx5080.engine.max_image: unknown key" in message
+    assert "max_images" in message
+    assert "default_model" not in message
+
+
+def test_added_unknown_key_lists_the_valid_ones(configs):
+    with (configs / "profiles" / "cpu-demo.yaml").open("a") as file:
+        file.write("\nfoo: 1\n")
+    message = error_of(configs)
+    assert "cpu-demo.yaml: foo: unknown key; valid here: default_model" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("backend.yaml", "max_queued: 256", "max_queued: -1", ["limits.max_queued", "-1"]),
+        ("backend.yaml", "max_queued: 256", "max_queued: lots", ["limits.max_queued", "lots"]),
+        ("backend.yaml", "max_queued: 256", "max_queued:", ["limits.max_queued", "None"]),
+        ("profiles/cpu-demo.yaml", "amount: 0.85", "amount: 0.5", ["place.amount", "0.5"]),
+        ("profiles/cpu-demo.yaml", "default_model: qwen-14b", "", ["default_model: missing"]),
+        (
+            "profiles/cpu-demo.yaml",
+            "default_model: qwen-14b",
+            "default_model: gpt",
+            ["gpt", *MODELS],
+        ),
+        (
+            "models/qwen-14b.yaml",
+            "tool_call_parser: hermes",
+            "tool_call_parser: harmony",
+            ["profiles.rtx5080.engine.tool_call_parser", "'hermes'", "harmony"],
+        ),
+        ("models/qwen-14b.yaml", "name: qwen-14b", "name: other", ["name", "other"]),
+        ("models/qwen-14b.yaml", "  cpu-demo:", "  cpu:", ["profiles.cpu", "'cpu-demo'"]),
+        ("backend.yaml", "limits:", "limits: [", ["backend.yaml", "not YAML"]),
+    ],
+)
+def test_wrong_value_is_told_with_file_key_and_choices(configs, file, old, new, told):
+    change(configs / file, old, new)
+    message = error_of(configs)
+    for part in told:
+        assert part in message
+
+
+@pytest.mark.parametrize("content", ["", "just text", "- a\n- list"])
+def test_file_that_is_no_mapping_is_told(configs, content):
+    (configs / "backend.yaml").write_text(content)
+    assert "backend.yaml" in error_of(configs)
+
+
+def test_file_that_is_no_text_is_told(configs):
+    (configs / "backend.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    assert "backend.yaml" in error_of(configs)
+
+
+def test_key_written_twice_is_told_not_dropped(configs):
+    change(configs / "backend.yaml", "  max_queued: 256", "  max_queued: 256\n  max_queued: 1")
+    message = error_of(configs)
+    assert "backend.yaml" in message
+    assert "max_queued" in message
+
+
+def test_missing_file_is_told(configs):
+    (configs / "backend.yaml").unlink()
+    assert "backend.yaml: No such file" in error_of(configs)
+
+
+def test_folder_without_models_is_told(configs):
+    shutil.rmtree(configs / "models")
+    assert "no model files" in error_of(configs)
+
+
+def test_model_without_a_block_for_the_profile_is_told(configs):
+    path = configs / "models" / "qwen-vl.yaml"
+    raw = yaml.safe_load(path.read_text())
+    del raw["profiles"]["cpu-demo"]
+    path.write_text(yaml.safe_dump(raw))
+    assert "qwen-vl.yaml: profiles: there is no block for 'cpu-demo'" in error_of(configs)
+
+
+def test_unknown_arg_is_refused():
+    with pytest.raises(ValidationError, match="profil"):
+        AppArgs.model_validate({"profil": "auto"})
+
+
+def test_settings_do_not_change_after_the_start():
+    settings = load_settings(AppArgs(), has_gpu=False)
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.limits.max_queued = 1
