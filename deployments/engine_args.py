@@ -1,6 +1,6 @@
 """The command line an engine is started with: one pure function of the settings.
 
-`tests/pure/test_engine_args.py` reads every result with vLLM's own argument parser.
+`tests/cluster/test_engine_args_parsed.py` reads every result with vLLM's own argument parser.
 """
 
 import json

@@ -107,7 +107,7 @@ class GatewayReport:
     """What a gateway says of itself; a later `seq` replaces an earlier one."""
 
     seq: int
-    admitting_epoch: int | None  # the epoch it admits requests under, if any
+    closed_epoch: int  # under this epoch and older ones it admits nobody, now or later
     in_flight: dict[int, int] = field(default_factory=dict)  # epoch -> requests
     waiting: dict[str, Waiting] = field(default_factory=dict)  # model -> who waits for it
 
@@ -179,14 +179,14 @@ Effect = Prepare | Unload | Load
 class _Gateway:
     last_seen: float
     report: GatewayReport
-    may_admit: bool  # under the present epoch, or may yet learn of it and then admit
 
 
 class Residency:
     """The machine. All times are seconds of one monotonic clock."""
 
-    def __init__(self, models: list[str], policy: Policy, epoch: int = 0) -> None:
+    def __init__(self, models: list[str], policy: Policy, epoch: int = 0, boot: str = "0") -> None:
         self.models = models
+        self._boot = boot  # makes tickets' ids unique over restarts
         self.policy = policy
         self.epoch = epoch  # grows with every load; names the engine
         self._last_epoch = epoch  # not less, where an engine was adopted that an older load began
@@ -268,7 +268,7 @@ class Residency:
         drain_s = self.policy.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         for ticket in [*([self.running] if self.running else []), *self.queue]:  # (2)
             if ticket.target == target and not ticket.error:
-                return self._join(now, ticket, drain_s)
+                return self._join(now, ticket, cause, drain_s)
         ticket = self._new_ticket(now, target, cause, drain_s)
         if not self.running and not self.queue and self._is_resident(target):  # (1)
             self._finish(now, ticket, Outcome.DONE)
@@ -283,19 +283,14 @@ class Residency:
         if known:
             known.last_seen = now
         else:  # not always a new one: it may have requests in flight and have been silent
-            may_admit = self.state in (State.SERVING, State.DRAINING)
-            self._gateways[gateway] = _Gateway(now, GatewayReport(-1, None), may_admit)
+            self._gateways[gateway] = _Gateway(now, GatewayReport(-1, -1))
         self._advance(now)
 
     def report(self, now: float, gateway: str, report: GatewayReport) -> None:
-        """A gateway says what it has in flight and waiting.
-
-        While the epoch serves, "I admit nobody" only means that the gateway does not know yet.
-        """
+        """A gateway says what it has in flight and waiting."""
         known = self._gateways.get(gateway)
         if known is None or report.seq > known.report.seq:
-            may_admit = self.state is State.SERVING or report.admitting_epoch == self.epoch
-            self._gateways[gateway] = _Gateway(now, report, may_admit)
+            self._gateways[gateway] = _Gateway(now, report)
         self._advance(now)
 
     def prepared(self, now: float, ticket_id: str) -> None:
@@ -303,7 +298,10 @@ class Residency:
         ticket = self.running
         if ticket is None or ticket.id != ticket_id or ticket.phase is not Phase.PREPARING:
             return
-        if self.state is State.EMPTY:
+        if ticket.cause is Cause.REQUEST and ticket.target not in self.waiting():
+            ticket.error = Problem("abandoned", "nobody waits for it any more")
+            self._finish(now, ticket, Outcome.FAILED)
+        elif self.state is State.EMPTY:
             self._load_target(now, ticket)
         elif self.state is State.LOST:
             self._unload(now)
@@ -402,7 +400,7 @@ class Residency:
 
     def _advance_drain(self, now: float) -> None:
         is_drained = now >= self._all_known_at and all(
-            not g.may_admit and not g.report.in_flight.get(self.epoch)
+            g.report.closed_epoch >= self.epoch and not g.report.in_flight.get(self.epoch)
             for g in self._gateways.values()
         )
         if now >= self._drain_deadline:
@@ -484,8 +482,6 @@ class Residency:
         self.serving_since = now
         self.desired = model
         self._retry_at = None
-        for gateway in self._gateways.values():
-            gateway.may_admit = True
 
     def _load_failed(self, now: float, problem: Problem) -> None:
         """(1) A wrong answer earns one restart, (2) the old model comes back, (3) nothing does."""
@@ -554,13 +550,15 @@ class Residency:
         self, now: float, target: str | None, cause: Cause, drain_timeout_s: float
     ) -> Ticket:
         self._num_tickets += 1
-        ticket_id = f"sw-{self.epoch}-{self._num_tickets}"
+        ticket_id = f"sw-{self._boot}-{self._num_tickets}"
         ticket = Ticket(ticket_id, self.holder, target, cause, drain_timeout_s, now)
         ticket.enter(Phase.QUEUED, now)
         return ticket
 
-    def _join(self, now: float, ticket: Ticket, drain_timeout_s: float) -> Ticket:
+    def _join(self, now: float, ticket: Ticket, cause: Cause, drain_timeout_s: float) -> Ticket:
         """A second wish for the same switch may shorten its drain, never lengthen it."""
+        if cause is Cause.ADMIN:
+            ticket.cause = cause  # it goes on although the waiting requests may leave
         if drain_timeout_s < ticket.drain_timeout_s:
             ticket.drain_timeout_s = drain_timeout_s
             if self.state is State.DRAINING and ticket is self.running:

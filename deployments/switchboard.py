@@ -57,9 +57,10 @@ class Switchboard:
             failed_retry_s=switching.failed_retry_s,
         )
         epoch = self._saved.epoch if self._saved else 0
-        self._machine = Residency(list(settings.models), policy, epoch)
+        self._boot = uuid.uuid4().hex[:8]
+        self._machine = Residency(list(settings.models), policy, epoch, self._boot)
+        self._has_started = asyncio.Event()  # what runs is known: events may come
         self._tickets: deque[Ticket] = deque(maxlen=_NUM_KEPT_TICKETS)
-        self._boot = uuid.uuid4().hex
         self._view = self._make_view(0)
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
@@ -71,6 +72,7 @@ class Switchboard:
 
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
         """The view, as soon as it differs from `seen` (boot, version), or after a few seconds."""
+        await self._has_started.wait()
         self._machine.watch(time.monotonic(), gateway)
         self._settle()
         try:
@@ -82,6 +84,7 @@ class Switchboard:
 
     async def report(self, news: GatewayNews) -> None:
         """A gateway's in-flight and waiting counts."""
+        await self._has_started.wait()
         now = time.monotonic()
         self._machine.report(now, news.gateway, news.to_report(now))
         self._settle()
@@ -98,6 +101,7 @@ class Switchboard:
         """
         if model not in self._settings.models:
             raise UnknownModel(f"The model `{model}` does not exist.", "model")
+        await self._has_started.wait()
         now = time.monotonic()
         ticket = self._machine.request_switch(now, model, Cause.ADMIN, drain_timeout_s)
         self._keep(ticket)
@@ -157,6 +161,7 @@ class Switchboard:
             self._spawn(self._follow_engine(Load(epoch, model)))
         elif wanted:
             self._machine.start(now, wanted)
+        self._has_started.set()
         self._settle()
 
     async def _keep_time(self) -> None:

@@ -39,6 +39,12 @@ class View:
     def admitting_epoch(self) -> int | None:
         return self.epoch if self.state is State.SERVING else None
 
+    @property
+    def closed_epoch(self) -> int:
+        """Under this epoch and older ones a gateway with this view admits nobody, now or later."""
+        is_open = self.state in (State.LOADING, State.VERIFYING, State.SERVING)
+        return self.epoch - 1 if is_open else self.epoch
+
 
 @dataclass(frozen=True)
 class WaitingAges:
@@ -54,7 +60,7 @@ class GatewayNews:
 
     gateway: str
     seq: int
-    admitting_epoch: int | None
+    closed_epoch: int
     in_flight: dict[int, int]
     waiting: dict[str, WaitingAges]
 
@@ -63,7 +69,7 @@ class GatewayNews:
             model: Waiting(w.num_requests, now - w.oldest_age_s)
             for model, w in self.waiting.items()
         }
-        return GatewayReport(self.seq, self.admitting_epoch, self.in_flight, waiting)
+        return GatewayReport(self.seq, self.closed_epoch, self.in_flight, waiting)
 
 
 def ticket_json(ticket: Ticket, now: float) -> dict[str, Any]:

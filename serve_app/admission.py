@@ -134,8 +134,8 @@ class Admission:
         for waiter in self._waiters:  # in order of arrival: the first of a model is its oldest
             have = waiting.get(waiter.model, WaitingAges(0, now - waiter.arrived_at))
             waiting[waiter.model] = WaitingAges(have.num_requests + 1, have.oldest_age_s)
-        admitting = self.view.admitting_epoch if self.view else None
-        return GatewayNews(self.gateway, self._num_news, admitting, in_flight, waiting)
+        closed = self.view.closed_epoch if self.view else -1
+        return GatewayNews(self.gateway, self._num_news, closed, in_flight, waiting)
 
     def retry_after_s(self) -> float:
         """When a place in the queue may be free: what waits, at the pace of late."""

@@ -21,6 +21,7 @@ positionally, to `Exception.__init__`.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -117,7 +118,7 @@ def error_response(error: BackendError) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body for one error: the only place where errors become HTTP."""
     headers = {"content-type": "application/json"}
     if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return error.status, headers, json.dumps(error_body(error)).encode()
 
 

@@ -66,8 +66,8 @@ class Gateway:
         while True:
             try:
                 view = await self.switchboard.watch(self.admission.gateway, seen)
-            except (RayError, RayServeException):
-                logger.warning("the Switchboard does not answer")
+            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
+                logger.warning("the Switchboard does not answer: %r", exc)
                 await asyncio.sleep(_RETRY_S)
                 continue
             if seen != (view.boot, view.version):
@@ -80,8 +80,8 @@ class Gateway:
             self.admission.changed.clear()
             try:
                 await self.switchboard.report(self.admission.news())
-            except (RayError, RayServeException):
-                logger.warning("the Switchboard takes no report")
+            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
+                logger.warning("the Switchboard takes no report: %r", exc)
                 self.admission.changed.set()
                 await asyncio.sleep(_RETRY_S)
 

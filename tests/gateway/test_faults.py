@@ -220,6 +220,6 @@ async def test_serving_goes_on_while_the_switchboard_is_away(backend: Backend) -
     await backend.switchboard.refused(3)
     backend.switchboard.is_away = False
     news = await backend.switchboard.told(lambda news: B in news.waiting)
-    assert news.admitting_epoch == 1
+    assert news.closed_epoch == 0
     await backend.serving(B, epoch=2)
     assert (await waiting)[0] == 200

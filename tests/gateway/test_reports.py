@@ -10,7 +10,7 @@ async def test_each_step_of_a_switch_is_reported(backend: Backend) -> None:
     """Admitting, then not any more but still in flight, then nothing, then the new epoch."""
     told = backend.switchboard.told
     engine = await backend.serving(A, epoch=1)
-    await told(lambda news: news.admitting_epoch == 1 and not news.in_flight)
+    await told(lambda news: news.closed_epoch == 0 and not news.in_flight)
     engine.first_byte.clear()
     running = [backend.asking() for _ in range(2)]
     await until(lambda: engine.num_running == 2)
@@ -21,7 +21,7 @@ async def test_each_step_of_a_switch_is_reported(backend: Backend) -> None:
     assert 0 <= news.waiting[B].oldest_age_s < 5
 
     await backend.show(state=State.DRAINING)
-    news = await told(lambda news: news.admitting_epoch is None)
+    news = await told(lambda news: news.closed_epoch >= 1)
     assert news.in_flight == {1: 2}
     engine.first_byte.set()
     await told(lambda news: not news.in_flight)
@@ -31,7 +31,7 @@ async def test_each_step_of_a_switch_is_reported(backend: Backend) -> None:
     await backend.serving(B, epoch=2)
     await asyncio.gather(*waiting)
     news = await told(lambda news: not news.waiting)
-    assert news.admitting_epoch == 2
+    assert news.closed_epoch == 1
 
 
 async def test_reports_are_numbered_in_order(backend: Backend) -> None:
@@ -62,8 +62,8 @@ async def test_an_admitted_waiter_is_no_longer_reported_as_waiting(backend: Back
 
 async def test_a_request_in_service_of_a_quiet_gateway_costs_no_report(backend: Backend) -> None:
     """While a model serves and nobody waits, requests come and go without a call."""
-    await backend.serving(A)
-    await backend.switchboard.told(lambda news: news.admitting_epoch == 1)
+    await backend.serving(A, epoch=2)
+    await backend.switchboard.told(lambda news: news.closed_epoch == 1)
     num_reports = len(backend.switchboard.news)
     for _ in range(5):
         assert (await backend.asking())[0] == 200

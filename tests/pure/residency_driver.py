@@ -123,7 +123,7 @@ class Driver:
         self._seq[gateway] = self._seq.get(gateway, 0) + 1
         report = GatewayReport(
             self._seq[gateway] if seq is None else seq,
-            epoch if admitting else None,
+            epoch - 1 if admitting else epoch,
             {epoch: in_flight},
             {model: Waiting(1, self.now - age) for model, age in (waiting or {}).items()},
         )

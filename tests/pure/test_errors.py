@@ -60,7 +60,7 @@ def test_codes_tell_errors_apart():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "header"), [(None, None), (0.0, "1"), (1.2, "1"), (15.0, "15")]
+    ("seconds", "header"), [(None, None), (0.0, "1"), (1.2, "2"), (15.0, "15")]
 )
 def test_retry_after_is_whole_seconds_and_never_zero(seconds, header):
     _, headers, _ = error_response(Overloaded("full", retry_after_s=seconds))

@@ -82,7 +82,6 @@ class Gateway:
     is_hung: bool = False  # it sends no signs of life
     is_trusted: bool = False  # the Switchboard has heard of it, and without a long pause since
     num_reports: int = 0
-    num_reports_before_epoch: int = 0  # made before it knew that the view's epoch serves
     in_flight: dict[int, int] = field(default_factory=dict)
     waiting: list[tuple[str, float]] = field(default_factory=list)  # (model, arrival)
     reports: list[GatewayReport] = field(default_factory=list)  # on their way
@@ -92,11 +91,11 @@ class Gateway:
         for model, arrival in self.waiting:
             have = waiting.get(model, Waiting(0, arrival))
             waiting[model] = Waiting(have.num_requests + 1, have.oldest_arrival)
-        admitting = self.view.epoch if self.view and self.view.state is State.SERVING else None
+        view = self.view
+        is_open = view is None or view.state in (*STARTING, State.SERVING)
+        closed = (view.epoch if view else 0) - is_open
         self.num_reports += 1
-        self.reports.append(
-            GatewayReport(self.num_reports, admitting, dict(self.in_flight), waiting)
-        )
+        self.reports.append(GatewayReport(self.num_reports, closed, dict(self.in_flight), waiting))
 
 
 class ResidencyMachine(RuleBasedStateMachine):
@@ -521,10 +520,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def learn(self, gateway: Gateway) -> None:
         """The answer arrives: cut, admit, report, and watch again."""
-        before, gateway.view = gateway.view, gateway.answer or self.seen()
-        gateway.answer = None
-        if before is None or before.epoch != gateway.view.epoch or before.state in STARTING:
-            gateway.num_reports_before_epoch = gateway.num_reports
+        gateway.view, gateway.answer = gateway.answer or self.seen(), None
         if gateway.view.is_cut:
             gateway.in_flight.pop(gateway.view.epoch, None)
         self.admit(gateway)
@@ -561,19 +557,6 @@ class ResidencyMachine(RuleBasedStateMachine):
             gateway.make_report()
 
     def deliverable(self, gateway: Gateway) -> bool:
-        """Left out: a report, made before the gateway knew that the epoch serves, that is heard
-        when the epoch drains. It can not be told from one made after; see
-        `test_report_crossing_the_news_of_serving_does_not_end_the_drain`.
-        """
-        view, machine = gateway.view, self.machine
-        if machine.state is State.DRAINING:
-            if view is None or (view.epoch, view.state) not in (
-                (machine.epoch, State.SERVING),
-                (machine.epoch, State.DRAINING),
-            ):
-                return False
-            known_since = gateway.num_reports_before_epoch
-            gateway.reports = [r for r in gateway.reports if r.seq > known_since]
         return bool(gateway.reports)
 
     def deliver(self, gateway: Gateway, index: int) -> None:
