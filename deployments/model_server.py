@@ -3,10 +3,11 @@
 It never sees a request; the gateway talks to the engine's socket.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from deployments import checkpoint, golden
+from deployments import checkpoint, watchdog
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import (
     EngineEvent,
@@ -16,9 +17,14 @@ from deployments.engine import (
     EngineStarted,
     EngineVerifying,
 )
+from deployments.golden import GoldenAnswer
 from deployments.lifeline import end_with_parent
+from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
 from serve_app.settings import ModelSpec, Settings
+
+# The first answer of a fresh engine on a GPU compiles kernels.
+_FIRST_ANSWER_TIMEOUT_S = 120.0
 
 
 class ModelServer:
@@ -30,7 +36,8 @@ class ModelServer:
         self._spec: ModelSpec = settings.models[model]
         self._home = Path(settings.home)
         self._engine: VllmEngine | None = None
-        self._is_verified = False
+        self._watching: asyncio.Task[None] | None = None  # set once the engine is verified
+        self._problem: Problem | None = None  # why it was killed here
 
     async def hold(self, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start the engine of `epoch`, and tell of it until it is gone.
@@ -40,44 +47,51 @@ class ModelServer:
         engine = self._engine
         if engine is None or engine.epoch != epoch:
             engine = VllmEngine(self._spec, epoch, self._home)
-            self._engine, self._is_verified = engine, False
+            self._engine, self._watching, self._problem = engine, None, None
             try:
                 async for event in self._load(engine):
                     yield event
-            except EngineFailed as exc:
+            except (EngineFailed, CheckpointProblem) as exc:
                 yield EngineGone(exc.problem)
                 return
-            except CheckpointProblem as exc:
-                yield EngineGone(exc.problem)
-                return
-        if self._is_verified:
+        if self._watching:
             yield EngineReady(str(engine.socket))
         await engine.ended.wait()
-        yield EngineGone(engine.why_ended())
+        yield EngineGone(self._problem or engine.why_ended())
 
     async def _load(self, engine: VllmEngine) -> AsyncIterator[EngineEvent]:
         folder = checkpoint.locate(self._spec, self._home)
-        switching = self._settings.switching
-        await engine.start(folder, self._settings.device, grace_s=switching.unload_timeout_s)
+        device, switching = self._settings.device, self._settings.switching
+        await engine.start(folder, device, grace_s=switching.unload_timeout_s)
         yield EngineStarted(engine.pid)
         await engine.wait_ready(switching.load_timeout_s)
         yield EngineVerifying()
-        await golden.verify(engine.socket, self._spec)
-        self._is_verified = True
+        golden = GoldenAnswer(self._spec, folder, device, self._home)
+        await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
+        self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
+
+    async def _watch(self, engine: VllmEngine, golden: GoldenAnswer) -> None:
+        """Kill the engine when it no longer works; its end is then told with the reason."""
+        problem = await watchdog.watch(engine.socket, golden, self._settings.probing)
+        if not engine.ended.is_set():
+            self._problem = problem
+            engine.kill()
 
     async def describe(self) -> tuple[int, str] | None:
         """Epoch and socket of the engine that serves here, if one does."""
         engine = self._engine
-        if engine is None or not self._is_verified or engine.ended.is_set():
+        if engine is None or not self._watching or engine.ended.is_set():
             return None
         return engine.epoch, str(engine.socket)
 
     async def release(self) -> None:
         """End the engine; returns when nothing of it is left."""
+        if self._watching:
+            self._watching.cancel()
         if self._engine and self._engine.pid:
             await self._engine.stop()
 
     async def check_health(self) -> None:
         """Serve's health check: the replica is as good as its engine."""
-        if self._engine and self._is_verified and self._engine.ended.is_set():
-            raise RuntimeError(self._engine.why_ended().message)
+        if self._engine and self._watching and self._engine.ended.is_set():
+            raise RuntimeError((self._problem or self._engine.why_ended()).message)

@@ -15,12 +15,18 @@ One place, one holder. A switch of the holder from `old` to `new` goes through
 
 and whatever fails from LOADING on brings `old` back (ROLLED_BACK); only if that fails too is the
 place left empty (FAILED), to be tried again later.
+
+Who comes first: an admin's wish, then a lease, then what requests wait for (`scheduling.py` says
+when), then nobody at all: an idle model may be unloaded.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
+
+from deployments.scheduling import Claim, Costs, Resident, Rule
 
 
 class State(StrEnum):
@@ -64,7 +70,9 @@ class Cause(StrEnum):
 
     START = "start"  # the default model, after a start
     ADMIN = "admin"
+    LEASE = "lease"  # somebody wants the model kept
     REQUEST = "request"  # somebody waits for the model
+    IDLE = "idle"  # nobody has used the model for long
     RECOVERY = "recovery"  # the engine died
     RETRY = "retry"  # a failed load is tried again
 
@@ -92,6 +100,7 @@ class Policy:
     cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
     gateway_ttl_s: float = 15.0  # a gateway silent this long is gone, and its requests with it
     retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
+    idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> unused this long
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class GatewayReport:
     closed_epoch: int  # under this epoch and older ones it admits nobody, now or later
     in_flight: dict[int, int] = field(default_factory=dict)  # epoch -> requests
     waiting: dict[str, Waiting] = field(default_factory=dict)  # model -> who waits for it
+    last_active: float = 0.0  # when it last admitted a request or saw one end; 0: never
 
 
 @dataclass
@@ -128,6 +138,7 @@ class Ticket:
     num_attempts: int = 0  # loads of the target
     is_rolling_back: bool = False
     history: list[tuple[Phase, float]] = field(default_factory=list)  # (phase, entered at)
+    estimate_s: float | None = None  # what it should take without its drain, as it begins
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phase = phase
@@ -146,6 +157,24 @@ class Failure:
     problem: Problem
     retry_at: float
     ticket_id: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of `owner` to have `model` stay resident for `seconds`, once it serves."""
+
+    model: str
+    owner: str
+    seconds: float
+    until: float | None = None  # None until it serves
+
+
+class LeaseHeld(Exception):
+    """Somebody else holds a lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease)
+        self.lease = lease
 
 
 @dataclass(frozen=True)
@@ -179,6 +208,7 @@ Effect = Prepare | Unload | Load
 class _Gateway:
     last_seen: float
     report: GatewayReport
+    reported_at: float = -math.inf
 
 
 class Residency:
@@ -199,7 +229,11 @@ class Residency:
         self.queue: list[Ticket] = []
         self.failures: dict[str, Failure] = {}
         self.is_cut = False  # the drain deadline has passed: gateways end what is in flight
-        self.switch_seconds: dict[str, float] = {}  # model -> what loading it costs, averaged
+        self.held: Lease | None = None
+        self.costs = Costs()
+        self._rule = Rule(len(models), policy.max_wait_s, policy.min_resident_s)
+        self._left_at: dict[str, float] = {}  # model -> when it last ceased to admit
+        self._last_active = -math.inf  # a request was admitted or ended, or waited for the holder
         self._gateways: dict[str, _Gateway] = {}
         self._effects: list[Effect] = []
         self._last_load: tuple[Ticket, float] | None = None  # whose engine may be on probation
@@ -233,9 +267,65 @@ class Residency:
                 )
         return {model: w for model, w in total.items() if w.num_requests}
 
+    @property
+    def switch_seconds(self) -> dict[str, float]:
+        """Model -> what a switch to it costs in seconds, averaged."""
+        return {m: s for m, s in self.costs.by_target.items() if m is not None}
+
+    def estimate_s(self, target: str | None) -> float | None:
+        """Seconds that a switch to `target` should take from now, its drain taken as 0.
+
+        After the running switch, if that leads elsewhere. None: nothing like it was ever measured.
+        """
+        if self._is_resident(target) and not self.running:
+            return 0.0
+        if not self.running:
+            return self.costs.estimate(self.holder, target)
+        first_s = self.running.estimate_s
+        second_s = self.costs.estimate(self.running.target, target)
+        return None if first_s is None or second_s is None else first_s + second_s
+
+    def waits_for(self) -> dict[str, int]:
+        """What keeps the running switch: requests `in_flight`, `gateways` yet to close."""
+        if self.state is not State.DRAINING:
+            return {}
+        open_gateways = [
+            g for g in self._gateways.values() if g.report.closed_epoch < self.epoch
+        ]
+        counts = {"in_flight": self.num_in_flight(), "gateways": len(open_gateways)}
+        return {what: num for what, num in counts.items() if num}
+
+    def would_switch(self, target: str | None) -> dict[str, Any]:
+        """What an admin's `request_switch` would meet now; changes nothing.
+
+        `blockers` are what it would end (a lease) or wait for (the running switch).
+        """
+        ahead = self._line()
+        joined = next((n for n, t in enumerate(ahead) if _can_join(t, target)), len(ahead))
+        blockers: list[dict[str, Any]] = []
+        if self.held and self.held.model != target:
+            blockers.append(
+                {"kind": "lease", "model": self.held.model, "owner": self.held.owner}
+            )
+        if self.running and joined != 0:
+            running = self.running
+            blockers.append({"kind": "switch", "ticket": running.id, "to": running.target})
+        return {
+            "from": self.holder,
+            "to": target,
+            "in_flight": self.num_in_flight(),
+            "queued_behind": joined,
+            "estimate_s": self.estimate_s(target),
+            "blockers": blockers,
+        }
+
+    def wait_bound_s(self, longest_switch_s: float) -> float:
+        """The longest possible wait for a model, if no switch takes longer than this."""
+        return self._rule.wait_bound_s(longest_switch_s)
+
     def next_deadline(self, now: float) -> float | None:
         """When `tick` has something to decide, if nothing else happens before."""
-        return min((at for at in self._deadlines() if at > now), default=None)
+        return min((at for at in self._deadlines(now) if at > now), default=None)
 
     # --- events ---
 
@@ -262,13 +352,53 @@ class Residency:
 
         (1) Already so, and nothing else under way: a ticket that is done. (2) A switch to the
         same target is under way or queued, and has not failed: that ticket. (3) Else a new
-        ticket, queued.
+        ticket, queued. An admin's wish for another model than the leased one ends the lease.
         """
         assert target is None or target in self.models, target
+        if cause is Cause.ADMIN and self.held and self.held.model != target:
+            self.held = None
         drain_s = self.policy.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        for ticket in [*([self.running] if self.running else []), *self.queue]:  # (2)
-            if ticket.target == target and not ticket.error:
+        for ticket in self._line():  # (2)
+            if _can_join(ticket, target):
                 return self._join(now, ticket, cause, drain_s)
+        return self._wish(now, target, cause, drain_s)
+
+    def lease(
+        self, now: float, model: str, seconds: float, owner: str, replace: bool = False
+    ) -> Ticket:
+        """Keep `model` resident for `seconds` from when it serves; load it first if need be.
+
+        While the lease stands neither requests nor idleness put the model out. It ends with its
+        time, by `end_lease`, by an admin's switch to another model, or when a load of the model
+        fails; the death of a serving engine does not end it. Switches wished for before it are
+        made before it. The same owner may change its lease, `replace` ends anybody's.
+
+        Raises:
+            LeaseHeld: somebody else's lease stands, granted or yet to be.
+        """
+        assert model in self.models, model
+        self._end_lease_in_time(now)
+        if self.held and self.held.owner != owner and not replace:
+            raise LeaseHeld(self.held)
+        self.held = Lease(model, owner, seconds)
+        line = self._line()
+        if line and _can_join(line[-1], model):
+            return self._join(now, line[-1], Cause.LEASE, self.policy.drain_timeout_s)
+        for ticket in self.queue:  # behind it others wait, who would put the model out again
+            if ticket.target == model:
+                self.queue.remove(ticket)
+                self.queue.append(ticket)
+                return self._join(now, ticket, Cause.LEASE, self.policy.drain_timeout_s)
+        return self._wish(now, model, Cause.LEASE, self.policy.drain_timeout_s)
+
+    def end_lease(self, now: float) -> None:
+        """The lease, if one stands, is over; its model stays until somebody wants another."""
+        self.held = None
+        self._advance(now)
+
+    def _wish(
+        self, now: float, target: str | None, cause: Cause, drain_s: float
+    ) -> Ticket:
         ticket = self._new_ticket(now, target, cause, drain_s)
         if not self.running and not self.queue and self._is_resident(target):  # (1)
             self._finish(now, ticket, Outcome.DONE)
@@ -290,7 +420,11 @@ class Residency:
         """A gateway says what it has in flight and waiting."""
         known = self._gateways.get(gateway)
         if known is None or report.seq > known.report.seq:
-            self._gateways[gateway] = _Gateway(now, report)
+            self._gateways[gateway] = _Gateway(now, report, now)
+            was_busy = known is not None and self._is_busy(known.report)
+            if was_busy or self._is_busy(report):
+                self._last_active = now
+            self._last_active = max(self._last_active, min(report.last_active, now))
         self._advance(now)
 
     def prepared(self, now: float, ticket_id: str) -> None:
@@ -298,15 +432,16 @@ class Residency:
         ticket = self.running
         if ticket is None or ticket.id != ticket_id or ticket.phase is not Phase.PREPARING:
             return
-        if ticket.cause is Cause.REQUEST and ticket.target not in self.waiting():
-            ticket.error = Problem("abandoned", "nobody waits for it any more")
-            self._finish(now, ticket, Outcome.FAILED)
+        if not self._is_wanted(ticket):
+            self._abandon(now, ticket)
         elif self.state is State.EMPTY:
             self._load_target(now, ticket)
         elif self.state is State.LOST:
             self._unload(now)
         else:
+            assert self.holder is not None
             self.state = State.DRAINING
+            self._left_at[self.holder] = now
             self._num_retries = 0  # an engine has worked since
             self._drain_deadline = now + ticket.drain_timeout_s
             ticket.enter(Phase.DRAINING, now)
@@ -336,6 +471,7 @@ class Residency:
             assert ticket.source is not None
             self._load(now, ticket.source, ticket)
         elif ticket.target is None:
+            self._learn_cost(now, ticket)
             self._finish(now, ticket, Outcome.DONE)
         else:
             self._load_target(now, ticket)
@@ -391,12 +527,15 @@ class Residency:
             del self._gateways[name]
         if self.state is State.DRAINING:
             self._advance_drain(now)
-        if self.running is None and not self.queue:
-            self._consider_demand(now)
-        if self.running is None and not self.queue:
-            self._consider_retry(now)
+        self._end_lease_in_time(now)
+        for consider in (self._consider_demand, self._consider_idle, self._consider_retry):
+            if self.running is None and not self.queue:
+                consider(now)
         if self.running is None and self.queue:
             self._begin(now, self.queue.pop(0))
+        if self.held and self.held.until is None and not self.running and not self.queue:
+            if self._is_resident(self.held.model):
+                self.held = replace(self.held, until=now + self.held.seconds)
 
     def _advance_drain(self, now: float) -> None:
         is_drained = now >= self._all_known_at and all(
@@ -410,32 +549,50 @@ class Residency:
 
     def _consider_demand(self, now: float) -> None:
         """Switch for those who wait, if it is time to leave the resident model."""
-        waiting = self.waiting()
-        candidates = {
-            m: w for m, w in waiting.items() if m != self.holder and self._may_try(now, m)
-        }
-        if not candidates or self.state not in (State.EMPTY, State.SERVING):
+        claims = self._claims(now)
+        if not claims or self.held or self.state not in (State.EMPTY, State.SERVING):
             return
-        target = min(candidates, key=lambda m: candidates[m].oldest_arrival)
-        if self.state is State.EMPTY or self._is_time_to_leave(now, waiting, candidates[target]):
+        if self.state is State.EMPTY or now >= self._leave_at(claims):
             drain_s = self.policy.drain_timeout_s
-            self.queue.append(self._new_ticket(now, target, Cause.REQUEST, drain_s))
+            self.queue.append(self._new_ticket(now, claims[0].model, Cause.REQUEST, drain_s))
 
-    def _is_time_to_leave(
-        self, now: float, waiting: dict[str, Waiting], candidate: Waiting
-    ) -> bool:
-        """(1) The resident model is idle, or (2) the candidate's waiting is worth the switch."""
+    def _claims(self, now: float) -> list[Claim]:
+        """Who waits for a model that does not serve and may be loaded; the oldest claim first."""
+        claims = [
+            Claim(m, max(w.oldest_arrival, self._left_at.get(m, -math.inf)), w.num_requests)
+            for m, w in self.waiting().items()
+            if m != self.holder and self._may_try(now, m)
+        ]
+        return sorted(claims, key=lambda claim: (claim.since, claim.model))
+
+    def _leave_at(self, claims: list[Claim]) -> float:
         assert self.holder is not None
-        if not self.num_in_flight() and self.holder not in waiting:  # (1)
-            return True
-        return now >= self._leave_at(candidate)  # (2)
+        own = self.waiting().get(self.holder)
+        num_own = self.num_in_flight() + (own.num_requests if own else 0)
+        resident = Resident(self.holder, self.serving_since, num_own, self._last_active)
+        return self._rule.leave_at(resident, claims, self.costs)
 
-    def _leave_at(self, candidate: Waiting) -> float:
-        """When the candidate is served although the resident model is busy."""
-        return max(
-            self.serving_since + self.policy.min_resident_s,
-            candidate.oldest_arrival + self.policy.max_wait_s / 4,
-        )
+    def _consider_idle(self, now: float) -> None:
+        """Unload a model that nobody has used for its time.
+
+        A gateway's silence is no sign of that: each has to say so after the time is over.
+        """
+        due = self._idle_unload_at()
+        if due is None or now < due or any(g.reported_at < due for g in self._gateways.values()):
+            return
+        self.queue.append(self._new_ticket(now, None, Cause.IDLE, self.policy.drain_timeout_s))
+
+    def _idle_unload_at(self) -> float | None:
+        if self.state is not State.SERVING or self.held or self.holder is None:
+            return None
+        seconds = self.policy.idle_unload_s.get(self.holder)
+        if seconds is None or any(self._is_busy(g.report) for g in self._gateways.values()):
+            return None
+        return max(self.serving_since, self._last_active, self._all_known_at) + seconds
+
+    def _end_lease_in_time(self, now: float) -> None:
+        if self.held and self.held.until is not None and now >= self.held.until:
+            self.held = None
 
     def _consider_retry(self, now: float) -> None:
         is_due = self._retry_at is not None and now >= self._retry_at
@@ -448,9 +605,14 @@ class Residency:
             self._finish(now, ticket, Outcome.DONE)
             self._advance(now)
             return
+        if ticket.cause is Cause.LEASE and not self._is_wanted(ticket):
+            self._abandon(now, ticket)
+            self._advance(now)
+            return
         self.running = ticket
         ticket.outcome = Outcome.RUNNING
         ticket.source = self.holder
+        ticket.estimate_s = self.costs.estimate(ticket.source, ticket.target)
         ticket.enter(Phase.PREPARING, now)
         if ticket.target is None:
             self.prepared(now, ticket.id)
@@ -507,6 +669,7 @@ class Residency:
         (3) The same model comes back."""
         assert self.holder is not None
         self.state = State.LOST
+        self._left_at[self.holder] = now
         if self.running:  # (1)
             return
         loaded = self._last_load
@@ -524,6 +687,21 @@ class Residency:
         ticket.source, ticket.outcome = self.holder, Outcome.RUNNING
         self.running = ticket
         self._unload(now)
+
+    def _is_wanted(self, ticket: Ticket) -> bool:
+        """Whether what it is made for still holds, as it is about to disturb the resident model."""
+        is_waited_for = ticket.target in self.waiting()
+        match ticket.cause:
+            case Cause.LEASE | Cause.REQUEST if self.held:
+                return self.held.model == ticket.target
+            case Cause.LEASE | Cause.REQUEST:
+                return is_waited_for
+            case _:
+                return True
+
+    def _abandon(self, now: float, ticket: Ticket) -> None:
+        ticket.error = Problem("abandoned", "nobody waits for it any more")
+        self._finish(now, ticket, Outcome.FAILED)
 
     def _finish(self, now: float, ticket: Ticket, outcome: Outcome) -> None:
         phase = {
@@ -557,7 +735,8 @@ class Residency:
 
     def _join(self, now: float, ticket: Ticket, cause: Cause, drain_timeout_s: float) -> Ticket:
         """A second wish for the same switch may shorten its drain, never lengthen it."""
-        if cause is Cause.ADMIN:
+        is_promoted = cause is Cause.LEASE and ticket.cause is Cause.REQUEST
+        if cause is Cause.ADMIN or is_promoted:
             ticket.cause = cause  # it goes on although the waiting requests may leave
         if drain_timeout_s < ticket.drain_timeout_s:
             ticket.drain_timeout_s = drain_timeout_s
@@ -579,21 +758,26 @@ class Residency:
         self._num_failures += 1
         retry_at = now + self.policy.failed_retry_s
         self.failures[model] = Failure(self._num_failures, problem, retry_at, ticket.id)
+        if self.held and self.held.model == model:
+            self.held = None
 
     def _learn_cost(self, now: float, ticket: Ticket) -> None:
         """Average the time from the old model's last possible answer to the new one's first."""
-        assert self.holder is not None
         began = next(
             at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING)
         )
-        old = self.switch_seconds.get(self.holder)
-        seconds = now - began
-        self.switch_seconds[self.holder] = seconds if old is None else 0.7 * old + 0.3 * seconds
+        self.costs.learn(ticket.source, ticket.target, now - began)
+
+    def _line(self) -> list[Ticket]:
+        return [*([self.running] if self.running else []), *self.queue]
+
+    def _is_busy(self, report: GatewayReport) -> bool:
+        return bool(report.in_flight.get(self.epoch)) or self.holder in report.waiting
 
     def _is_gone(self, gateway: _Gateway, now: float) -> bool:
         return now >= gateway.last_seen + self.policy.gateway_ttl_s
 
-    def _deadlines(self) -> Iterator[float]:
+    def _deadlines(self, now: float) -> Iterator[float]:
         for gateway in self._gateways.values():
             yield gateway.last_seen + self.policy.gateway_ttl_s
         if self.state is State.DRAINING:
@@ -602,7 +786,19 @@ class Residency:
         if self.running is None:
             if self._retry_at is not None:
                 yield self._retry_at
-            for model, waiting in self.waiting().items():
-                yield self._leave_at(waiting)
+            for model in self.waiting():
                 if model in self.failures:
                     yield self.failures[model].retry_at
+        if self.held and self.held.until is not None:
+            yield self.held.until
+        if self.running is None and self.state is State.SERVING:
+            claims = self._claims(now)
+            if claims and not self.held:
+                yield self._leave_at(claims)
+            idle_at = self._idle_unload_at()
+            if idle_at is not None:
+                yield idle_at
+
+
+def _can_join(ticket: Ticket, target: str | None) -> bool:
+    return ticket.target == target and not ticket.error

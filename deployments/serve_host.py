@@ -33,6 +33,9 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 class Host(Protocol):
     """The Switchboard's hands."""
 
+    async def check(self, model: str) -> None:
+        """Check the model's files. Raises CheckpointProblem."""
+
     async def prepare(self, model: str) -> None:
         """Check the model's files and read them ahead. Raises CheckpointProblem."""
 
@@ -69,13 +72,18 @@ class ServeHost:
             )
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
+    async def check(self, model: str) -> None:
+        await self._check(model)
+
     async def prepare(self, model: str) -> None:
-        home = Path(self._settings.home)
-        spec = self._settings.models[model]
-        folder = await asyncio.to_thread(checkpoint.check, spec, home)
+        folder = await self._check(model)
         await asyncio.to_thread(_read_ahead, folder)
         if self._standby:
             await self._standby.wait_ready(_STANDBY_READY_S)
+
+    async def _check(self, model: str) -> Path:
+        home = Path(self._settings.home)
+        return await asyncio.to_thread(checkpoint.check, self._settings.models[model], home)
 
     async def hold(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
         deadline_s = self._settings.switching.load_timeout_s

@@ -1,93 +1,54 @@
-"""The one writer of residency: feeds the machine of `residency.py`, carries out its decisions."""
+"""The one writer of residency, as gateways and admins meet it."""
 
-import asyncio
-import logging
 import time
-import uuid
-from collections import deque
-from collections.abc import Awaitable, Coroutine
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.checkpoint import CheckpointProblem
-from deployments.engine import EngineGone, EngineReady, EngineVerifying
+from deployments.conductor import Conductor, problem_of
 from deployments.lifeline import end_with_parent
-from deployments.residency import (
-    Cause,
-    Effect,
-    Load,
-    Policy,
-    Prepare,
-    Problem,
-    Residency,
-    State,
-    Ticket,
-    Unload,
-)
+from deployments.residency import Cause, LeaseHeld, State, Ticket
 from deployments.serve_host import Host, ServeHost
-from deployments.state_file import SavedState, load_state, save_state
-from deployments.view import FailedLoad, GatewayNews, View, ticket_json
-from serve_app.errors import NotFound, UnknownModel
+from deployments.view import EventPage, GatewayNews, View, lease_json, ticket_json
+from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import Settings
 
 _WATCH_S = 5.0  # a watch answers at the latest after this, changed or not: a sign of life
-_NUM_KEPT_TICKETS = 200
-
-logger = logging.getLogger("llm_backend.switchboard")
+_MAX_EVENTS_WAIT_S = 60.0
 
 
 class Switchboard:
-    """The shell around the machine. Everything runs on one event loop; no method blocks it."""
+    """Takes reports and wishes to the machine, and answers with what comes of them."""
 
     def __init__(self, settings: Settings, host: Host) -> None:
-        switching = settings.switching
         self._settings = settings
         self._host = host
-        self._state_file = Path(settings.home) / "run" / "residency.json"
-        self._saved = load_state(self._state_file)
-        policy = Policy(
-            drain_timeout_s=switching.drain_timeout_s,
-            max_wait_s=switching.max_wait_s,
-            min_resident_s=switching.min_resident_s,
-            probation_s=switching.probation_s,
-            failed_retry_s=switching.failed_retry_s,
-        )
-        epoch = self._saved.epoch if self._saved else 0
-        self._boot = uuid.uuid4().hex[:8]
-        self._machine = Residency(list(settings.models), policy, epoch, self._boot)
-        self._has_started = asyncio.Event()  # what runs is known: events may come
-        self._tickets: deque[Ticket] = deque(maxlen=_NUM_KEPT_TICKETS)
-        self._view = self._make_view(0)
-        self._changed = asyncio.Condition()
-        self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._start())
-        self._spawn(self._keep_time())
+        self._conductor = Conductor(settings, host)
+
+    async def close(self) -> None:
+        """End what it does; an engine that runs goes on."""
+        await self._conductor.close()
 
     # --- for gateways ---
 
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
         """The view, as soon as it differs from `seen` (boot, version), or after a few seconds."""
-        await self._has_started.wait()
-        self._machine.watch(time.monotonic(), gateway)
-        self._settle()
-        try:
-            async with asyncio.timeout(_WATCH_S), self._changed:
-                await self._changed.wait_for(lambda: (self._view.boot, self._view.version) != seen)
-        except TimeoutError:
-            pass
-        return self._view
+        await self._conductor.has_started.wait()
+        self._conductor.machine.watch(time.monotonic(), gateway)
+        self._conductor.settle()
+        await self._conductor.until(
+            lambda: (self._conductor.view.boot, self._conductor.view.version) != seen, _WATCH_S
+        )
+        return self._conductor.view
 
     async def report(self, news: GatewayNews) -> None:
         """A gateway's in-flight and waiting counts."""
-        await self._has_started.wait()
+        await self._conductor.has_started.wait()
         now = time.monotonic()
-        self._machine.report(now, news.gateway, news.to_report(now))
-        self._settle()
+        self._conductor.machine.report(now, news.gateway, news.to_report(now))
+        self._conductor.settle()
 
     # --- for admins, through the gateway ---
 
@@ -99,31 +60,80 @@ class Switchboard:
         Raises:
             UnknownModel: there is no such model.
         """
-        if model not in self._settings.models:
-            raise UnknownModel(f"The model `{model}` does not exist.", "model")
-        await self._has_started.wait()
-        now = time.monotonic()
-        ticket = self._machine.request_switch(now, model, Cause.ADMIN, drain_timeout_s)
-        self._keep(ticket)
-        self._settle()
-        if wait_s is not None:
-            try:
-                async with asyncio.timeout(wait_s), self._changed:
-                    await self._changed.wait_for(lambda: ticket.is_over)
-            except TimeoutError:
-                pass
-        return ticket_json(ticket, time.monotonic())
+        self._check_known(model)
+        await self._conductor.has_started.wait()
+        return await self._switch(model, drain_timeout_s, wait_s)
+
+    async def would_switch(self, model: str) -> dict[str, Any]:
+        """What `begin_switch` would do and meet now; nothing changes. Raises UnknownModel."""
+        self._check_known(model)
+        await self._conductor.has_started.wait()
+        problem = await problem_of(self._host.check(model), model)
+        would = self._conductor.machine.would_switch(model)
+        if problem:
+            blocker = {"kind": "files", "code": problem.code, "message": problem.message}
+            would["blockers"] = [*would["blockers"], blocker]
+        return {"dry_run": True} | would
+
+    async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
+        """Make no model resident; answers like `begin_switch`."""
+        await self._conductor.has_started.wait()
+        return await self._switch(None, drain_timeout_s, wait_s)
+
+    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
+        """Keep `model` resident for `seconds` from when it serves: the lease, and its ticket.
+
+        Raises:
+            UnknownModel: there is no such model.
+            LeaseRefused: somebody else has a lease.
+        """
+        self._check_known(model)
+        await self._conductor.has_started.wait()
+        try:
+            ticket = self._conductor.machine.lease(time.monotonic(), model, seconds, owner)
+        except LeaseHeld as exc:
+            self._conductor.settle()  # for the time has passed all the same
+            held = exc.lease
+            raise LeaseRefused(f"{held.model} is leased to {held.owner}.", "model") from exc
+        self._conductor.history.keep(ticket)
+        self._conductor.settle()
+        return {
+            "lease": lease_json(self._conductor.history.lease),
+            "ticket": self._ticket_json(ticket),
+        }
+
+    async def end_lease(self) -> dict[str, Any]:
+        """End the lease, if there is one: the one that was ended."""
+        await self._conductor.has_started.wait()
+        ended = lease_json(self._conductor.history.lease)
+        self._conductor.machine.end_lease(time.monotonic())
+        self._conductor.settle()
+        return {"ended": ended}
 
     async def ticket(self, ticket_id: str) -> dict[str, Any]:
         """One ticket. Raises NotFound."""
-        for ticket in self._tickets:
-            if ticket.id == ticket_id:
-                return ticket_json(ticket, time.monotonic())
-        raise NotFound(f"There is no switch ticket `{ticket_id}`.", "ticket")
+        ticket = self._conductor.history.ticket(ticket_id)
+        if ticket is None:
+            raise NotFound(f"There is no switch ticket `{ticket_id[:100]}`.", "ticket")
+        return self._ticket_json(ticket)
+
+    async def tickets(self, limit: int) -> list[dict[str, Any]]:
+        """The last tickets, newest first."""
+        return [self._ticket_json(ticket) for ticket in self._conductor.history.tickets(limit)]
+
+    async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
+        """The events after a position (boot, number), as soon as there are any or time is up.
+
+        After None, at once: where the events to come will begin.
+        """
+        await self._conductor.has_started.wait()
+        wait_s = min(timeout_s, _MAX_EVENTS_WAIT_S)
+        await self._conductor.until(lambda: after != self._conductor.history.position, wait_s)
+        return self._conductor.history.page(after)
 
     async def status(self) -> dict[str, Any]:
         """Everything an admin wants to know of residency."""
-        machine, now = self._machine, time.monotonic()
+        machine, now = self._conductor.machine, time.monotonic()
         return {
             "state": machine.state,
             "resident": machine.holder,
@@ -132,8 +142,9 @@ class Switchboard:
             "serving_for_s": round(now - machine.serving_since, 1)
             if machine.state is State.SERVING
             else None,
-            "switch": machine.running and ticket_json(machine.running, now),
-            "queued_switches": [ticket_json(t, now) for t in machine.queue],
+            "switch": machine.running and self._ticket_json(machine.running),
+            "queued_switches": [self._ticket_json(t) for t in machine.queue],
+            "lease": lease_json(self._conductor.history.lease),
             "waiting": {
                 model: {"requests": w.num_requests, "oldest_s": round(now - w.oldest_arrival, 1)}
                 for model, w in machine.waiting().items()
@@ -143,156 +154,29 @@ class Switchboard:
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
         }
 
-    # --- carrying out ---
+    def _check_known(self, model: str) -> None:
+        if model not in self._settings.models:
+            raise UnknownModel(f"The model `{model[:100]}` does not exist.", "model")
 
-    async def _start(self) -> None:
-        running = None
-        try:
-            running = await self._host.find_running()
-        except Exception:  # the lock on the place keeps a second engine away
-            logger.exception("could not see what runs")
-        now = time.monotonic()
-        wanted = self._settings.default_model
-        if self._saved and self._saved.desired in self._settings.models:
-            wanted = self._saved.desired
-        if running:
-            model, epoch, endpoint = running
-            self._machine.adopt(now, model, epoch, endpoint)
-            self._spawn(self._follow_engine(Load(epoch, model)))
-        elif wanted:
-            self._machine.start(now, wanted)
-        self._has_started.set()
-        self._settle()
-
-    async def _keep_time(self) -> None:
-        while True:
-            now = time.monotonic()
-            deadline = self._machine.next_deadline(now)
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(None if deadline is None else deadline - now):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._machine.tick(time.monotonic())
-                self._settle()
-
-    def _settle(self) -> None:
-        """After each event: carry out what was decided, save it, and tell those who watch."""
-        for effect in self._machine.take_effects():
-            self._spawn(self._carry_out(effect))
-        for ticket in [*self._machine.queue, self._machine.running]:
-            self._keep(ticket)
-        self._save()
-        view = self._make_view(self._view.version + 1)
-        if replace(view, version=self._view.version) != self._view:
-            self._view = view
-            self._spawn(self._notify())
-        self._wake.set()
-
-    def _keep(self, ticket: Ticket | None) -> None:
-        if ticket and ticket not in self._tickets:
-            self._tickets.appendleft(ticket)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _carry_out(self, effect: Effect) -> None:
-        match effect:
-            case Prepare(ticket_id, model):
-                await self._prepare(ticket_id, model)
-            case Unload(epoch, model):
-                try:
-                    await self._host.release(model)
-                except Exception:  # the lock on the place guards the next load
-                    logger.exception("could not release %s", model)
-                self._machine.unloaded(time.monotonic(), epoch)
-            case Load():
-                await self._follow_engine(effect)
-        self._settle()
-
-    async def _prepare(self, ticket_id: str, model: str) -> None:
-        try:
-            await self._host.prepare(model)
-        except CheckpointProblem as exc:
-            self._machine.refused(time.monotonic(), ticket_id, exc.problem)
-        except Exception:
-            logger.exception("could not prepare %s", model)
-            problem = Problem("internal_error", f"{model} could not be prepared")
-            self._machine.refused(time.monotonic(), ticket_id, problem)
-        else:
-            self._machine.prepared(time.monotonic(), ticket_id)
-
-    async def _follow_engine(self, load: Load) -> None:
-        """Hold the engine and pass on what becomes of it, until it is gone."""
-        problem = Problem("engine_ended", f"the engine of {load.model} ended")
-        try:
-            async for event in self._host.hold(load.model, load.epoch):
-                match event:
-                    case EngineVerifying():
-                        self._machine.verifying(time.monotonic(), load.epoch)
-                    case EngineReady(socket):
-                        self._machine.ready(time.monotonic(), load.epoch, socket)
-                    case EngineGone(why):
-                        problem = why
-                self._settle()
-        except Exception:
-            logger.exception("lost hold of %s", load.model)
-        self._machine.engine_lost(time.monotonic(), load.epoch, problem)
-        self._settle()
-
-    def _save(self) -> None:
-        state = SavedState(self._machine.desired, self._machine.epoch)
-        if state != self._saved:
-            try:
-                save_state(self._state_file, state)
-            except OSError:
-                logger.exception("could not save %s", self._state_file)
-            self._saved = state
-
-    def _make_view(self, version: int) -> View:
-        machine = self._machine
-        running = machine.running
-        return View(
-            boot=self._boot,
-            version=version,
-            state=machine.state,
-            epoch=machine.epoch,
-            holder=machine.holder,
-            endpoint=machine.endpoint,
-            is_cut=machine.is_cut,
-            failures={
-                model: FailedLoad(
-                    f.seq, f.problem.code, f.problem.message, machine.policy.failed_retry_s
-                )
-                for model, f in machine.failures.items()
-            },
-            switch=_summary(running) if running else None,
-            place_failed=machine.state is State.EMPTY
-            and running is None
-            and machine.desired is not None,
+    async def _switch(
+        self, target: str | None, drain_timeout_s: float | None, wait_s: float | None
+    ) -> dict[str, Any]:
+        ticket = self._conductor.machine.request_switch(
+            time.monotonic(), target, Cause.ADMIN, drain_timeout_s
         )
+        self._conductor.history.keep(ticket)
+        self._conductor.settle()
+        if wait_s is not None:
+            await self._conductor.until(lambda: ticket.is_over, wait_s)
+        return self._ticket_json(ticket)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(_logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _summary(ticket: Ticket) -> dict[str, Any]:
-    return {
-        "id": ticket.id,
-        "from": ticket.source,
-        "to": ticket.target,
-        "phase": ticket.phase,
-    }
-
-
-async def _logged(work: Awaitable[None]) -> None:
-    try:
-        await work
-    except Exception:
-        logger.exception("a task of the Switchboard failed")
+    def _ticket_json(self, ticket: Ticket) -> dict[str, Any]:
+        waits_for = (
+            self._conductor.machine.waits_for()
+            if ticket is self._conductor.machine.running
+            else None
+        )
+        return ticket_json(ticket, time.monotonic(), waits_for)
 
 
 class SwitchboardDeployment(Switchboard):

@@ -1,6 +1,7 @@
 """What the Switchboard and the gateways tell each other."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from deployments.residency import GatewayReport, Phase, State, Ticket, Waiting
@@ -14,6 +15,23 @@ class FailedLoad:
     code: str
     message: str
     retry_after_s: float  # from when it happened
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """`Lease` as it crosses a process border: its end by the wall clock, in seconds since 1970."""
+
+    model: str
+    owner: str
+    seconds: float
+    until: float | None  # None until the model serves
+
+    @property
+    def ends_at(self) -> str | None:
+        """Its end in ISO 8601, UTC."""
+        if self.until is None:
+            return None
+        return datetime.fromtimestamp(self.until, UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,8 @@ class View:
     failures: dict[str, FailedLoad] = field(default_factory=dict)
     switch: dict[str, Any] | None = None  # the running ticket
     place_failed: bool = False  # nothing runs, though something should
+    switch_s: float = 0.0  # how long the switch took that brought the present epoch
+    lease: LeaseView | None = None
 
     @property
     def admitting_epoch(self) -> int | None:
@@ -63,16 +83,52 @@ class GatewayNews:
     closed_epoch: int
     in_flight: dict[int, int]
     waiting: dict[str, WaitingAges]
+    last_active_age_s: float | None = None  # since a request was last in flight; None: never
 
     def to_report(self, now: float) -> GatewayReport:
         waiting = {
             model: Waiting(w.num_requests, now - w.oldest_age_s)
             for model, w in self.waiting.items()
         }
-        return GatewayReport(self.seq, self.closed_epoch, self.in_flight, waiting)
+        age_s = self.last_active_age_s
+        last_active = 0.0 if age_s is None else now - age_s
+        return GatewayReport(self.seq, self.closed_epoch, self.in_flight, waiting, last_active)
 
 
-def ticket_json(ticket: Ticket, now: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Event:
+    """Something that an admin may follow; `number` grows by one with each, within a boot."""
+
+    number: int
+    kind: str  # switch, engine_lost, failure or lease
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EventPage:
+    """A listener's next events, in order, and where it stands with them."""
+
+    boot: str
+    last: int  # the number to go on from
+    events: list[Event]
+    has_gap: bool  # what happened before the first of them is no longer known
+
+
+def lease_json(lease: LeaseView | None) -> dict[str, Any] | None:
+    """A lease as clients see it."""
+    if lease is None:
+        return None
+    return {
+        "model": lease.model,
+        "owner": lease.owner,
+        "seconds": lease.seconds,
+        "until": lease.ends_at,
+    }
+
+
+def ticket_json(
+    ticket: Ticket, now: float, waits_for: dict[str, int] | None = None
+) -> dict[str, Any]:
     """A ticket as clients see it; `phases` gives the seconds spent in each, in order."""
     ends = [at for _, at in ticket.history[1:]] + [now]
     phases = [
@@ -92,5 +148,16 @@ def ticket_json(ticket: Ticket, now: float) -> dict[str, Any]:
         "error": error
         and {"message": error.message, "type": "server_error", "param": None, "code": error.code},
         "seconds": round(finished_at - ticket.created_at, 3),
+        "estimate_s": None if ticket.estimate_s is None else round(ticket.estimate_s, 1),
+        "eta_s": _eta_s(ticket, now),
+        "waits_for": waits_for or {},
         "phases": phases,
     }
+
+
+def _eta_s(ticket: Ticket, now: float) -> float | None:
+    """What is left of the estimate, which begins as the old engine ends: a drain comes on top."""
+    if ticket.estimate_s is None or ticket.is_over or ticket.error:
+        return None
+    began = (at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING))
+    return round(max(0.0, ticket.estimate_s - (now - next(began, now))), 1)

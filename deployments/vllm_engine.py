@@ -149,6 +149,11 @@ class VllmEngine:
         self._close_stop_pipe()
         await self.ended.wait()
 
+    def kill(self) -> None:
+        """End a stuck engine at once; its supervisor clears what is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def why_ended(self) -> Problem:
         """The engine's own last error line, else its exit code."""
         code = self.exit_code

@@ -11,11 +11,41 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from deployments.residency import State
-from deployments.view import FailedLoad, GatewayNews, View, WaitingAges
-from serve_app.errors import DeadlineExceeded, ModelLoadFailed, ModelSwitching, Overloaded
+from deployments.view import FailedLoad, GatewayNews, LeaseView, View, WaitingAges
+from serve_app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    Leased,
+    ModelLoadFailed,
+    ModelNotResident,
+    ModelSwitching,
+    Overloaded,
+)
 from serve_app.settings import Limits
+
+_SOON_S = 5.0  # Retry-After where nothing better is known
+
+
+class Intent(StrEnum):
+    """What is to be done where the model of a request is not resident (`X-Switch`)."""
+
+    NEVER = "never"  # refuse the request
+    WAIT = "wait"  # let it wait for a switch
+    FORCE = "force"  # the same, after the gateway has asked for one that cuts what is in flight
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request wants of admission; deadlines in the event loop's time."""
+
+    model: str
+    deadline: float  # of the whole request
+    intent: Intent
+    wait_deadline: float  # of its waiting; not later than `deadline`
+    known_failure: int  # of its model; a forced request is not refused for this one
 
 
 @dataclass(eq=False)
@@ -26,6 +56,7 @@ class Permit:
     epoch: int
     endpoint: str
     queued_s: float  # from arrival to admission
+    switch_s: float  # how long the switch took that it waited for; 0: for none
     limit: asyncio.Timeout | None = None  # set by whoever forwards; a cut makes it expire at once
     is_cut: bool = False
 
@@ -39,10 +70,15 @@ class Permit:
 
 @dataclass(eq=False)
 class _Waiter:
-    model: str
+    wish: Wish
     arrived_at: float
+    epoch: int | None  # that was admitting when it came
     last_failure: int  # the newest failure of its model when it came
     admitted: asyncio.Future[Permit]
+
+    @property
+    def model(self) -> str:
+        return self.wish.model
 
 
 @dataclass
@@ -58,6 +94,7 @@ class Admission:
     _failed_at: dict[int, float] = field(default_factory=dict)  # failure's seq -> when first seen
     _service_s: float = 1.0  # average time in service, for Retry-After
     _num_news: int = 0
+    _active_at: float | None = None  # a request was last in flight
 
     @property
     def num_in_flight(self) -> int:
@@ -66,6 +103,16 @@ class Admission:
     @property
     def num_queued(self) -> int:
         return len(self._waiters)
+
+    def is_resident(self, model: str) -> bool:
+        """Whether requests for `model` go to an engine now."""
+        view = self.view
+        return view is not None and view.state is State.SERVING and view.holder == model
+
+    def last_failure(self, model: str) -> int:
+        """The number of the model's newest failure; 0: none."""
+        failure = self.view.failures.get(model) if self.view else None
+        return failure.seq if failure else 0
 
     def apply(self, view: View) -> None:
         """Act on a new view: cut, refuse and admit."""
@@ -82,34 +129,34 @@ class Admission:
                 if permit.epoch == view.epoch and not permit.is_cut:
                     permit.cut()
         for waiter in list(self._waiters):
-            failure = view.failures.get(waiter.model)
-            if failure and failure.seq > waiter.last_failure:
+            refusal = self._refusal(waiter.wish, waiter.last_failure)
+            if refusal:
                 self._drop(waiter)
                 if not waiter.admitted.done():
-                    waiter.admitted.set_exception(_load_failed(waiter.model, failure))
+                    waiter.admitted.set_exception(refusal)
         self._admit_waiters()
         self.changed.set()
 
-    async def admit(self, model: str, deadline: float) -> Permit:
-        """A permit for `model`, at once or when its turn comes.
-
-        `deadline`: in the event loop's time.
+    async def admit(self, wish: Wish) -> Permit:
+        """A permit for the wish's model, at once or when its turn comes.
 
         Raises:
-            Overloaded: too many wait already.
+            Overloaded: too many wait already, or no place in service came free in time.
             ModelLoadFailed: its load failed, just now or while this request waited.
+            Leased: another model has a lease.
+            ModelNotResident: the wish is not to wait for a switch, or not that long.
             DeadlineExceeded: its turn did not come in time.
         """
         arrived_at = time.monotonic()
-        if self._can_admit(model) and not any(w.model == model for w in self._waiters):
-            return self._permit(model, arrived_at)
-        waiter = self._enqueue(model, arrived_at)
+        if self._can_admit(wish.model) and not any(w.model == wish.model for w in self._waiters):
+            return self._permit(wish.model, arrived_at, 0)
+        waiter = self._enqueue(wish, arrived_at)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(wish.wait_deadline):
                 return await waiter.admitted
         except TimeoutError:
             self._give_back(waiter)
-            raise DeadlineExceeded(f"{model} did not become available in time.") from None
+            raise self._too_late(wish) from None
         except asyncio.CancelledError:
             self._give_back(waiter)
             raise
@@ -119,6 +166,7 @@ class Admission:
     def release(self, permit: Permit, service_s: float) -> None:
         """The request has ended, however."""
         self._in_flight.discard(permit)
+        self._active_at = time.monotonic()
         self._service_s = 0.9 * self._service_s + 0.1 * service_s
         self._admit_waiters()
         self._note_change()
@@ -135,40 +183,48 @@ class Admission:
             have = waiting.get(waiter.model, WaitingAges(0, now - waiter.arrived_at))
             waiting[waiter.model] = WaitingAges(have.num_requests + 1, have.oldest_age_s)
         closed = self.view.closed_epoch if self.view else -1
-        return GatewayNews(self.gateway, self._num_news, closed, in_flight, waiting)
+        if self._in_flight:
+            self._active_at = now
+        idle_s = None if self._active_at is None else now - self._active_at
+        return GatewayNews(self.gateway, self._num_news, closed, in_flight, waiting, idle_s)
 
     def retry_after_s(self) -> float:
         """When a place in the queue may be free: what waits, at the pace of late."""
         return 1 + self._service_s * len(self._waiters) / self.limits.max_in_service
 
     def _can_admit(self, model: str) -> bool:
-        view = self.view
-        return (
-            view is not None
-            and view.state is State.SERVING
-            and view.holder == model
-            and len(self._in_flight) < self.limits.max_in_service
-        )
+        return self.is_resident(model) and len(self._in_flight) < self.limits.max_in_service
 
-    def _permit(self, model: str, arrived_at: float) -> Permit:
+    def _permit(self, model: str, arrived_at: float, switch_s: float) -> Permit:
         assert self.view is not None
         assert self.view.endpoint is not None
-        queued_s = time.monotonic() - arrived_at
-        permit = Permit(model, self.view.epoch, self.view.endpoint, queued_s)
+        self._active_at = now = time.monotonic()
+        permit = Permit(model, self.view.epoch, self.view.endpoint, now - arrived_at, switch_s)
         self._in_flight.add(permit)
         return permit
 
-    def _enqueue(self, model: str, arrived_at: float) -> _Waiter:
-        failure = self.view.failures.get(model) if self.view else None
-        if failure and self._is_fresh(failure, arrived_at):
-            raise _load_failed(model, failure)
+    def _enqueue(self, wish: Wish, arrived_at: float) -> _Waiter:
+        """Raises the reason why this wish can not wait."""
+        failure = self.view.failures.get(wish.model) if self.view else None
+        is_known = (
+            wish.intent is Intent.FORCE and self.last_failure(wish.model) <= wish.known_failure
+        )
+        if failure and self._is_fresh(failure, arrived_at) and not is_known:
+            raise _load_failed(wish.model, failure)
+        last_failure = failure.seq if failure else 0
+        refusal = self._refusal(wish, last_failure)
+        if refusal is None and wish.wait_deadline <= asyncio.get_running_loop().time():
+            refusal = self._too_late(wish)  # before anybody switches for it
+        if refusal:
+            raise refusal
         if len(self._waiters) >= self.limits.max_queued:
             raise Overloaded(
                 f"The queue is full: {len(self._waiters)} requests wait.",
                 retry_after_s=self.retry_after_s(),
             )
         admitted: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(model, arrived_at, failure.seq if failure else 0, admitted)
+        epoch = self.view.admitting_epoch if self.view else None
+        waiter = _Waiter(wish, arrived_at, epoch, last_failure, admitted)
         self._waiters.append(waiter)
         self._note_change()
         return waiter
@@ -176,12 +232,59 @@ class Admission:
     def _is_fresh(self, failure: FailedLoad, now: float) -> bool:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
 
+    def _refusal(self, wish: Wish, last_failure: int) -> BackendError | None:
+        """Why a wish can not wait (any longer), if it can not.
+
+        (1) Its model's load failed since `last_failure`. (2) Another model has a lease, which only
+        an admin's switch ends. (3) It is not to wait for a switch. In (2) and (3) it may wait for a
+        place in service all the same.
+        """
+        view = self.view
+        failure = view.failures.get(wish.model) if view else None
+        if failure and failure.seq > last_failure:  # (1)
+            return _load_failed(wish.model, failure)
+        if self.is_resident(wish.model):
+            return None
+        lease = view.lease if view else None
+        if lease and lease.model != wish.model and wish.intent is not Intent.FORCE:  # (2)
+            is_over = lease.until is not None and time.time() >= lease.until  # not heard of yet
+            if not is_over:
+                return _leased(wish.model, lease)
+        if wish.intent is Intent.NEVER:  # (3)
+            return self._not_resident(wish.model)
+        return None
+
+    def _too_late(self, wish: Wish) -> BackendError:
+        """Why its turn did not come by the wish's deadline for waiting."""
+        if wish.wait_deadline == wish.deadline:
+            return DeadlineExceeded(f"{wish.model} did not become available in time.")
+        if self.is_resident(wish.model):
+            return Overloaded(
+                f"{wish.model} is resident, and too busy to take the request in time.",
+                retry_after_s=self.retry_after_s(),
+            )
+        return self._not_resident(wish.model)
+
+    def _not_resident(self, model: str) -> ModelNotResident:
+        """Names the model that is, and what is going on."""
+        view = self.view
+        switch = view.switch if view else None
+        holder = view.holder if view and view.state in (State.SERVING, State.DRAINING) else None
+        message = f"{model} is not resident; {holder or 'no model'} is"
+        if switch:
+            message += f", and a switch to {switch['to'] or 'no model'} is {switch['phase']}"
+        retry_after_s = (switch or {}).get("estimate_s") or _SOON_S
+        return ModelNotResident(f"{message}.", "model", retry_after_s)
+
     def _admit_waiters(self) -> None:
         for waiter in list(self._waiters):
             if self._can_admit(waiter.model):
                 self._drop(waiter)
                 if not waiter.admitted.done():
-                    waiter.admitted.set_result(self._permit(waiter.model, waiter.arrived_at))
+                    assert self.view is not None
+                    switch_s = 0 if self.view.epoch == waiter.epoch else self.view.switch_s
+                    permit = self._permit(waiter.model, waiter.arrived_at, switch_s)
+                    waiter.admitted.set_result(permit)
 
     def _give_back(self, waiter: _Waiter) -> None:
         """Release the permit of one who left just as it was admitted."""
@@ -203,6 +306,15 @@ class Admission:
 def _load_failed(model: str, failure: FailedLoad) -> ModelLoadFailed:
     return ModelLoadFailed(
         f"{model} could not be loaded: {failure.message}", "model", failure.retry_after_s
+    )
+
+
+def _leased(model: str, lease: LeaseView) -> Leased:
+    when = f"until {lease.ends_at}" if lease.ends_at else f"for {lease.seconds:g} s, once it serves"
+    return Leased(
+        f"{model} can not be switched to: {lease.model} is leased to {lease.owner} {when}.",
+        "model",
+        lease.seconds if lease.until is None else lease.until - time.time(),
     )
 
 

@@ -8,7 +8,7 @@ from ray.serve import Application
 
 from deployments.model_server import ModelServer
 from deployments.switchboard import SwitchboardDeployment
-from serve_app.gateway import GatewayDeployment
+from serve_app.ingress import GatewayDeployment
 from serve_app.settings import AppArgs, Place, load_settings
 
 _PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones

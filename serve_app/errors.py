@@ -2,15 +2,18 @@
 
     BackendError
     ├── InvalidRequest           400  the body or a parameter is wrong
+    │   ├── UploadTimeout        408  the body did not come in time
     │   ├── BodyTooLarge         413
     │   └── UnsupportedMediaType 415
     ├── NotFound                 404  no such route or ticket
     │   └── UnknownModel         404
     ├── MethodNotAllowed         405
     ├── SwitchRefused            409  the switch can not be made as asked
+    │   └── LeaseRefused         409  somebody else has a lease
     ├── Overloaded               429  the queue is full
     └── Unavailable              503  try again
-        ├── ModelNotResident     503  and the client asked not to wait
+        ├── ModelNotResident     503  and the client asked not to wait, or not longer
+        ├── Leased               503  another model has a lease
         ├── ModelSwitching       503  cut by a drain deadline
         ├── ModelLoadFailed      503  the switch that was waited for failed
         ├── EngineLost           503  the engine died under the request
@@ -50,6 +53,10 @@ class InvalidRequest(BackendError):
     code: ClassVar[str | None] = None
 
 
+class UploadTimeout(InvalidRequest):
+    status, code = 408, "request_timeout"
+
+
 class BodyTooLarge(InvalidRequest):
     status, code = 413, "request_too_large"
 
@@ -74,6 +81,10 @@ class SwitchRefused(BackendError):
     status, type, code = 409, "invalid_request_error", "switch_refused"
 
 
+class LeaseRefused(SwitchRefused):
+    code = "lease_held"
+
+
 class Overloaded(BackendError):
     status, type, code = 429, "rate_limit_error", "queue_full"
 
@@ -84,6 +95,10 @@ class Unavailable(BackendError):
 
 class ModelNotResident(Unavailable):
     code = "model_not_resident"
+
+
+class Leased(Unavailable):
+    code = "leased"
 
 
 class ModelSwitching(Unavailable):

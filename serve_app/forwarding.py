@@ -8,14 +8,16 @@ end of a stream is believed only after a `finish_reason`.
 import asyncio
 import io
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.admission import Admission, Permit, switching_error
+from serve_app.admission import Admission, Permit, Wish, switching_error
+from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
 from serve_app.errors import (
     BackendError,
     DeadlineExceeded,
@@ -35,42 +37,60 @@ _ABORTED = b'"finish_reason":"abort"'
 logger = logging.getLogger("llm_backend.gateway")
 
 
+class _Pool:
+    """The connections to one engine, and how many requests use them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.num_users = 0
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path=endpoint, limit=0, keepalive_timeout=_IDLE_S),
+            timeout=aiohttp.ClientTimeout(total=None),
+            auto_decompress=False,
+        )
+
+
 class EngineSessions:
-    """HTTP connections to engines, one pool for each engine's socket."""
+    """HTTP connections to engines, one pool for each engine's socket.
+
+    A pool is closed when nobody uses it and another engine is asked for, so a late request to an
+    old engine never ends a stream of the new one.
+    """
 
     def __init__(self) -> None:
-        self._pools: dict[str, aiohttp.ClientSession] = {}
+        self._pools: dict[str, _Pool] = {}
 
-    async def to(self, endpoint: str) -> aiohttp.ClientSession:
-        """The pool of the engine at `endpoint`; pools of engines that are gone are closed."""
-        if endpoint not in self._pools:
-            gone, self._pools = (
-                self._pools,
-                {
-                    endpoint: aiohttp.ClientSession(
-                        connector=aiohttp.UnixConnector(
-                            path=endpoint, limit=0, keepalive_timeout=_IDLE_S
-                        ),
-                        timeout=aiohttp.ClientTimeout(total=None),
-                        auto_decompress=False,
-                    )
-                },
-            )
-            for session in gone.values():
-                await session.close()
-        return self._pools[endpoint]
+    @asynccontextmanager
+    async def to(self, endpoint: str) -> AsyncIterator[aiohttp.ClientSession]:
+        """The pool of the engine at `endpoint`."""
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            pool = self._pools[endpoint] = _Pool(endpoint)
+        pool.num_users += 1  # before the first await: from here on nobody else closes it
+        try:
+            await self._close([e for e, p in self._pools.items() if not p.num_users])
+            yield pool.session
+        finally:
+            pool.num_users -= 1
+
+    async def close(self) -> None:
+        """Close all, used or not."""
+        await self._close(list(self._pools))
+
+    async def _close(self, endpoints: list[str]) -> None:
+        closing = [self._pools.pop(endpoint).session.close() for endpoint in endpoints]
+        if closing:
+            await asyncio.shield(asyncio.gather(*closing))  # also if this request is cut
 
 
 @dataclass
 class Job:
     """A checked request."""
 
-    model: str
+    wish: Wish
     path: str
     body: bytes
     is_stream: bool
     num_choices: int
-    deadline: float  # in the event loop's time
 
 
 class EngineAnswer(Response):
@@ -86,7 +106,7 @@ class EngineAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(_expire_when_client_leaves(receive, presence))
+                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
                 try:
                     await self._answer(send)
                 except BackendError as error:
@@ -103,7 +123,7 @@ class EngineAnswer(Response):
             permit = await self._admit(send)
             began = loop.time()
             try:
-                async with asyncio.timeout_at(self._job.deadline) as permit.limit:
+                async with asyncio.timeout_at(self._job.wish.deadline) as permit.limit:
                     if permit.is_cut:
                         raise switching_error(permit)
                     await self._forward(permit, send)
@@ -123,9 +143,7 @@ class EngineAnswer(Response):
 
     async def _admit(self, send: Send) -> Permit:
         """Wait for a permit; a stream that waits is kept alive with comments."""
-        admitting = asyncio.ensure_future(
-            self._admission.admit(self._job.model, self._job.deadline)
-        )
+        admitting = asyncio.ensure_future(self._admission.admit(self._job.wish))
         try:
             while self._job.is_stream:
                 done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
@@ -141,14 +159,14 @@ class EngineAnswer(Response):
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
-        await send(_chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
+        await send(chunk(b": waiting for " + self._job.wish.model.encode() + b"\n\n"))
 
     async def _wait_for_news(self, permit: Permit, send: Send) -> None:
         """Wait until the view is no longer the one that named a dead engine."""
         admission, loop = self._admission, asyncio.get_running_loop()
         heartbeat_at = loop.time() + _HEARTBEAT_S
         while admission.view and admission.view.admitting_epoch == permit.epoch:
-            if loop.time() > self._job.deadline:
+            if loop.time() > self._job.wish.wait_deadline:
                 raise EngineLost("The engine does not answer.", retry_after_s=5)
             if self._job.is_stream and loop.time() > heartbeat_at:
                 heartbeat_at += _HEARTBEAT_S
@@ -156,12 +174,14 @@ class EngineAnswer(Response):
             await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
 
     async def _forward(self, permit: Permit, send: Send) -> None:
-        session = await self._sessions.to(permit.endpoint)
-        async with session.post(
-            f"http://engine{self._job.path}",
-            data=io.BytesIO(self._job.body),  # written piece by piece: other requests go on
-            headers={"content-type": "application/json"},
-        ) as response:
+        async with (
+            self._sessions.to(permit.endpoint) as session,
+            session.post(
+                f"http://engine{self._job.path}",
+                data=io.BytesIO(self._job.body),  # written piece by piece: other requests go on
+                headers={"content-type": "application/json"},
+            ) as response,
+        ):
             is_event_stream = response.content_type == "text/event-stream"
             if self._job.is_stream and is_event_stream and response.status == 200:
                 await self._start_stream(send, truth_headers(permit))
@@ -176,12 +196,12 @@ class EngineAnswer(Response):
         if _ABORTED in body or (response.status == 500 and _ENGINE_DIED in body):
             raise EngineLost("The engine ended while answering.", retry_after_s=5)
         if self._has_started:  # heartbeats went out: only an event can carry what came
-            await send(_chunk(b"data: " + body.replace(b"\n", b" ") + b"\n\n", is_last=True))
+            await send(chunk(b"data: " + body.replace(b"\n", b" ") + b"\n\n", is_last=True))
             return
         headers = {"content-type": response.headers.get("content-type", "application/json")}
         headers |= truth_headers(permit) | {"content-length": str(len(body))}
-        await send(_start(response.status, headers))
-        await send(_chunk(body, is_last=True))
+        await send(start(response.status, headers))
+        await send(chunk(body, is_last=True))
 
     async def _relay_events(self, response: aiohttp.ClientResponse, send: Send) -> None:
         """Pass whole events on as they come; hold the last word until it is known to be true.
@@ -201,7 +221,7 @@ class EngineAnswer(Response):
             if is_done and num_finished < self._job.num_choices:
                 break
             last = whole + error + cause.partition(b"\n\n")[0]
-            await send(_chunk(last + separator, is_last=is_done or bool(error)))
+            await send(chunk(last + separator, is_last=is_done or bool(error)))
             if is_done or error:
                 return
         raise EngineLost("The engine ended while answering.", retry_after_s=5)
@@ -209,37 +229,23 @@ class EngineAnswer(Response):
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         if not self._has_started:
             self._has_started = True
-            stream = {"content-type": "text/event-stream; charset=utf-8"}
-            await send(_start(200, stream | {"cache-control": "no-cache"} | headers))
+            await send(start(200, event_stream_headers() | headers))
 
     async def _fail(self, send: Send, error: BackendError) -> None:
         if self._has_started:
-            await send(_chunk(error_event(error), is_last=True))
+            await send(chunk(error_event(error), is_last=True))
             return
         status, headers, body = error_response(error)
-        await send(_start(status, dict(headers)))
-        await send(_chunk(body, is_last=True))
-
-
-async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    presence.reschedule(asyncio.get_running_loop().time())
+        await send(start(status, dict(headers)))
+        await send(chunk(body, is_last=True))
 
 
 def truth_headers(permit: Permit) -> dict[str, str]:
-    """Which model answered, from which load of it, and how long the request waited."""
+    """Which model answered, from which load of it, how long the request waited, and how long the
+    switch took that it waited for."""
     return {
         "x-model": permit.model,
         "x-epoch": str(permit.epoch),
         "x-queue-ms": str(round(permit.queued_s * 1000)),
+        "x-switch-ms": str(round(permit.switch_s * 1000)),
     }
-
-
-def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http.response.start", "status": status, "headers": encoded}
-
-
-def _chunk(body: bytes, *, is_last: bool = False) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": body, "more_body": not is_last}

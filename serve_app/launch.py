@@ -18,6 +18,7 @@ from serve_app.settings import Settings
 
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
+_DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller, in its log
 
 Say = Callable[[str], None]
 
@@ -48,7 +49,7 @@ def run_server(config: Path, say: Say) -> int:
             start_new_session=True,
         )
     try:
-        if not _wait_until_ready(f"http://{host}:{port}", settings, server, say):
+        if not _wait_until_ready(f"http://{host}:{port}", settings, server, log, say):
             say(_last_lines(log))
             return 1
         say("Ctrl-C stops it.")
@@ -66,7 +67,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _wait_until_ready(
-    address: str, settings: Settings, server: subprocess.Popen[bytes], say: Say
+    address: str, settings: Settings, server: subprocess.Popen[bytes], log: Path, say: Say
 ) -> bool:
     """Follow the start; True once a model serves, or nothing should."""
     is_up = False
@@ -75,6 +76,9 @@ def _wait_until_ready(
     while time.monotonic() < deadline:
         if server.poll() is not None:
             say(f"Serve ended with exit code {server.returncode}:")
+            return False
+        if _DEPLOY_FAILED in log.read_text(errors="replace"):
+            say("Serve could not build the graph:")
             return False
         health = _get(f"{address}/health")
         state = health.get("state") if health else None

@@ -1,40 +1,88 @@
 """What the gateway itself checks of a request; the rest is the engine's."""
 
+import asyncio
 import json
-from typing import Any
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from serve_app.errors import BodyTooLarge, InvalidRequest, UnknownModel, UnsupportedMediaType
+from serve_app.admission import Intent
+from serve_app.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    UnknownModel,
+    UnsupportedMediaType,
+    UploadTimeout,
+)
+
+_MAX_ADMIN_BYTES = 64_000
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+_EVENT_NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
-class SwitchRequest(BaseModel):
-    """The body of `POST /admin/switch`."""
-
+class _AdminRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str = Field(description="The model to make resident.", examples=["qwen-coder"])
-    drain_timeout_s: float | None = Field(
-        default=None,
+
+_Drain = Annotated[
+    float | None,
+    Field(
         ge=0,
         le=3600,
         allow_inf_nan=False,
         description="Seconds that requests in flight may still take; 0 cuts them at once.",
-    )
-    wait: bool = Field(default=False, description="Answer when the switch is over.")
+    ),
+]
+_Wait = Annotated[bool, Field(description="Answer when the switch is over.")]
 
 
-async def read_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
-    """The body as received, and as a JSON object.
+class SwitchRequest(_AdminRequest):
+    """The body of `POST /admin/switch`."""
+
+    model: str = Field(description="The model to make resident.", examples=["qwen-coder"])
+    drain_timeout_s: _Drain = None
+    wait: _Wait = False
+    dry_run: bool = Field(default=False, description="Tell what would happen; change nothing.")
+
+
+class UnloadRequest(_AdminRequest):
+    """The body of `POST /admin/unload`."""
+
+    drain_timeout_s: _Drain = None
+    wait: _Wait = False
+
+
+class LeaseRequest(_AdminRequest):
+    """The body of `POST /admin/lease`."""
+
+    model: str = Field(description="The model that stays resident.", examples=["qwen-coder"])
+    seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="How long, from now.")
+    owner: str = Field(min_length=1, max_length=100, description="Who asks; shown to others.")
+
+
+_Body = TypeVar("_Body", bound=_AdminRequest)
+
+
+async def read_json(
+    request: Request, max_bytes: int, deadline: float
+) -> tuple[bytes, dict[str, Any]]:
+    """The body as received, and as a JSON object. `deadline`: in the event loop's time.
 
     Raises:
-        BodyTooLarge, UnsupportedMediaType, InvalidRequest
+        BodyTooLarge, UnsupportedMediaType, UploadTimeout, InvalidRequest
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("The body must be sent as application/json.")
-    body = await _read_body(request, max_bytes)
+    try:
+        async with asyncio.timeout_at(deadline):
+            body = await _read_body(request, max_bytes)
+    except TimeoutError:
+        raise UploadTimeout("The body did not come in time.") from None
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as exc:
@@ -44,24 +92,71 @@ async def read_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, 
     return body, value
 
 
-def read_switch(value: dict[str, Any]) -> SwitchRequest:
-    """Raises InvalidRequest, naming the first field that is wrong."""
+async def read_admin(request: Request, kind: type[_Body], timeout_s: float) -> _Body:
+    """The body of an admin's request.
+
+    Raises:
+        InvalidRequest: it names the first field that is wrong.
+        BodyTooLarge, UnsupportedMediaType, UploadTimeout
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    _, value = await read_json(request, _MAX_ADMIN_BYTES, deadline)
     try:
-        return SwitchRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as exc:
-        problem = exc.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])[:100]
-        raise InvalidRequest(f"{field}: {problem['msg']}"[:300], field) from exc
+        raise invalid_field(exc.errors()[0]) from exc
 
 
-def wanted_model(value: dict[str, Any], known: list[str]) -> str:
+def invalid_field(problem: Mapping[str, Any]) -> InvalidRequest:
+    """One of pydantic's errors as ours; names the field, not where it was looked for."""
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path"))[:100]
+    return InvalidRequest(f"{field}: {problem['msg']}"[:300], field)
+
+
+def intent(request: Request) -> Intent:
+    """What `X-Switch` asks for. Raises InvalidRequest."""
+    value = request.headers.get("x-switch", Intent.WAIT)
+    try:
+        return Intent(value.strip().lower())
+    except ValueError:
+        choices = ", ".join(Intent)
+        raise InvalidRequest(f"X-Switch must be one of {choices}.", "X-Switch") from None
+
+
+def max_wait_s(request: Request) -> float:
+    """Seconds that `X-Max-Wait` lets a request wait; without, infinite. Raises InvalidRequest."""
+    value = request.headers.get("x-max-wait")
+    if value is None:
+        return math.inf
+    if not _SECONDS.fullmatch(value.strip()):
+        raise InvalidRequest("X-Max-Wait must be a number of seconds, 0 or more.", "X-Max-Wait")
+    return float(value)
+
+
+def event_id(request: Request) -> tuple[str, int] | None:
+    """Where `Last-Event-ID` says that the client is. Raises InvalidRequest."""
+    value = request.headers.get("last-event-id")
+    if not value:
+        return None
+    boot, separator, number = value.rpartition("-")
+    if not separator or not _EVENT_NUMBER.fullmatch(number):
+        raise InvalidRequest("Last-Event-ID is none that was given here.", "Last-Event-ID")
+    return boot[:100], int(number)
+
+
+def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
     """The `model` of a request. Raises InvalidRequest, UnknownModel."""
     model = value.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest("`model` is required, and is the name of a model.", "model")
+    check_known(model, known)
+    return model
+
+
+def check_known(model: str, known: Collection[str]) -> None:
+    """Raises UnknownModel."""
     if model not in known:
         raise UnknownModel(f"The model `{model[:100]}` does not exist.", "model")
-    return model
 
 
 def check_chat(value: dict[str, Any]) -> tuple[bool, int]:

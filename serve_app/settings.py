@@ -54,6 +54,7 @@ class Switching(_Frozen):
     min_resident_s: Annotated[float, Field(ge=0)]
     probation_s: Annotated[float, Field(ge=0)]
     failed_retry_s: Annotated[float, Field(gt=0)]
+    idle_unload_s: dict[str, Annotated[float, Field(gt=0)]]
 
 
 class EngineSettings(_Frozen):
@@ -76,12 +77,31 @@ class EngineSettings(_Frozen):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
 
 
+class Golden(_Frozen):
+    """A model's known question; see `deployments/golden.py`."""
+
+    prompt: str = "What is the capital of France?"
+    image: bool = False  # show it a red disc too
+    must_contain: str | None = None  # part of the right answer, where it is known
+    max_tokens: Annotated[int, Field(gt=0, le=64)] = 8
+    logprob_tolerance: Annotated[float, Field(gt=0)] = 0.25  # nats
+
+
+class Probing(_Frozen):
+    """How a serving engine is watched; durations in seconds."""
+
+    interval_s: Annotated[float, Field(gt=0)]
+    timeout_s: Annotated[float, Field(gt=0)]
+    stuck_after_s: Annotated[float, Field(gt=0)]
+
+
 class ModelProfile(_Frozen):
     """One profile's block in a model's file: the checkpoint behind the name, and its engine."""
 
     checkpoint: str
     revision: str | None = None
     untrained: bool = False
+    golden: Golden
     engine: EngineSettings
     env: dict[str, str] = Field(default_factory=dict)
 
@@ -106,6 +126,7 @@ class ModelSpec(_Frozen):
     checkpoint: str
     revision: str | None
     untrained: bool
+    golden: Golden = Golden()
     engine: EngineSettings
     env: dict[str, str]
 
@@ -125,6 +146,7 @@ class Settings(_Frozen):
     place: Place
     limits: Limits
     switching: Switching
+    probing: Probing
     standby: bool
     models: dict[str, ModelSpec]
     home: str
@@ -137,6 +159,7 @@ class Settings(_Frozen):
 class _BackendFile(_Frozen):
     limits: Limits
     switching: Switching
+    probing: Probing
 
 
 class _ProfileFile(_Frozen):
@@ -171,16 +194,33 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         raise SettingsError(
             f"default_model: no model named {default!r}; there are {', '.join(models)}"
         )
+    _check_switching(root / "backend.yaml", backend.switching, list(models))
     return Settings(
         profile=profile,
         default_model=None if default == "none" else default,
         place=profile_file.place,
         limits=backend.limits,
         switching=backend.switching,
+        probing=backend.probing,
         standby=profile_file.standby,
         models=models,
         home=str(Path(args.home).expanduser() if args.home else default_home()),
     )
+
+
+def _check_switching(path: Path, switching: Switching, models: list[str]) -> None:
+    for name in switching.idle_unload_s:
+        if name not in models:
+            raise SettingsError(
+                f"{path}: switching.idle_unload_s: no model named {name!r}; "
+                f"there are {', '.join(models)}"
+            )
+    turns_s = (len(models) - 1) * switching.min_resident_s
+    if turns_s >= switching.max_wait_s:
+        raise SettingsError(
+            f"{path}: switching.max_wait_s: should be more than {turns_s:g}, which the other "
+            f"models' min_resident_s take, but it is {switching.max_wait_s:g}"
+        )
 
 
 def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
@@ -203,6 +243,7 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
             checkpoint=block.checkpoint,
             revision=block.revision,
             untrained=block.untrained,
+            golden=block.golden,
             engine=block.engine,
             env=block.env,
         )

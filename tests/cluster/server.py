@@ -100,7 +100,7 @@ class Server:
 
     @property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120)
+        return httpx.Client(base_url=self.url, timeout=400)
 
     def get(self, path: str) -> Any:
         with self.http as http:
@@ -207,6 +207,8 @@ def start(folder: Path, **args: Any) -> Server:
     except BaseException:
         process.terminate()
         process.wait(60)
+        reader.join(10)
+        process.stdout.close()
         raise
     return Server(process, home, f"http://127.0.0.1:{port}", config, ray_tmp, reader)
 

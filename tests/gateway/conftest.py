@@ -23,7 +23,8 @@ from tests.gateway.sse import Stream, check
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
     import ray.serve  # noqa: F401
-from serve_app.gateway import Gateway, build_http
+from serve_app.gateway import Gateway
+from serve_app.ingress import build_http
 from serve_app.settings import AppArgs, Settings, load_settings
 
 A, B = "qwen-14b", "qwen-coder"
@@ -136,12 +137,8 @@ class Backend:
         await self.client.close()
         await self.things.aclose()
         await self.idle()  # whatever the test did, no permit is left behind
-        # A gateway lives as long as its process, so it has no method for its end.
-        for task in self.gateway._tasks:
-            assert not task.done(), "a gateway's loop has died"
-            task.cancel()
-        for session in self.gateway.sessions._pools.values():
-            await session.close()
+        assert not any(task.done() for task in self.gateway._tasks), "a gateway's loop has died"
+        await self.gateway.close()
 
 
 async def until(is_true: Callable[[], object], deadline_s: float = 5) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
 
 from deployments.residency import State
-from deployments.view import FailedLoad, GatewayNews, View
+from deployments.view import Event, EventPage, FailedLoad, GatewayNews, View
 
 
 class FakeSwitchboard:
@@ -20,6 +21,9 @@ class FakeSwitchboard:
         self.is_away = False  # every call raises, as to a dead actor
         self.num_refused = 0
         self.switches: list[tuple[str, float | None, float | None]] = []
+        self.questions: list[tuple[Any, ...]] = []  # of admins
+        self.listened: list[tuple[str, int] | None] = []
+        self.happened: list[Event] = []
         self.answer: dict[str, Any] | Exception = {"id": "sw-1", "state": "running"}
         self._changed = asyncio.Condition()
 
@@ -40,6 +44,11 @@ class FakeSwitchboard:
         """`model` could not be loaded."""
         failed = FailedLoad(seq, "load_failed", "weights are cut short", retry_after_s)
         return await self.show(failures=self.view.failures | {model: failed})
+
+    async def happen(self, kind: str, **data: Any) -> None:
+        """One more event."""
+        self.happened.append(Event(len(self.happened) + 1, kind, data))
+        await self._notify()
 
     async def go_away(self) -> None:
         """From now on every call raises, also the one that waits."""
@@ -88,10 +97,51 @@ class FakeSwitchboard:
         self.switches.append((model, drain_timeout_s, wait_s))
         return await self._canned()
 
+    async def would_switch(self, model: str) -> dict[str, Any]:
+        return await self._asked("would_switch", model)
+
+    async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
+        return await self._asked("unload", drain_timeout_s, wait_s)
+
+    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
+        return await self._asked("lease", model, seconds, owner)
+
+    async def end_lease(self) -> dict[str, Any]:
+        return await self._asked("end_lease")
+
     async def ticket(self, ticket_id: str) -> dict[str, Any]:
-        return await self._canned()
+        return await self._asked("ticket", ticket_id)
+
+    async def tickets(self, limit: int) -> list[dict[str, Any]]:
+        return [await self._asked("tickets", limit)] * limit
 
     async def status(self) -> dict[str, Any]:
+        return await self._asked("status")
+
+    async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
+        """A page of all events after a number, of none without; waits like the real one."""
+        self.listened.append(after)
+        if after is None or timeout_s == 0:
+            await self._check_presence()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s), self._changed:
+                    await self._changed.wait_for(
+                        lambda: (
+                            self.is_away
+                            or after[0] != self.view.boot
+                            or len(self.happened) > after[1]
+                        )
+                    )
+            await self._check_presence()
+        is_known = after is None or after[0] == self.view.boot
+        last = len(self.happened) if after is None else after[1] if is_known else 0
+        return EventPage(
+            self.view.boot, len(self.happened), self.happened[last:], has_gap=not is_known
+        )
+
+    async def _asked(self, method: str, *args: Any) -> dict[str, Any]:
+        self.questions.append((method, *args))
         return await self._canned()
 
     async def _canned(self) -> dict[str, Any]:

@@ -109,6 +109,17 @@ async def test_a_declared_length_over_the_limit_is_refused_at_once(backend: Back
         assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize("limits", [{"request_timeout_s": 0.2}])
+@pytest.mark.parametrize("sent", [b"", b'{"model": '])
+async def test_a_body_that_does_not_come_in_time_is_408(backend: Backend, sent: bytes) -> None:
+    """Nobody holds a request open for ever by not sending it."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    reader, _ = await backend.raw(f"{head}Content-Length: 100\r\n\r\n".encode() + sent)
+    async with asyncio.timeout(2):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        await reader.readuntil(b'"request_timeout"')
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -132,19 +143,23 @@ async def test_an_unknown_route_is_404(backend: Backend, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "allowed"),
     [
-        ("GET", CHAT),
-        ("PUT", CHAT),
-        ("POST", "/health"),
-        ("DELETE", "/models"),
-        ("GET", "/admin/switch"),
+        ("GET", CHAT, "POST"),
+        ("PUT", CHAT, "POST"),
+        ("POST", "/health", "GET"),
+        ("DELETE", "/models", "GET"),
+        ("GET", "/admin/switch", "POST"),
+        ("PATCH", "/admin/lease", "DELETE, POST"),
     ],
 )
-async def test_a_wrong_method_is_405(backend: Backend, method: str, path: str) -> None:
-    """In OpenAI's shape."""
+async def test_a_wrong_method_is_405(
+    backend: Backend, method: str, path: str, allowed: str
+) -> None:
+    """In OpenAI's shape, with all methods that there are."""
     async with backend.client.request(method, path) as response:
         assert response.status == 405
+        assert response.headers["Allow"] == allowed
         assert error_of(await response.read())["code"] == "method_not_allowed"
 
 

@@ -205,6 +205,27 @@ async def test_each_epoch_answers_for_itself(backend: Backend) -> None:
     assert len(old.bodies) == 1
 
 
+async def test_engines_asked_at_once_do_not_close_each_other(backend: Backend) -> None:
+    """A late request to an old engine and the new engine's own: each keeps its connections."""
+    old, new = await backend.engine(A), await backend.engine(A)
+    sessions = backend.gateway.sessions
+
+    async def ask(endpoint: str) -> int:
+        body = {"model": A, "messages": [{"role": "user", "content": "hi"}]}
+        async with (
+            sessions.to(endpoint) as session,
+            session.post("http://engine/v1/chat/completions", json=body) as response,
+        ):
+            await response.read()
+            return response.status
+
+    for _ in range(3):
+        asked = [ask(engine.path) for engine in (old, new) * 5]
+        assert await asyncio.gather(*asked) == [200] * 10
+    assert await ask(new.path) == 200
+    assert list(sessions._pools) == [new.path]  # what nobody uses is closed
+
+
 async def test_serving_goes_on_while_the_switchboard_is_away(backend: Backend) -> None:
     """The last view holds; when the Switchboard is back, the next one is followed."""
     await backend.serving(epoch=1)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from serve_app.gateway import build_http
+from serve_app.ingress import build_http
 from tests.gateway.conftest import CHAT, A, B, Backend, until
 from tests.gateway.fake_engine import FakeEngine
 
@@ -39,7 +39,9 @@ async def test_leaving_the_queue_is_reported(backend: Backend) -> None:
     """A switch that nobody waits for any more must not be started: the Switchboard is told."""
     engine = await backend.serving(A)
     engine.first_byte.clear()
-    busy, asking = backend.asking(), backend.asking(model=B)
+    busy = backend.asking()
+    await until(lambda: engine.num_running)
+    asking = backend.asking(model=B)
     await backend.switchboard.told(lambda news: B in news.waiting)
     await leave(asking)
     news = await backend.switchboard.told(lambda news: not news.waiting)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from deployments.residency import State
 from tests.gateway.conftest import A, B, Backend, until
 
@@ -61,10 +63,36 @@ async def test_an_admitted_waiter_is_no_longer_reported_as_waiting(backend: Back
 
 
 async def test_a_request_in_service_of_a_quiet_gateway_costs_no_report(backend: Backend) -> None:
-    """While a model serves and nobody waits, requests come and go without a call."""
+    """While a model serves and nobody waits, requests come and go without a call for each."""
     await backend.serving(A, epoch=2)
     await backend.switchboard.told(lambda news: news.closed_epoch == 1)
     num_reports = len(backend.switchboard.news)
     for _ in range(5):
         assert (await backend.asking())[0] == 200
-    assert len(backend.switchboard.news) == num_reports
+    assert len(backend.switchboard.news) <= num_reports + 1  # which its time may have brought
+
+
+async def test_a_quiet_gateway_tells_now_and_then_that_it_is_in_use(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long nothing has been in flight: an idle model is told from one that is in use."""
+    monkeypatch.setattr("serve_app.gateway._REPORT_S", 0.05)
+    told = backend.switchboard.told
+    engine = await backend.serving(A, epoch=2)
+    news = await told(lambda news: news.closed_epoch == 1)
+    assert news.last_active_age_s is None  # never yet
+    engine.first_byte.clear()
+    asking = backend.asking()
+    for _ in range(2):
+        seq = backend.switchboard.news[-1].seq
+        news = await told(lambda news: news.seq > seq and bool(news.in_flight))  # noqa: B023
+        assert news.last_active_age_s == 0
+    engine.first_byte.set()
+    await asking
+    ages = [0.0]
+    for _ in range(3):
+        news = await told(lambda news: not news.in_flight and news.seq > seq)  # noqa: B023
+        seq = news.seq
+        assert news.last_active_age_s is not None
+        ages.append(news.last_active_age_s)
+    assert ages == sorted(set(ages))

@@ -1,5 +1,6 @@
 """Health, models and the admin's routes, in every state."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -81,6 +82,17 @@ async def test_all_models_are_listed_with_where_they_stand(backend: Backend, pat
         assert "weights are cut short" in models["qwen-vl"]["reason"]
 
 
+async def test_one_model_is_what_the_list_says_of_it(backend: Backend) -> None:
+    """And an unknown one is 404."""
+    await backend.serving(A)
+    _, listed = await get(backend, "/v1/models")
+    for model in listed["data"]:
+        assert await get(backend, f"/v1/models/{model['id']}") == (200, model)
+    async with backend.client.get("/v1/models/nope") as response:
+        assert response.status == 404
+        assert error_of(await response.read())["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize(
     ("state", "status"), [("running", 202), ("done", 200), ("rolled_back", 503), ("failed", 503)]
 )
@@ -123,3 +135,20 @@ async def test_an_error_of_the_switchboard_keeps_its_meaning(backend: Backend) -
     async with backend.client.get("/admin/switch/sw-9") as response:
         assert response.status == 404
         assert error_of(await response.read())["message"] == "There is no such ticket."
+
+
+async def test_a_switchboard_that_does_not_answer_is_503(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call to a deployment with no replica waits for ever; an admin does not."""
+    monkeypatch.setattr("serve_app.switchboard_client.ANSWER_S", 0.05)
+
+    async def status() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    backend.switchboard.status = status  # type: ignore[method-assign]
+    async with backend.client.get("/admin/status") as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"]
+        error_of(await response.read())

@@ -30,9 +30,9 @@ def test_numbers_in_the_readme_are_the_settings():
 
 
 def test_every_route_in_the_readme_exists():
-    from serve_app.gateway import routes
+    from serve_app.ingress import routes
 
     served = {route.path for route in routes.routes}
     readme = (PROJECT / "README.md").read_text()
-    named = {path.split("`")[0] for path in re.findall(r"(?:GET|POST) (/[\w/{}.]+)", readme)}
+    named = {path.split("`")[0] for path in re.findall(r"(?:GET|POST|DELETE) (/[\w/{}.]+)", readme)}
     assert named - {"/docs"} <= {re.sub(r"\{\w+\}", "{id}", path) for path in served}

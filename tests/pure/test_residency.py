@@ -664,19 +664,25 @@ def test_demand_switches_from_an_idle_model_at_once():
 
 
 def test_demand_waits_while_the_resident_model_is_busy():
-    driver = Driver().serving("a")
-    driver.watch()
-    driver.report(1, admitting=True, waiting={"b": 0})
-    assert driver.collect() == []
-
-
-def test_demand_does_not_wait_for_ever():
     driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.machine.costs.learn("a", "b", 15)
+    driver.machine.costs.learn("b", "a", 15)
     driver.watch()
     driver.report(1, admitting=True, waiting={"b": 0})
-    driver.sleep(29)
+    driver.sleep(29.9)
     assert driver.collect() == []
-    driver.sleep(1)  # a quarter of max_wait_s
+    driver.sleep(0.1)  # it has waited as long as the one request would for a switch and back
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_demand_does_not_wait_for_ever_where_a_switch_costs_much():
+    driver = Driver(gateway_ttl_s=1000, max_wait_s=120, min_resident_s=10).serving("a")
+    driver.machine.costs.learn("a", "b", 10_000)
+    driver.watch()
+    driver.report(1, admitting=True, waiting={"b": 0})
+    driver.sleep(86)
+    assert driver.collect() == []
+    driver.sleep(1)  # max_wait_s less one switch's share of it, (120 - 20) / 3
     assert [type(effect) for effect in driver.collect()] == [Prepare]
 
 

@@ -135,7 +135,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         running = self.machine.running
         ticket = self.machine.request_switch(self.now, model, Cause.ADMIN, drain_s)
         assert ticket.target == model
-        if ticket is running and drain_s is not None:
+        is_draining = self.machine.state is State.DRAINING
+        if ticket is running and drain_s is not None and is_draining:
             self.drain_deadline = min(self.drain_deadline, self.now + drain_s)
         self.settle(ticket)
 

@@ -1,0 +1,235 @@
+"""Carries out what the machine of `residency.py` decides, and tells of what has become of it."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from deployments.checkpoint import CheckpointProblem
+from deployments.engine import EngineGone, EngineReady, EngineVerifying
+from deployments.history import History
+from deployments.residency import (
+    Effect,
+    Load,
+    Policy,
+    Prepare,
+    Problem,
+    Residency,
+    State,
+    Ticket,
+    Unload,
+)
+from deployments.serve_host import Host
+from deployments.state_file import SavedState, load_state, save_state
+from deployments.view import FailedLoad, View
+from serve_app.settings import Settings
+
+logger = logging.getLogger("llm_backend.switchboard")
+
+
+class Conductor:
+    """The machine, its host, and what is known of both: the view and the history.
+
+    Everything runs on one event loop, and no method blocks it. Whoever gives the machine an event
+    calls `settle` before the next `await`; until `has_started` nobody gives it one.
+    """
+
+    def __init__(self, settings: Settings, host: Host) -> None:
+        switching = settings.switching
+        self._settings = settings
+        self._host = host
+        self._state_file = Path(settings.home) / "run" / "residency.json"
+        self._saved = load_state(self._state_file)
+        policy = Policy(
+            drain_timeout_s=switching.drain_timeout_s,
+            max_wait_s=switching.max_wait_s,
+            min_resident_s=switching.min_resident_s,
+            probation_s=switching.probation_s,
+            failed_retry_s=switching.failed_retry_s,
+        )
+        epoch = self._saved.epoch if self._saved else 0
+        self.boot = uuid.uuid4().hex[:8]
+        self.machine = Residency(list(settings.models), policy, epoch, self.boot)
+        self.has_started = asyncio.Event()  # what runs is known: events may come
+        self.history = History(self.boot)
+        self._told = self.history.position  # those who wait know of the events up to here
+        self.view = self._make_view(0)
+        self._changed = asyncio.Event()  # set, and replaced, with each change that is told
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._start())
+        self._spawn(self._keep_time())
+
+    async def close(self) -> None:
+        """End its tasks; what they hold goes on."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def until(self, is_it: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until `is_it`, or for `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not is_it():
+                    await self._changed.wait()
+
+    async def _start(self) -> None:
+        running = None
+        try:
+            running = await self._host.find_running()
+        except Exception:  # the lock on the place keeps a second engine away
+            logger.exception("could not see what runs")
+        now = time.monotonic()
+        wanted = self._settings.default_model
+        if self._saved and self._saved.desired in self._settings.models:
+            wanted = self._saved.desired
+        if running:
+            model, epoch, endpoint = running
+            self.machine.adopt(now, model, epoch, endpoint)
+            self._spawn(self._follow_engine(Load(epoch, model)))
+        elif wanted:
+            self.machine.start(now, wanted)
+        self.has_started.set()
+        self.settle()
+
+    async def _keep_time(self) -> None:
+        while True:
+            now = time.monotonic()
+            deadline = self.machine.next_deadline(now)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - now):
+                    await self._wake.wait()
+            except TimeoutError:
+                self.machine.tick(time.monotonic())
+                self.settle()
+
+    def settle(self) -> None:
+        """After each event: carry out what was decided, save it, and tell those who watch."""
+        for effect in self.machine.take_effects():
+            self._spawn(self._carry_out(effect))
+        self.history.observe(self.machine, time.monotonic())
+        self._save()
+        view = self._make_view(self.view.version + 1)
+        has_changed = replace(view, version=self.view.version) != self.view
+        if has_changed:
+            self.view = view
+        if has_changed or self._told != self.history.position:
+            self._told = self.history.position
+            self._changed.set()
+            self._changed = asyncio.Event()
+        self._wake.set()
+
+    async def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Prepare(ticket_id, model):
+                await self._prepare(ticket_id, model)
+            case Unload(epoch, model):
+                try:
+                    await self._host.release(model)
+                except Exception:  # the lock on the place guards the next load
+                    logger.exception("could not release %s", model)
+                self.machine.unloaded(time.monotonic(), epoch)
+            case Load():
+                await self._follow_engine(effect)
+        self.settle()
+
+    async def _prepare(self, ticket_id: str, model: str) -> None:
+        problem = await problem_of(self._host.prepare(model), model)
+        if problem:
+            self.machine.refused(time.monotonic(), ticket_id, problem)
+        else:
+            self.machine.prepared(time.monotonic(), ticket_id)
+
+    async def _follow_engine(self, load: Load) -> None:
+        """Hold the engine and pass on what becomes of it, until it is gone."""
+        problem = Problem("engine_ended", f"the engine of {load.model} ended")
+        try:
+            async for event in self._host.hold(load.model, load.epoch):
+                match event:
+                    case EngineVerifying():
+                        self.machine.verifying(time.monotonic(), load.epoch)
+                    case EngineReady(socket):
+                        self.machine.ready(time.monotonic(), load.epoch, socket)
+                    case EngineGone(why):
+                        problem = why
+                self.settle()
+        except Exception:
+            logger.exception("lost hold of %s", load.model)
+        machine = self.machine
+        if load.epoch == machine.epoch and machine.state in (State.SERVING, State.DRAINING):
+            self.history.tell("engine_lost", model=load.model, epoch=load.epoch, **asdict(problem))
+        machine.engine_lost(time.monotonic(), load.epoch, problem)
+        self.settle()
+
+    def _save(self) -> None:
+        state = SavedState(self.machine.desired, self.machine.epoch)
+        if state != self._saved:
+            try:
+                save_state(self._state_file, state)
+            except OSError:
+                logger.exception("could not save %s", self._state_file)
+            self._saved = state
+
+    def _make_view(self, version: int) -> View:
+        machine = self.machine
+        running = machine.running
+        return View(
+            boot=self.boot,
+            version=version,
+            state=machine.state,
+            epoch=machine.epoch,
+            holder=machine.holder,
+            endpoint=machine.endpoint,
+            is_cut=machine.is_cut,
+            failures={
+                model: FailedLoad(
+                    f.seq, f.problem.code, f.problem.message, machine.policy.failed_retry_s
+                )
+                for model, f in machine.failures.items()
+            },
+            switch=_summary(running) if running else None,
+            place_failed=machine.state is State.EMPTY
+            and running is None
+            and machine.desired is not None,
+            switch_s=self.history.switch_s,
+            lease=self.history.lease,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            logger.error("a task of the Switchboard failed", exc_info=task.exception())
+
+
+def _summary(ticket: Ticket) -> dict[str, Any]:
+    return {
+        "id": ticket.id,
+        "from": ticket.source,
+        "to": ticket.target,
+        "phase": ticket.phase,
+        "estimate_s": ticket.estimate_s,
+    }
+
+
+async def problem_of(preparing: Awaitable[None], model: str) -> Problem | None:
+    """What speaks against loading `model`, if anything does."""
+    try:
+        await preparing
+    except CheckpointProblem as exc:
+        return exc.problem
+    except Exception:
+        logger.exception("could not prepare %s", model)
+        return Problem("internal_error", f"{model} could not be prepared")
+    return None

@@ -1,0 +1,28 @@
+"""The ASGI messages that a response written by hand sends, and the one it waits for."""
+
+import asyncio
+from typing import Any
+
+from starlette.types import Receive
+
+
+def start(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    """The head of a response."""
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": encoded}
+
+
+def chunk(body: bytes, *, is_last: bool = False) -> dict[str, Any]:
+    """A piece of its body."""
+    return {"type": "http.response.body", "body": body, "more_body": not is_last}
+
+
+def event_stream_headers() -> dict[str, str]:
+    return {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+
+
+async def expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
+    """Make `presence` expire when the client is gone; run as a task beside the answering."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    presence.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,95 @@
+"""The ingress deployment: the ASGI application around one gateway."""
+
+import logging
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp
+
+from deployments.lifeline import end_with_parent
+from serve_app import admin_routes, public_routes
+from serve_app.errors import (
+    BackendError,
+    MethodNotAllowed,
+    NotFound,
+    error_response,
+)
+from serve_app.gateway import Gateway
+from serve_app.requests import invalid_field
+from serve_app.settings import Settings
+from serve_app.switchboard_client import HandleClient
+
+logger = logging.getLogger("llm_backend.gateway")
+
+routes = APIRouter()
+routes.include_router(public_routes.routes)
+routes.include_router(admin_routes.routes)
+
+
+def build_http(gateway: Gateway) -> FastAPI:
+    """The ASGI application of one gateway."""
+    app = FastAPI(
+        title="llm-backend",
+        version="0.1.0",
+        openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect is no answer to a POST, and follows the Host header
+    )
+    app.state.gateway = gateway
+    app.include_router(routes)
+    app.add_exception_handler(BackendError, _on_backend_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_exception)
+    return app
+
+
+async def _on_backend_error(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, BackendError)
+    status, headers, body = error_response(exc)
+    return Response(body, status, dict(headers))
+
+
+async def _on_validation_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    return await _on_backend_error(request, invalid_field(exc.errors()[0]))
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code != 405:
+        return await _on_backend_error(request, NotFound(f"There is no {request.url.path[:100]}."))
+    error = MethodNotAllowed(f"{request.method} is not allowed here.")
+    response = await _on_backend_error(request, error)
+    response.headers["allow"] = ", ".join(_allowed_methods(request))
+    return response
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
+    here = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in here for method in route.methods or ()})
+
+
+async def _on_exception(request: Request, exc: Exception) -> Response:
+    logger.error("unexpected error", exc_info=exc)
+    return await _on_backend_error(request, BackendError("Something went wrong here."))
+
+
+@serve.ingress()
+class GatewayDeployment:
+    """The gateway on Ray Serve."""
+
+    def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
+        end_with_parent()
+        self._gateway = Gateway(settings, HandleClient(switchboard))
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_http(self._gateway)

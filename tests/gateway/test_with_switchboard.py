@@ -1,0 +1,131 @@
+"""A gateway and the real Switchboard together: what one tells, the other acts on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from deployments.switchboard import Switchboard
+from serve_app.gateway import Gateway
+from serve_app.ingress import build_http
+from serve_app.settings import Settings
+from tests.gateway.conftest import CHAT, A, B, Front, error_of, until
+from tests.gateway.fake_engine import FakeEngine
+from tests.gateway.sse import check
+from tests.pure.fake_host import FakeHost
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+class Whole:
+    """Two engines, their host, the Switchboard, a gateway, and a client."""
+
+    def __init__(self, front: Front, settings: Settings, folder: Path) -> None:
+        self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B)}
+        self.host = FakeHost()
+        self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
+        own = settings.model_copy(update={"home": str(folder), "default_model": A})
+        self.board = Switchboard(own, self.host)
+        self.gateway = Gateway(own, self.board)
+        front.app = build_http(self.gateway)
+        self.client = aiohttp.ClientSession(f"http://127.0.0.1:{front.port}")
+
+    def chat(self, model: str, stream: bool = False, **headers: str) -> Any:
+        body = {"model": model, "messages": MESSAGES, "stream": stream}
+        named = {"X-" + name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(CHAT, json=body, headers=named)
+
+
+@pytest.fixture
+async def whole(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Whole]:
+    whole = Whole(front, settings, tmp_path)
+    for engine in whole.engines.values():
+        await engine.start()
+    await until(lambda: whole.gateway.admission.is_resident(A))
+    yield whole
+    await whole.client.close()
+    await whole.gateway.close()
+    await whole.board.close()
+    for engine in whole.engines.values():
+        await engine.stop()
+    assert not whole.host.loaded_while_other_resident
+
+
+async def test_a_request_brings_its_model(whole: Whole) -> None:
+    """It waits for a switch, and is told how long that took."""
+    async with whole.chat(B) as response:
+        assert (response.status, response.headers["X-Model"]) == (200, B)
+        assert int(response.headers["X-Queue-Ms"]) >= int(response.headers["X-Switch-Ms"])
+    async with whole.chat(A, Switch="never") as response:
+        assert response.status == 503
+        assert B in error_of(await response.read())["message"]
+
+
+async def test_force_cuts_and_takes_over(whole: Whole) -> None:
+    """What is in flight ends with an error event, though a minute's drain is the rule."""
+    whole.engines[A].next_token.clear()
+    async with whole.chat(A, stream=True) as cut:
+        async with asyncio.timeout(5), whole.chat(B, Switch="force") as response:
+            assert (response.status, response.headers["X-Model"]) == (200, B)
+        stream = check(cut.headers["content-type"], await cut.read())
+    assert stream.error
+    assert stream.error["code"] == "model_switching"
+
+
+async def test_a_drain_lets_the_answer_end(whole: Whole) -> None:
+    """Without force the stream is whole, and the ticket says that it is waited for."""
+    whole.engines[A].next_token.clear()
+    async with whole.chat(A, stream=True) as streaming:
+        async with whole.client.post("/admin/switch", json={"model": B}) as response:
+            assert response.status == 202
+            ticket = await response.json()
+        async with asyncio.timeout(5):
+            while ticket["waits_for"] != {"in_flight": 1}:
+                async with whole.client.get(f"/admin/switch/{ticket['id']}") as response:
+                    ticket = await response.json()
+        whole.engines[A].next_token.set()
+        assert check(streaming.headers["content-type"], await streaming.read()).is_done
+    await until(lambda: whole.gateway.admission.is_resident(B))
+
+
+async def test_a_lease_holds_against_requests_and_is_followed(whole: Whole) -> None:
+    """Every step of it can be listened to."""
+    async with whole.client.get("/admin/events", headers={"Last-Event-ID": "x-0"}) as events:
+        lease = {"model": B, "seconds": 60, "owner": "renders"}
+        async with whole.client.post("/admin/lease", json=lease) as response:
+            assert response.status == 202
+        await until(lambda: whole.gateway.admission.is_resident(B))
+        async with whole.chat(A) as response:
+            assert response.status == 503
+            assert error_of(await response.read())["code"] == "leased"
+        async with whole.client.post("/admin/lease", json=lease | {"owner": "other"}) as response:
+            assert response.status == 409
+        async with whole.client.delete("/admin/lease") as response:
+            assert (await response.json())["ended"]["owner"] == "renders"
+        async with asyncio.timeout(5), whole.chat(A) as response:
+            assert response.status == 200
+        told = b""
+        async with asyncio.timeout(5):
+            while told.count(b'"phase": "ready"') < 3:
+                told += await events.content.readany()
+    blocks = [block.split("\n") for block in told.decode().split("\n\n") if "data: " in block]
+    leases = [json.loads(b[2][6:])["lease"] for b in blocks if b[1] == "event: lease"]
+    assert [lease and bool(lease["until"]) for lease in leases] == [False, True, None]
+
+
+async def test_a_dry_run_and_an_unload_over_http(whole: Whole) -> None:
+    """The first changes nothing; after the second the next request loads again."""
+    async with whole.client.post("/admin/switch", json={"model": B, "dry_run": True}) as response:
+        assert response.status == 200
+        assert (await response.json())["to"] == B
+    async with whole.client.post("/admin/unload", json={"wait": True}) as response:
+        assert (response.status, (await response.json())["state"]) == (200, "done")
+    async with whole.client.get("/health") as response:
+        assert (await response.json())["state"] == "idle"
+    async with asyncio.timeout(5), whole.chat(A) as response:
+        assert response.status == 200
+    assert whole.host.loads == [A, A]

@@ -1,0 +1,112 @@
+"""The comparison of a golden answer, its picture and its fingerprint."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deployments.golden import GoldenAnswer, Token, compare, fingerprint, question, red_disc
+from deployments.watchdog import Load, read_load
+from serve_app.settings import AppArgs, load_settings
+
+RIGHT = [Token("The", -0.1, -3.0), Token(" capital", -0.2, -2.0), Token(".", -0.5, -0.6)]
+
+
+def spec(model: str = "qwen-14b"):
+    return load_settings(AppArgs(profile="cpu-demo"), has_gpu=False).models[model]
+
+
+def test_same_answer_matches():
+    assert compare(RIGHT, list(RIGHT), 0.25) is None
+
+
+def test_small_drift_matches_and_a_large_one_does_not():
+    near = [Token(t.text, t.logprob - 0.2, t.runner_up) for t in RIGHT]
+    far = [Token(t.text, t.logprob - 0.3, t.runner_up) for t in RIGHT]
+    assert compare(RIGHT, near, 0.25) is None
+    assert "token 0 has log-probability -0.40" in compare(RIGHT, far, 0.25)
+
+
+def test_another_token_is_named():
+    wrong = [Token("L", -0.1, -3.0), *RIGHT[1:]]
+    assert compare(RIGHT, wrong, 0.25) == "token 0 is 'L' and should be 'The'"
+
+
+def test_nearly_tied_tokens_may_change_places():
+    tied = [*RIGHT[:2], Token("!", -0.5, -0.6)]
+    assert compare(RIGHT, tied, 0.25) is None
+    assert compare(RIGHT, tied, 0.05) is not None
+
+
+def test_shorter_and_longer_answers_differ():
+    assert "has 2 tokens and should have 3" in compare(RIGHT, RIGHT[:2], 0.25)
+    assert "has 3 tokens and should have 2" in compare(RIGHT[:2], RIGHT, 0.25)
+    assert compare(RIGHT, [], 0.25) is not None
+
+
+def test_picture_is_a_png_of_a_red_disc_on_white():
+    image = pytest.importorskip("PIL.Image").open(io.BytesIO(red_disc()))
+    assert image.size == (112, 112)
+    assert image.getpixel((56, 56)) == (255, 0, 0)
+    assert image.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_question_for_the_vision_model_holds_the_picture():
+    content = question("qwen-vl", spec("qwen-vl").golden)["messages"][0]["content"]
+    assert content[0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+
+
+def test_question_without_a_known_answer_does_not_end_early():
+    assert question("qwen-vl", spec("qwen-vl").golden)["ignore_eos"] is True
+    assert question("qwen-14b", spec("qwen-14b").golden)["ignore_eos"] is False
+
+
+def make_checkpoint(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    header = b'{"t":{"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + b"abcd"
+    (folder / "model.safetensors").write_bytes(data)
+    return folder
+
+
+def test_fingerprint_follows_what_is_meant_to_run(tmp_path: Path):
+    """Template, settings and device count; changed weights under the same name do not."""
+    folder = make_checkpoint(tmp_path / "a")
+    first = fingerprint(spec(), folder, "cpu")
+    assert first == fingerprint(spec(), folder, "cpu")
+    assert first != fingerprint(spec(), folder, "cuda")
+    assert first != fingerprint(spec("qwen-coder"), folder, "cpu")
+    other = shutil.copytree(folder, tmp_path / "b")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    assert first != fingerprint(spec(), other, "cpu")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"X")
+    assert first == fingerprint(spec(), folder, "cpu")
+
+
+def test_record_is_kept_and_a_damaged_one_is_no_record(tmp_path: Path):
+    answer = GoldenAnswer(spec(), tmp_path, "cpu", tmp_path)
+    assert answer._load("f") is None
+    answer._save("f", RIGHT)
+    assert answer._load("f") == RIGHT
+    assert answer._load("another fingerprint") is None
+    (tmp_path / "golden" / "qwen-14b.json").write_text("{")
+    assert answer._load("f") is None
+
+
+def test_load_is_read_from_the_engines_own_metrics():
+    page = """# HELP vllm:num_requests_running Number of requests.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="qwen-14b"} 2.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="qwen-14b"} 1.0
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0",model_name="qwen-14b"} 37.0
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="qwen-14b"} 8.0
+# TYPE vllm:prompt_tokens_created gauge
+vllm:prompt_tokens_created{engine="0",model_name="qwen-14b"} 1.7e+09
+"""
+    assert read_load(page) == Load(num_requests=3, num_tokens=45)
