@@ -51,6 +51,7 @@ class Conductor:
             min_resident_s=switching.min_resident_s,
             probation_s=switching.probation_s,
             failed_retry_s=switching.failed_retry_s,
+            idle_unload_s=switching.idle_unload_s,
         )
         epoch = self._saved.epoch if self._saved else 0
         self.boot = uuid.uuid4().hex[:8]

@@ -289,9 +289,7 @@ class Residency:
         """What keeps the running switch: requests `in_flight`, `gateways` yet to close."""
         if self.state is not State.DRAINING:
             return {}
-        open_gateways = [
-            g for g in self._gateways.values() if g.report.closed_epoch < self.epoch
-        ]
+        open_gateways = [g for g in self._gateways.values() if g.report.closed_epoch < self.epoch]
         counts = {"in_flight": self.num_in_flight(), "gateways": len(open_gateways)}
         return {what: num for what, num in counts.items() if num}
 
@@ -304,9 +302,7 @@ class Residency:
         joined = next((n for n, t in enumerate(ahead) if _can_join(t, target)), len(ahead))
         blockers: list[dict[str, Any]] = []
         if self.held and self.held.model != target:
-            blockers.append(
-                {"kind": "lease", "model": self.held.model, "owner": self.held.owner}
-            )
+            blockers.append({"kind": "lease", "model": self.held.model, "owner": self.held.owner})
         if self.running and joined != 0:
             running = self.running
             blockers.append({"kind": "switch", "ticket": running.id, "to": running.target})
@@ -396,9 +392,7 @@ class Residency:
         self.held = None
         self._advance(now)
 
-    def _wish(
-        self, now: float, target: str | None, cause: Cause, drain_s: float
-    ) -> Ticket:
+    def _wish(self, now: float, target: str | None, cause: Cause, drain_s: float) -> Ticket:
         ticket = self._new_ticket(now, target, cause, drain_s)
         if not self.running and not self.queue and self._is_resident(target):  # (1)
             self._finish(now, ticket, Outcome.DONE)
@@ -533,9 +527,7 @@ class Residency:
                 consider(now)
         if self.running is None and self.queue:
             self._begin(now, self.queue.pop(0))
-        if self.held and self.held.until is None and not self.running and not self.queue:
-            if self._is_resident(self.held.model):
-                self.held = replace(self.held, until=now + self.held.seconds)
+        self._grant_lease(now)
 
     def _advance_drain(self, now: float) -> None:
         is_drained = now >= self._all_known_at and all(
@@ -589,6 +581,13 @@ class Residency:
         if seconds is None or any(self._is_busy(g.report) for g in self._gateways.values()):
             return None
         return max(self.serving_since, self._last_active, self._all_known_at) + seconds
+
+    def _grant_lease(self, now: float) -> None:
+        """Its time begins once its model serves and no earlier wish will put that out."""
+        if self.held is None or self.held.until is not None or self._line():
+            return
+        if self._is_resident(self.held.model):
+            self.held = replace(self.held, until=now + self.held.seconds)
 
     def _end_lease_in_time(self, now: float) -> None:
         if self.held and self.held.until is not None and now >= self.held.until:

@@ -5,27 +5,29 @@ The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 (1) An idle resident is left at once; if it was busy a moment ago, after a short linger, because a
     client that sends one request after the other is between two of them.
 (2) A busy one is left once the others' waiting is worth it: they have waited, since it began to
-    serve, as many seconds in sum as its own requests would for a switch away and back (the rent has
-    reached the price of the skis). Never before it has served R.
-(3) Whatever it costs, it is left in time for everybody. Between a waiter and its model lie at most M
-    switches: one under way, and one to each model with an older claim and to its own. W gives each
-    of them the share s = (W - (M - 1) R) / M, and each model in between its R. The model of rank j
-    (0: next) is therefore owed a leave at claim + W - (j + 1) s - j R.
+    serve, as many seconds in sum as its own requests would for a switch away and back (the rent
+    has reached the price of the skis). Never before it has served R.
+(3) Whatever it costs, it is left in time for everybody. Between a waiter and its model lie at most
+    M switches: one under way, one to each model with an older claim, and one to its own. W gives
+    each of them the share s = (W - (M - 1) R) / M, and each model in between its R. The model of
+    rank j (0: next) is therefore owed a leave at claim + W - (j + 1) s - j R.
 
 A claim begins when the oldest waiter came, or when the model was last put out if that is later:
 models take turns, and a model with a long queue does not come first again and again.
 
-The bound that follows: a wait for a model that does not serve ends within
+The bound that follows: a wait for a model that does not serve ends, by its serving, within
 
     W + M * max(0, S - s)        S: the longest switch in it, from its preparation to serving
 
 so within `max_wait_s` as long as no switch takes longer than its share. Proof: let the claim begin
-at 0 with rank j <= M - 2. The model then served, or next to serve, began at most at S, so it is left
-at the latest at max(S + R, W - (j + 1) s - j R); each older claim takes S + R more, the own switch
-S. Ranks only fall, as a later claim ranks behind. For S <= s the sum is at most W (with j = M - 2 the
-two arms of the maximum agree); each switch that is longer adds its excess, M times at the most.
-A drain may take its whole timeout, so the worst S is drain_timeout_s + cut_grace_s + the cost of the
-switch: see `wait_bound_s`. Switches by an admin, leases and failed loads are outside the promise.
+at 0 with rank j <= M - 2. The model that serves, or is about to, does so from S at the latest, and
+is left at the latest at max(S + R, W - (j + 1) s - j R). Each older claim takes S + R more, the own
+switch S. Ranks only fall, as a later claim ranks behind. For S <= s the sum is at most W (with
+j = M - 2 the two arms of the maximum are then equal), and a longer S adds M (S - s) at most.
+
+A drain may take its whole timeout, so the worst S is `drain_timeout_s` + `cut_grace_s` + what the
+switch costs. Not promised: a place in service once the model serves, where more wait than fit; and
+nothing while an admin's switch, a lease or a failed load comes in between.
 """
 
 from collections.abc import Sequence

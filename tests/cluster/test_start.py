@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serve_app.settings import PROJECT
 from tests.cluster.server import (
     Server,
     free_port,
@@ -64,8 +65,6 @@ def test_running_ray_cluster_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_setting_is_named_with_the_valid_ones(tmp_path: Path) -> None:
-    from serve_app.settings import PROJECT
-
     configs = shutil.copytree(PROJECT / "configs", tmp_path / "configs")
     file = configs / "models" / "qwen-vl.yaml"
     file.write_text(file.read_text().replace("max_num_seqs: 10", "max_seqs: 10"))
@@ -107,3 +106,14 @@ def test_kill_9_of_the_raylet_leaves_no_engine(tmp_path: Path) -> None:
         raylet = next(p for p in tree if p.name() == "raylet")
         raylet.kill()
         wait_until(lambda: not any(p.is_running() for p in engine), 30, "the engine is gone")
+
+
+def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) -> None:
+    """`idle_unload_s`: the GPU is free for others while nobody asks."""
+    configs = shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+    file = configs / "backend.yaml"
+    file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-14b: 2}"))
+    with running(tmp_path, config_dir=str(configs)) as server:
+        wait_until(lambda: server.get("/health")["state"] == "idle", 30, "it is unloaded")
+        assert server.watch().engines() == {}
+        assert "Paris" in server.chat("qwen-14b").text

@@ -1,6 +1,7 @@
 """Plays the Switchboard for the residency machine: keeps its clock, answers its effects."""
 
 from dataclasses import replace
+from typing import Any
 
 from deployments.residency import (
     Cause,
@@ -32,7 +33,7 @@ REFUSAL = Problem("checkpoint_missing", "the weights are not there")
 class Driver:
     """A machine, its time, and the effects it waits for. Each answer takes one of them."""
 
-    def __init__(self, epoch: int = 0, **policy: float) -> None:
+    def __init__(self, epoch: int = 0, **policy: Any) -> None:
         self.now = 1000.0
         self.machine = Residency(MODELS, replace(POLICY, **policy), epoch)
         self.unanswered: list[Effect] = []
@@ -76,6 +77,9 @@ class Driver:
                     self.machine.verifying(self.now, epoch)
                     self.ready()
 
+    def lease(self, model: str, seconds: float = 60, owner: str = "me", **more: bool) -> Ticket:
+        return self.machine.lease(self.now, model, seconds, owner, **more)
+
     def prepared(self) -> None:
         self.machine.prepared(self.now, self._take(Prepare).ticket_id)
 
@@ -117,8 +121,10 @@ class Driver:
         waiting: dict[str, float] | None = None,
         gateway: str = "gateway",
         seq: int | None = None,
+        idle_s: float | None = None,
     ) -> None:
-        """`in_flight` under the present epoch; `waiting`: model -> seconds its oldest waits."""
+        """`in_flight` under the present epoch; `waiting`: model -> seconds its oldest waits;
+        `idle_s`: since its last request began or ended."""
         epoch = self.machine.epoch
         self._seq[gateway] = self._seq.get(gateway, 0) + 1
         report = GatewayReport(
@@ -126,6 +132,7 @@ class Driver:
             epoch - 1 if admitting else epoch,
             {epoch: in_flight},
             {model: Waiting(1, self.now - age) for model, age in (waiting or {}).items()},
+            0.0 if idle_s is None else self.now - idle_s,
         )
         self.machine.report(self.now, gateway, report)
 

@@ -71,7 +71,7 @@ class Outcome:
     waits: list[float]
     num_switches: int
     longest_switch_s: float  # from its preparation to serving
-    busy_turns: list[float]  # how long a model had served that was put out while it was busy
+    busy_turns: list[float]  # how long each model had served that was busy as a switch began
     ended_at: float
 
     @property
@@ -221,19 +221,20 @@ class Simulation:
     def _carry_out(self, effect: Prepare | Unload | Load) -> None:
         match effect:
             case Prepare(ticket_id):
-                self._after(PREPARE_S, lambda: self._prepared(ticket_id))
+                self._note_turn()
+                self._after(PREPARE_S, lambda: self.machine.prepared(self.now, ticket_id))
             case Unload(epoch):
                 self._after(UNLOAD_S, lambda: self.machine.unloaded(self.now, epoch))
             case Load(epoch, model):
                 self._loads.append(effect)
                 self._after(self.load_s[model], lambda: self._ready(epoch))
 
-    def _prepared(self, ticket_id: str) -> None:
+    def _note_turn(self) -> None:
+        """A switch was just decided on."""
         machine = self.machine
-        own = any(r.model == machine.holder for r in self._waiting)
-        if machine.state is State.SERVING and (machine.num_in_flight() or own):
+        is_awaited = any(r.model == machine.holder for r in self._waiting)
+        if machine.state is State.SERVING and (machine.num_in_flight() or is_awaited):
             self._busy_turns.append(self.now - machine.serving_since)
-        machine.prepared(self.now, ticket_id)
 
     def _ready(self, epoch: int) -> None:
         ticket = self.machine.running

@@ -1,11 +1,15 @@
 """What the residency machine promises, one claim a test."""
 
+import pickle
+
 import pytest
 
 from deployments.residency import (
     GOLDEN_MISMATCH,
     Cause,
     GatewayReport,
+    Lease,
+    LeaseHeld,
     Load,
     Outcome,
     Phase,
@@ -707,6 +711,20 @@ def test_demand_takes_the_longest_waiting_model_first():
     assert effect.model == "c"
 
 
+def test_models_take_turns_although_one_has_the_older_waiters():
+    """A request for `a` waits since before the others came: `a` was full, and has had its turn."""
+    driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.watch()
+    waiting = {"a": 300.0, "b": 60.0, "c": 50.0}
+    driver.report(1, admitting=True, waiting=waiting)
+    driver.succeed()
+    assert driver.machine.holder == "b"
+    driver.sleep(10)
+    driver.report(0, admitting=True, waiting={"a": 310, "c": 60})
+    driver.succeed()
+    assert driver.machine.holder == "c"
+
+
 def test_demand_fills_an_empty_place():
     driver = Driver()
     driver.watch()
@@ -757,6 +775,324 @@ def test_waiting_is_summed_over_gateways():
     assert waiting["c"].num_requests == 2
     assert waiting["c"].oldest_arrival == driver.now - 3
     assert waiting["a"].num_requests == 1
+
+
+# --- leases ---
+
+
+def test_lease_of_the_resident_model_counts_from_now():
+    driver = Driver().serving("a")
+    assert driver.lease("a", seconds=60).outcome is Outcome.DONE
+    assert driver.machine.held == Lease("a", "me", 60, driver.now + 60)
+
+
+def test_lease_loads_its_model_and_counts_from_when_it_serves():
+    driver = Driver().serving("a")
+    ticket = driver.lease("b", seconds=60)
+    assert (ticket.cause, ticket.target) == (Cause.LEASE, "b")
+    driver.prepared()
+    driver.unloaded()
+    driver.sleep(500)
+    assert driver.machine.held == Lease("b", "me", 60, None)
+    driver.ready()
+    assert driver.machine.held == Lease("b", "me", 60, driver.now + 60)
+
+
+def test_demand_waits_while_a_lease_stands():
+    driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.lease("a", seconds=500)
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 100})
+    driver.sleep(499)
+    assert driver.collect() == []
+    driver.sleep(1)
+    assert driver.machine.held is None
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_end_of_a_lease_lets_demand_in():
+    driver = Driver().serving("a")
+    driver.lease("a")
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 0})
+    assert driver.collect() == []
+    driver.machine.end_lease(driver.now)
+    assert [type(effect) for effect in driver.collect()] == [Prepare]
+
+
+def test_lease_stops_a_switch_for_requests_that_is_only_prepared():
+    driver = Driver().serving("a")
+    driver.watch()
+    driver.report(0, admitting=True, waiting={"b": 0})
+    running = driver.machine.running
+    assert running
+    driver.lease("a")
+    driver.prepared()
+    assert running.error
+    assert running.error.code == "abandoned"
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
+    assert driver.machine.held
+    assert driver.machine.held.until == driver.now + 60
+
+
+def test_lease_joins_a_running_switch_to_its_model():
+    driver = draining()
+    ticket = driver.lease("b")
+    assert ticket is driver.machine.running
+    driver.report(0)
+    driver.succeed()
+    assert driver.num_loads["b"] == 1
+    assert driver.machine.held
+    assert driver.machine.held.until == driver.now + 60
+
+
+def test_lease_joining_keeps_a_switch_alive_that_nobody_waits_for():
+    driver = Driver().serving("a")
+    ticket = driver.switch("b", Cause.REQUEST)
+    assert driver.lease("b") is ticket
+    driver.prepared()
+    assert ticket.error is None
+
+
+def test_lease_comes_after_earlier_wishes_and_then_stays():
+    driver = Driver().serving("a")
+    driver.switch("b")
+    driver.switch("c")
+    driver.lease("b")
+    driver.succeed()
+    assert driver.machine.holder == "b"
+    assert driver.machine.held
+    assert driver.machine.held.until is not None
+    assert driver.num_loads["c"] == 1
+
+
+def test_second_lease_is_refused_with_the_first():
+    driver = Driver().serving("a")
+    driver.lease("a", owner="me")
+    with pytest.raises(LeaseHeld) as caught:
+        driver.lease("b", owner="you")
+    assert caught.value.lease == driver.machine.held
+    assert driver.collect() == []
+
+
+def test_lease_held_survives_pickling():
+    error = LeaseHeld(Lease("a", "me", 60))
+    assert pickle.loads(pickle.dumps(error)).lease == error.lease  # noqa: S301  our own bytes
+
+
+def test_lease_may_be_renewed_by_its_owner_and_replaced_on_demand():
+    driver = Driver().serving("a")
+    driver.lease("a", seconds=60)
+    driver.sleep(30)
+    driver.lease("a", seconds=60)
+    assert driver.machine.held == Lease("a", "me", 60, driver.now + 60)
+    driver.lease("b", owner="you", replace=True)
+    driver.succeed()
+    assert driver.machine.holder == "b"
+    assert driver.machine.held
+    assert driver.machine.held.owner == "you"
+
+
+def test_lease_that_has_run_out_does_not_refuse_another():
+    driver = Driver().serving("a")
+    driver.lease("a", seconds=60)
+    driver.now += 60  # the tick is late
+    driver.lease("b", owner="you")
+    assert driver.machine.held
+    assert driver.machine.held.owner == "you"
+
+
+def test_admin_overrides_a_lease():
+    driver = Driver().serving("a")
+    driver.lease("a")
+    driver.switch("b")
+    assert driver.machine.held is None
+    driver.succeed()
+    assert driver.machine.holder == "b"
+
+
+def test_admin_who_wants_the_leased_model_leaves_the_lease():
+    driver = Driver().serving("a")
+    driver.lease("a")
+    driver.switch("a")
+    assert driver.machine.held
+
+
+def test_switch_for_a_lease_that_has_ended_is_not_made():
+    driver = Driver().serving("a")
+    ticket = driver.lease("b")
+    driver.machine.end_lease(driver.now)
+    driver.prepared()
+    assert ticket.outcome is Outcome.FAILED
+    assert driver.machine.holder == "a"
+
+
+def test_failed_load_ends_the_lease():
+    driver = Driver().serving("a")
+    driver.lease("b")
+    driver.prepared()
+    driver.unloaded()
+    driver.load_failed()
+    assert driver.machine.held is None
+    driver.succeed()
+    assert driver.machine.holder == "a"
+
+
+def test_refused_preparation_ends_the_lease():
+    driver = Driver().serving("a")
+    driver.lease("b")
+    driver.refused()
+    assert driver.machine.held is None
+
+
+def test_wrong_golden_answer_that_earns_a_restart_keeps_the_lease():
+    driver = Driver().serving("a")
+    driver.lease("b")
+    driver.prepared()
+    driver.unloaded()
+    driver.load_failed(WRONG_ANSWER)
+    driver.succeed()
+    assert driver.machine.held == Lease("b", "me", 60, driver.now + 60)
+
+
+def test_lease_survives_the_engines_death():
+    driver = Driver(gateway_ttl_s=1000).serving("a")
+    driver.lease("a", seconds=500)
+    driver.engine_lost()
+    driver.watch()
+    driver.report(0, waiting={"b": 100})
+    driver.succeed()
+    driver.report(0, admitting=True, waiting={"b": 100})
+    assert driver.machine.holder == "a"
+    assert driver.machine.held
+    assert driver.machine.held.until == driver.now + 500
+
+
+# --- idleness ---
+
+
+def idle_driver() -> Driver:
+    driver = Driver(idle_unload_s={"a": 300.0}, gateway_ttl_s=10_000).serving("a")
+    driver.watch()
+    return driver
+
+
+def test_idle_model_is_unloaded_and_stays_so():
+    driver = idle_driver()
+    driver.report(0, admitting=True, idle_s=0)
+    driver.sleep(300)
+    driver.report(0, admitting=True, idle_s=300)
+    driver.report(0)
+    assert driver.machine.running
+    assert driver.machine.running.cause is Cause.IDLE
+    driver.succeed()
+    assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, None)
+    driver.sleep(1000)
+    assert driver.collect() == []
+
+
+def test_idle_model_is_unloaded_without_any_gateway():
+    driver = Driver(idle_unload_s={"a": 300.0})
+    driver.machine.start(driver.now, "a")
+    driver.succeed()
+    driver.sleep(299)
+    assert driver.collect() == []
+    driver.sleep(1)
+    assert driver.collect() == [Unload(1, "a")]
+
+
+def test_silence_of_a_gateway_is_no_idleness():
+    driver = idle_driver()
+    driver.report(0, admitting=True, idle_s=0)
+    driver.sleep(1000)
+    assert driver.collect() == []
+    driver.report(0, admitting=True, idle_s=200)
+    assert driver.collect() == []
+    driver.sleep(100)
+    driver.report(0, admitting=True, idle_s=300)
+    assert driver.machine.state is State.DRAINING
+
+
+def test_used_awaited_or_leased_model_is_not_idle():
+    driver = idle_driver()
+    driver.sleep(1000)
+    driver.report(1, admitting=True, idle_s=900)
+    driver.report(0, admitting=True, idle_s=900, waiting={"a": 0})
+    driver.lease("a", seconds=60)
+    driver.report(0, admitting=True, idle_s=900)
+    driver.sleep(59)
+    driver.report(0, admitting=True, idle_s=959)
+    assert driver.machine.state is State.SERVING
+
+
+def test_model_without_an_idle_time_stays():
+    driver = Driver(idle_unload_s={"b": 1.0}).serving("a")
+    driver.sleep(10_000)
+    assert driver.collect() == []
+
+
+# --- what is told of a switch ---
+
+
+def learnt() -> Driver:
+    """Serves `a`; a -> b was measured as 12 s, b -> a as 7."""
+    driver = Driver().serving("a")
+    for target, seconds in [("b", 12), ("a", 7)]:
+        driver.switch(target)
+        driver.prepared()
+        driver.sleep(seconds)
+        driver.unloaded()
+        driver.ready()
+    return driver
+
+
+def test_estimate_is_what_the_pair_cost():
+    driver = learnt()
+    assert driver.machine.estimate_s("b") == 12
+    assert driver.machine.estimate_s("a") == 0
+    assert driver.machine.estimate_s("c") is None
+    ticket = driver.switch("b")
+    assert ticket.estimate_s == 12
+    assert driver.machine.estimate_s("b") == 12
+    assert driver.machine.estimate_s("a") == 12 + 7
+
+
+def test_draining_switch_says_what_it_waits_for():
+    driver = draining(in_flight=3)
+    assert driver.machine.waits_for() == {"in_flight": 3}
+    driver.watch("another")
+    assert driver.machine.waits_for() == {"in_flight": 3, "gateways": 1}
+    driver.machine.report(driver.now, "another", GatewayReport(1, 1))
+    driver.report(0)
+    assert driver.machine.waits_for() == {}
+
+
+def test_dry_run_says_what_a_switch_would_meet_and_changes_nothing():
+    driver = learnt()
+    driver.report(2, admitting=True)
+    driver.lease("a")
+    before = driver.machine.held
+    assert driver.machine.would_switch("b") == {
+        "from": "a",
+        "to": "b",
+        "in_flight": 2,
+        "queued_behind": 0,
+        "estimate_s": 12,
+        "blockers": [{"kind": "lease", "model": "a", "owner": "me"}],
+    }
+    assert driver.machine.held is before
+    assert driver.collect() == []
+
+
+def test_dry_run_names_the_running_switch():
+    driver = learnt()
+    ticket = driver.switch("b")
+    driver.switch("c")
+    plan = driver.machine.would_switch("a")
+    assert plan["blockers"] == [{"kind": "switch", "ticket": ticket.id, "to": "b"}]
+    assert plan["queued_behind"] == 2
+    assert driver.machine.would_switch("c")["queued_behind"] == 1
+    assert driver.machine.would_switch("b")["blockers"] == []
 
 
 # --- deadlines ---

@@ -7,8 +7,9 @@ travel as late as they like, and may overtake each other.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,6 +24,7 @@ from deployments.residency import (
     GOLDEN_MISMATCH,
     Cause,
     GatewayReport,
+    LeaseHeld,
     Load,
     Outcome,
     Phase,
@@ -34,9 +36,11 @@ from deployments.residency import (
     Unload,
     Waiting,
 )
-from tests.pure.residency_driver import BROKEN, MODELS, POLICY, REFUSAL
+from tests.pure.residency_driver import BROKEN, MODELS, REFUSAL
+from tests.pure.residency_driver import POLICY as SHIPPED
 
 WRONG_ANSWER = Problem(GOLDEN_MISMATCH, "the answer is wrong")
+POLICY = replace(SHIPPED, idle_unload_s={"b": 15.0, "c": 60.0})
 WATCH_S = 5.0  # a gateway that lives is heard of this often
 STARTING = (State.LOADING, State.VERIFYING)
 MAX_IN_SERVICE = 2
@@ -82,6 +86,7 @@ class Gateway:
     is_hung: bool = False  # it sends no signs of life
     is_trusted: bool = False  # the Switchboard has heard of it, and without a long pause since
     num_reports: int = 0
+    last_active: float = 0.0
     in_flight: dict[int, int] = field(default_factory=dict)
     waiting: list[tuple[str, float]] = field(default_factory=list)  # (model, arrival)
     reports: list[GatewayReport] = field(default_factory=list)  # on their way
@@ -95,7 +100,9 @@ class Gateway:
         is_open = view is None or view.state in (*STARTING, State.SERVING)
         closed = (view.epoch if view else 0) - is_open
         self.num_reports += 1
-        self.reports.append(GatewayReport(self.num_reports, closed, dict(self.in_flight), waiting))
+        self.reports.append(
+            GatewayReport(self.num_reports, closed, dict(self.in_flight), waiting, self.last_active)
+        )
 
 
 class ResidencyMachine(RuleBasedStateMachine):
@@ -139,6 +146,33 @@ class ResidencyMachine(RuleBasedStateMachine):
         if ticket is running and drain_s is not None and is_draining:
             self.drain_deadline = min(self.drain_deadline, self.now + drain_s)
         self.settle(ticket)
+
+    @rule(
+        model=models,
+        seconds=st.sampled_from([3.0, 40.0]),
+        owner=st.sampled_from(["one", "other"]),
+        is_replacing=st.booleans(),
+    )
+    def somebody_leases(self, model, seconds, owner, is_replacing):
+        held = self.machine.held
+        if held and held.owner != owner and not is_replacing:
+            with pytest.raises(LeaseHeld) as caught:
+                self.machine.lease(self.now, model, seconds, owner)
+            assert caught.value.lease is held is self.machine.held
+            return
+        ticket = self.machine.lease(self.now, model, seconds, owner, is_replacing)
+        assert ticket.target == model
+        assert self.machine.held
+        assert (self.machine.held.model, self.machine.held.owner) == (model, owner)
+        self.settle(ticket)
+
+    @rule(luck=st.integers(0, 1))
+    def lease_is_given_back(self, luck):
+        if luck:
+            return
+        self.machine.end_lease(self.now)
+        assert self.machine.held is None
+        self.settle()
 
     @precondition(lambda self: self.gateways)
     @rule(pick=picks, model=models, is_for_holder=st.booleans())
@@ -367,6 +401,20 @@ class ResidencyMachine(RuleBasedStateMachine):
         if machine.state is State.EMPTY and machine.desired and not machine.running:
             assert machine.next_deadline(self.now) is not None
 
+    @invariant()
+    def lease_stands_or_is_coming(self):
+        """Granted, its model serves or is being brought back, and no switch leads elsewhere."""
+        machine, held = self.machine, self.machine.held
+        if held is None:
+            return
+        line = [*([machine.running] if machine.running else []), *machine.queue]
+        if held.until is None:
+            assert any(t.target == held.model and not t.error for t in line)
+        else:
+            assert self.now < held.until <= self.now + held.seconds
+            assert all(t.target == held.model for t in line)
+            assert machine.holder == held.model or machine.running
+
     def teardown(self):
         """From any state, once faults end: the desired model serves, and nobody waits any more."""
         for gateway in self.gateways:
@@ -408,8 +456,10 @@ class ResidencyMachine(RuleBasedStateMachine):
             match effect:
                 case Prepare():
                     assert self.prepare is None
+                    self.check_priority()
                     self.prepare = effect
                 case Unload(epoch, model):
+                    self.check_idleness()
                     self.begin_unload(epoch, model)
                 case Load(epoch, model):
                     assert self.engine is None, "a second engine"
@@ -424,6 +474,22 @@ class ResidencyMachine(RuleBasedStateMachine):
                 self.tickets[known.id] = known
         for known in self.tickets.values():
             self.check_outcome(known)
+
+    def check_priority(self) -> None:
+        """No request begins a switch away from a lease, nor while an earlier wish is queued."""
+        machine = self.machine
+        assert machine.running
+        if machine.running.cause is Cause.REQUEST:
+            assert machine.held is None or machine.held.model == machine.running.target
+            assert not machine.queue
+
+    def check_idleness(self) -> None:
+        """Only a model with an idle time is unloaded for it, and not before it is over."""
+        ticket = self.machine.running
+        if ticket and ticket.cause is Cause.IDLE:
+            assert ticket.source in POLICY.idle_unload_s
+            idle_s = POLICY.idle_unload_s[ticket.source]
+            assert ticket.created_at >= self.machine.serving_since + idle_s
 
     def begin_unload(self, epoch: int, model: str) -> None:
         engine = self.engine
@@ -547,8 +613,10 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert engine.model == view.holder
         assert not engine.is_ending or engine.is_excused or not gateway.is_trusted
         gateway.in_flight[view.epoch] = gateway.in_flight.get(view.epoch, 0) + 1
+        gateway.last_active = self.now
 
     def end_request(self, gateway: Gateway) -> None:
+        gateway.last_active = self.now
         epoch = min(gateway.in_flight)
         gateway.in_flight[epoch] -= 1
         if not gateway.in_flight[epoch]:

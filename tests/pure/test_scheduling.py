@@ -166,7 +166,7 @@ def test_bound_holds_on_the_seeded_traces(make):
     simulation = Simulation(make(random.Random(1)), max_in_service=10_000)
     outcome = simulation.run()
     assert outcome.max_s <= simulation.machine.wait_bound_s(outcome.longest_switch_s)
-    assert min(outcome.busy_turns, default=math.inf) >= CALM_POLICY.min_resident_s
+    assert min(outcome.busy_turns, default=math.inf) >= CALM_POLICY.min_resident_s - 1e-6
 
 
 @pytest.mark.parametrize("make", [alternating, mixed, bursts, adversarial])

@@ -219,3 +219,15 @@ def test_settings_do_not_change_after_the_start():
     settings = load_settings(AppArgs(), has_gpu=False)
     with pytest.raises(ValidationError, match="frozen"):
         settings.limits.max_queued = 1
+
+
+def test_idle_time_of_an_unknown_model_is_refused(configs):
+    change(configs / "backend.yaml", "idle_unload_s: {}", "idle_unload_s: {qwen-v: 60}")
+    assert "switching.idle_unload_s: no model named 'qwen-v'; there are qwen-14b" in error_of(
+        configs
+    )
+
+
+def test_turns_longer_than_the_promised_wait_are_refused(configs):
+    change(configs / "backend.yaml", "min_resident_s: 10", "min_resident_s: 60")
+    assert "switching.max_wait_s: should be more than 120" in error_of(configs)
