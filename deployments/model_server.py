@@ -4,6 +4,7 @@ It never sees a request; the gateway talks to the engine's socket.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deployments.engine import (
     EngineVerifying,
 )
 from deployments.golden import GoldenAnswer
+from deployments.gpu_memory import open_card, wait_until_memory_freed
 from deployments.lifeline import end_with_parent
 from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
@@ -62,6 +64,11 @@ class ModelServer:
     async def _load(self, engine: VllmEngine) -> AsyncIterator[EngineEvent]:
         folder = checkpoint.locate(self._spec, self._home)
         device, switching = self._settings.device, self._settings.switching
+        share = self._spec.engine.gpu_memory_utilization
+        if device == "cuda" and share:
+            card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+            if card:
+                await wait_until_memory_freed(card, share, switching.unload_timeout_s)
         await engine.start(folder, device, grace_s=switching.unload_timeout_s)
         yield EngineStarted(engine.pid)
         await engine.wait_ready(switching.load_timeout_s)

@@ -64,7 +64,7 @@ class VllmEngine:
         Raises:
             EngineFailed: the place is taken, or the process could not be started.
         """
-        lock_fd = await place.take_place(self._lock_file, timeout_s=10)
+        lock_fd = await place.take_place(self._lock_file, timeout_s=grace_s + 5)
         try:
             self._prepare_files()
             flags = [f"--uds={self.socket}", *engine_flags(self.spec, checkpoint, device)]
