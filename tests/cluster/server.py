@@ -140,6 +140,19 @@ class Server:
 
         return int(wait_until(serves, timeout_s, f"{model} serves"))
 
+    def find_victim(self, name: str, model: str) -> psutil.Process:
+        """The process of the one engine, of its supervisor, or of its replica, by its title."""
+        (engine,) = self.watch().engines().values()
+        if name == "ServeReplica":
+            title = f"ServeReplica:llm-backend:{model}"
+            tree = psutil.Process(self.process.pid).children(recursive=True)
+            return next(p for p in tree if title in " ".join(p.cmdline()))
+        if name == "supervisor.py":
+            supervisor = engine[0].parent()
+            assert supervisor is not None
+            return supervisor
+        return next(p for p in engine if name in " ".join(p.cmdline()))
+
     def family(self) -> list[psutil.Process]:
         """Every process of this server: its tree, Ray's, and engines with their supervisors."""
         marks = (str(self.home), str(self.ray_tmp))

@@ -2,7 +2,6 @@
 
 import json
 
-import psutil
 import pytest
 
 from tests.cluster.server import CAPITAL, Server, wait_until
@@ -147,24 +146,11 @@ def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, victim: st
     watch = server.watch()
     (old,) = watch.engines().values()
     with watch.watching():
-        find_victim(server, victim, resident).kill()
+        server.find_victim(victim, resident).kill()
         server.wait_serving(resident, after_epoch=epoch)
     assert watch.most_at_once == 1
     assert not [p for p in old if p.is_running()]
     assert server.chat(resident).status_code == 200
-
-
-def find_victim(server: Server, name: str, model: str) -> psutil.Process:
-    (engine,) = server.watch().engines().values()
-    if name == "ServeReplica":
-        title = f"ServeReplica:llm-backend:{model}"
-        tree = psutil.Process(server.process.pid).children(recursive=True)
-        return next(p for p in tree if title in " ".join(p.cmdline()))
-    if name == "supervisor.py":
-        supervisor = engine[0].parent()
-        assert supervisor is not None
-        return supervisor
-    return next(p for p in engine if name in " ".join(p.cmdline()))
 
 
 def test_engine_socket_is_private(server: Server) -> None:

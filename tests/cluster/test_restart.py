@@ -29,6 +29,35 @@ def answers(server: Server, model: str) -> bool:
         return False
 
 
+def phase(server: Server) -> str | None:
+    """The phase of the switch that is under way."""
+    switch = server.get("/admin/status")["switch"]
+    return switch and switch["phase"]
+
+
+@pytest.mark.parametrize("victim", ["--uds=", "supervisor.py", "ServeReplica"])
+def test_new_engine_killed_while_loading_brings_the_old_model_back(
+    server: Server, victim: str
+) -> None:
+    """F1 in the phase of loading: the ticket says so, and there are never two engines."""
+    server.switch("qwen-14b")
+    with server.watch().watching() as watch:
+        with server.http as http:
+            begun = http.post("/admin/switch", json={"model": "qwen-coder"}).json()
+        path = f"/admin/switch/{begun['id']}"
+        wait_until(lambda: any("qwen-coder" in e for e in watch.engines()), 30, "it is loading")
+        server.find_victim(victim, "qwen-coder").kill()
+        ticket = wait_until(
+            lambda: (t := server.get(path))["state"] not in ("queued", "running") and t,
+            120,
+            "the switch ends",
+        )
+    assert ticket["state"] == "rolled_back"
+    assert ticket["error"]["code"] in ("engine_ended", "replica_lost")
+    assert watch.most_at_once == 1
+    assert answers(server, "qwen-14b")
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_part_killed_while_serving_leaves_the_engine_alone(server: Server, part: str) -> None:
     """S10: the same engine, under the same epoch, answers again."""
@@ -49,8 +78,7 @@ def test_part_killed_while_loading_ends_with_one_engine(server: Server, part: st
     with server.watch().watching() as watch:
         with server.http as http:
             http.post("/admin/switch", json={"model": "qwen-coder"})
-        loading = lambda: (server.get("/admin/status")["switch"] or {}).get("phase") == "loading"  # noqa: E731
-        wait_until(loading, 30, "the new model is loading")
+        wait_until(lambda: phase(server) == "loading", 30, "the new model is loading")
         kill(server, part)
         wait_until(lambda: answers(server, "qwen-coder"), 120, "the new model can be had")
         wait_until(lambda: answers(server, "qwen-14b"), 120, "the old one too")
