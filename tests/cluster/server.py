@@ -22,7 +22,7 @@ import yaml
 
 from serve_app.settings import PROJECT, default_home
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 280.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -127,7 +127,7 @@ class Server:
     def watch(self) -> EngineWatch:
         return EngineWatch(self.home)
 
-    def wait_serving(self, model: str, timeout_s: float = 120, after_epoch: int = 0) -> int:
+    def wait_serving(self, model: str, timeout_s: float = 180, after_epoch: int = 0) -> int:
         """The epoch under which `model` serves, once it does."""
 
         def serves() -> int:

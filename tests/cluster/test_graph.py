@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.server import CAPITAL, Server, wait_until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_default_model_is_resident_after_start_and_answers(server: Server) -> None:

@@ -20,7 +20,7 @@ from tests.cluster.server import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def start_and_fail(config: Path, **environment: str) -> str:
@@ -105,7 +105,7 @@ def test_kill_9_of_the_raylet_leaves_no_engine(tmp_path: Path) -> None:
         tree = psutil.Process(server.process.pid).children(recursive=True)
         raylet = next(p for p in tree if p.name() == "raylet")
         raylet.kill()
-        wait_until(lambda: not any(p.is_running() for p in engine), 30, "the engine is gone")
+        wait_until(lambda: not any(p.is_running() for p in engine), 60, "the engine is gone")
 
 
 def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) -> None:
@@ -114,6 +114,6 @@ def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) ->
     file = configs / "backend.yaml"
     file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-14b: 2}"))
     with running(tmp_path, config_dir=str(configs)) as server:
-        wait_until(lambda: server.get("/health")["state"] == "idle", 30, "it is unloaded")
+        wait_until(lambda: server.get("/health")["state"] == "idle", 60, "it is unloaded")
         assert server.watch().engines() == {}
         assert "Paris" in server.chat("qwen-14b").text
