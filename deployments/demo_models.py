@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.settings import default_home
+
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -85,11 +87,6 @@ RECIPES = {
         Recipe("qwen2.5-vl-tiny", "random numbers, seed 0", True, build_vision_model),
     )
 }
-
-
-def default_home() -> Path:
-    """The cache folder: `LLM_BACKEND_HOME` of the environment, else `~/.cache/llm-backend`."""
-    return Path(os.environ.get("LLM_BACKEND_HOME") or "~/.cache/llm-backend").expanduser()
 
 
 def model_folder(name: str, home: Path) -> Path:

@@ -18,6 +18,7 @@ import json
 import struct
 import zlib
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import aiohttp
 
 from deployments.engine import EngineFailed
+from deployments.engine_http import engine_session
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from serve_app.settings import Golden, ModelSpec
 
@@ -95,21 +97,22 @@ class GoldenAnswer:
         expected = self._golden.must_contain
         if expected and expected not in text:
             raise self._mismatch(f"it says {text[:80]!r}, without {expected!r}")
-        print_now = fingerprint(self._spec, self._folder, self._device)
-        recorded = self._load(print_now)
+        recorded = self._load(self._fingerprint)
         if recorded is None:
-            self._save(print_now, tokens)
+            self._save(self._fingerprint, tokens)
         elif difference := compare(recorded, tokens, self._golden.logprob_tolerance):
             raise self._mismatch(difference)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of one load: the checkpoint is not read again by the questions that come later."""
+        return fingerprint(self._spec, self._folder, self._device)
 
     async def _ask(self, socket: Path, timeout_s: float) -> tuple[str, list[Token]]:
         name = self._spec.name
         try:
             async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(path=str(socket)),
-                    timeout=aiohttp.ClientTimeout(total=timeout_s),
-                ) as session,
+                engine_session(socket, timeout_s) as session,
                 session.post(
                     "http://engine/v1/chat/completions", json=question(name, self._golden)
                 ) as response,

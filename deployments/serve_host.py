@@ -24,9 +24,8 @@ from deployments.vllm_engine import base_environment
 from serve_app.settings import Settings
 
 _SCALE_TIMEOUT_S = 30.0
-_STANDBY_READY_S = (
-    45.0  # its imports take 8 s on two idle cores, and a plain start three times that
-)
+# Its imports take 8 s on two idle cores, and a plain start three times that.
+_STANDBY_READY_S = 45.0
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 

@@ -20,6 +20,7 @@ import psutil
 from deployments import place, supervisor
 from deployments.engine import EngineFailed
 from deployments.engine_args import engine_environment, engine_flags
+from deployments.engine_http import engine_session
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine
 from serve_app.settings import ModelSpec
@@ -133,11 +134,9 @@ class VllmEngine:
 
     async def is_answering(self) -> bool:
         """Whether `GET /health` on the engine's socket answers 200 within a second."""
-        timeout = aiohttp.ClientTimeout(total=1)
-        connector = aiohttp.UnixConnector(path=str(self.socket))
         try:
             async with (
-                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                engine_session(self.socket, 1) as session,
                 session.get("http://engine/health") as response,
             ):
                 return response.status == 200

@@ -12,6 +12,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine import EngineFailed
+from deployments.engine_http import engine_session
 from deployments.golden import GoldenAnswer
 from deployments.residency import Problem
 from serve_app.settings import Probing
@@ -67,10 +68,7 @@ async def watch(socket: Path, golden: GoldenAnswer, probing: Probing) -> Problem
 
 async def _ask_load(socket: Path, timeout_s: float) -> Load:
     async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=str(socket)),
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        ) as session,
+        engine_session(socket, timeout_s) as session,
         session.get("http://engine/metrics") as response,
     ):
         return read_load(await response.text())

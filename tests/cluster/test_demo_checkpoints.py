@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import deployments.engine_site
-from deployments.demo_models import MANIFEST, default_home, model_folder
+from deployments.demo_models import MANIFEST, model_folder
+from serve_app.settings import default_home
 
 SITE = Path(deployments.engine_site.__file__).parent
 ROOT = SITE.parent.parent

@@ -1,0 +1,13 @@
+"""HTTP to an engine's private socket."""
+
+from pathlib import Path
+
+import aiohttp
+
+
+def engine_session(socket: Path, timeout_s: float) -> aiohttp.ClientSession:
+    """A session for a question or two, each of which fails after `timeout_s`."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path=str(socket)),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+    )
