@@ -51,11 +51,15 @@ class Conductor:
             min_resident_s=switching.min_resident_s,
             probation_s=switching.probation_s,
             failed_retry_s=switching.failed_retry_s,
-            idle_unload_s=switching.idle_unload_s,
+            idle_unload_s={
+                target: switching.idle_unload_s[spec.name]
+                for target, spec in settings.targets.items()
+                if spec.name in switching.idle_unload_s
+            },
         )
         epoch = self._saved.epoch if self._saved else 0
         self.boot = uuid.uuid4().hex[:8]
-        self.machine = Residency(list(settings.models), policy, epoch, self.boot)
+        self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
         self.has_started = asyncio.Event()  # what runs is known: events may come
         self.history = History(self.boot)
         self._told = self.history.position  # those who wait know of the events up to here
@@ -88,7 +92,7 @@ class Conductor:
             logger.exception("could not see what runs")
         now = time.monotonic()
         wanted = self._settings.default_model
-        if self._saved and self._saved.desired in self._settings.models:
+        if self._saved and self._saved.desired in self._settings.targets:
             wanted = self._saved.desired
         if running:
             model, epoch, endpoint = running

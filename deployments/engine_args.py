@@ -38,7 +38,9 @@ def engine_flags(spec: ModelSpec, checkpoint: Path, device: str) -> list[str]:
     ]
     if engine.enforce_eager:
         flags.append("--enforce-eager")
-    if engine.tool_call_parser:
+    if spec.task == "embed":
+        flags.append("--runner=pooling")
+    elif engine.tool_call_parser:
         flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
     if engine.mm_encoder_attn_backend:
         flags.append(f"--mm-encoder-attn-backend={engine.mm_encoder_attn_backend}")

@@ -23,7 +23,7 @@ from deployments.gpu_memory import open_card, wait_until_memory_freed
 from deployments.lifeline import end_with_parent
 from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
-from serve_app.settings import ModelSpec, Settings
+from serve_app.settings import Settings
 
 # The first answer of a fresh engine on a GPU compiles kernels.
 _FIRST_ANSWER_TIMEOUT_S = 120.0
@@ -35,20 +35,23 @@ class ModelServer:
     def __init__(self, settings: Settings, model: str) -> None:
         end_with_parent()
         self._settings = settings
-        self._spec: ModelSpec = settings.models[model]
+        self._model = model
         self._home = Path(settings.home)
         self._engine: VllmEngine | None = None
         self._watching: asyncio.Task[None] | None = None  # set once the engine is verified
         self._problem: Problem | None = None  # why it was killed here
 
-    async def hold(self, epoch: int) -> AsyncIterator[EngineEvent]:
-        """Start the engine of `epoch`, and tell of it until it is gone.
+    async def hold(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
+        """Start the engine of `epoch` for `target`, one of its model's, and tell of it until it is
+        gone.
 
         Called again for an engine that serves, it tells of that one.
         """
         engine = self._engine
         if engine is None or engine.epoch != epoch:
-            engine = VllmEngine(self._spec, epoch, self._home)
+            spec = self._settings.targets[target]
+            assert spec.name == self._model, target
+            engine = VllmEngine(spec, epoch, self._home)
             self._engine, self._watching, self._problem = engine, None, None
             try:
                 async for event in self._load(engine):
@@ -62,9 +65,10 @@ class ModelServer:
         yield EngineGone(self._problem or engine.why_ended())
 
     async def _load(self, engine: VllmEngine) -> AsyncIterator[EngineEvent]:
-        folder = checkpoint.locate(self._spec, self._home)
+        spec = engine.spec
+        folder = checkpoint.locate(spec, self._home)
         device, switching = self._settings.device, self._settings.switching
-        share = self._spec.engine.gpu_memory_utilization
+        share = spec.engine.gpu_memory_utilization
         if device == "cuda" and share:
             card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
             if card:
@@ -73,7 +77,7 @@ class ModelServer:
         yield EngineStarted(engine.pid)
         await engine.wait_ready(switching.load_timeout_s)
         yield EngineVerifying()
-        golden = GoldenAnswer(self._spec, folder, device, self._home)
+        golden = GoldenAnswer(spec, folder, device, self._home)
         await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
 
@@ -84,12 +88,12 @@ class ModelServer:
             self._problem = problem
             engine.kill()
 
-    async def describe(self) -> tuple[int, str] | None:
-        """Epoch and socket of the engine that serves here, if one does."""
+    async def describe(self) -> tuple[str, int, str] | None:
+        """Target, epoch and socket of the engine that serves here, if one does."""
         engine = self._engine
         if engine is None or not self._watching or engine.ended.is_set():
             return None
-        return engine.epoch, str(engine.socket)
+        return engine.spec.target, engine.epoch, str(engine.socket)
 
     async def release(self) -> None:
         """End the engine; returns when nothing of it is left."""

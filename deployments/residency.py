@@ -4,7 +4,8 @@ Events come in as method calls with the time they happened at; decisions go out 
 that the Switchboard carries out, answering each with a later event. Nothing here knows Ray, vLLM, a
 clock or I/O, and no method awaits, so every event is atomic.
 
-One place, one holder. A switch of the holder from `old` to `new` goes through
+What is called a model here is a target: a model with the task its engine is started for, a name to
+be compared and no more. One place, one holder. A switch of it from `old` to `new` goes through
 
     PREPARING  what needs no GPU; the old model still serves
     DRAINING   nobody is admitted any more; requests in flight end, or are cut at the deadline

@@ -32,20 +32,20 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 class Host(Protocol):
     """The Switchboard's hands."""
 
-    async def check(self, model: str) -> None:
+    async def check(self, target: str) -> None:
         """Check the model's files. Raises CheckpointProblem."""
 
-    async def prepare(self, model: str) -> None:
+    async def prepare(self, target: str) -> None:
         """Check the model's files and read them ahead. Raises CheckpointProblem."""
 
-    def hold(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
+    def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start an engine and tell of it; the last event is EngineGone."""
 
-    async def release(self, model: str) -> None:
-        """End the model's engine and its replica; returns when both are gone, or at a bound."""
+    async def release(self, target: str) -> None:
+        """End the engine and its replica; returns when both are gone, or at a bound."""
 
     async def find_running(self) -> tuple[str, int, str] | None:
-        """Model, epoch and socket of the engine that serves already, if one does."""
+        """Target, epoch and socket of the engine that serves already, if one does."""
 
     def dashboard_url(self) -> str:
         """Where the cluster can be looked at."""
@@ -71,32 +71,33 @@ class ServeHost:
             )
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
-    async def check(self, model: str) -> None:
-        await self._check(model)
+    async def check(self, target: str) -> None:
+        await self._check(target)
 
-    async def prepare(self, model: str) -> None:
-        folder = await self._check(model)
+    async def prepare(self, target: str) -> None:
+        folder = await self._check(target)
         await asyncio.to_thread(_read_ahead, folder)
         if self._standby:
             await self._standby.wait_ready(_STANDBY_READY_S)
 
-    async def _check(self, model: str) -> Path:
+    async def _check(self, target: str) -> Path:
         home = Path(self._settings.home)
-        return await asyncio.to_thread(checkpoint.check, self._settings.models[model], home)
+        return await asyncio.to_thread(checkpoint.check, self._settings.targets[target], home)
 
-    async def hold(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
+    async def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
+        model = self._settings.targets[target].name
         deadline_s = self._settings.switching.load_timeout_s
         self._lost.discard(model)
         try:
             async with asyncio.timeout(deadline_s) as limit:
                 await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
-                events = self._servers[model].options(stream=True).hold.remote(epoch)
+                events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
                     yield event
         except TimeoutError:
-            message = f"{model} was not ready in {deadline_s:.0f} s"
+            message = f"{target} was not ready in {deadline_s:.0f} s"
             yield EngineGone(Problem("load_timeout", message))
         except ScalingFailed as exc:
             yield EngineGone(Problem("scaling_failed", str(exc)))
@@ -105,7 +106,10 @@ class ServeHost:
             message = f"the replica of {model} is gone ({type(exc).__name__})"
             yield EngineGone(Problem("replica_lost", message))
 
-    async def release(self, model: str) -> None:
+    async def release(self, target: str) -> None:
+        await self._end_replica(self._settings.targets[target].name)
+
+    async def _end_replica(self, model: str) -> None:
         bound_s = self._settings.switching.unload_timeout_s + 5
         # A dead replica can not answer, and its engine's supervisor ends the engine.
         if model not in self._lost and (await self._scaler.replicas())[model].num_running:
@@ -125,10 +129,10 @@ class ServeHost:
                 with suppress(RayError, RayServeException, TimeoutError):
                     running = await asyncio.wait_for(self._servers[name].describe.remote(), 10)
             if running:
-                found = (name, *running)
+                found = running
             elif replicas[name].num_existing:
                 idle.append(name)
-        await asyncio.gather(*(self.release(name) for name in idle))
+        await asyncio.gather(*(self._end_replica(name) for name in idle))
         return found
 
     def dashboard_url(self) -> str:

@@ -53,23 +53,23 @@ class Switchboard:
     # --- for admins, through the gateway ---
 
     async def begin_switch(
-        self, model: str, drain_timeout_s: float | None, wait_s: float | None
+        self, target: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        """Make `model` resident; returns the ticket at once, or when it is over or `wait_s` passed.
+        """Make `target` resident; the ticket at once, or when it is over or `wait_s` passed.
 
         Raises:
-            UnknownModel: there is no such model.
+            UnknownModel: there is no such target.
         """
-        self._check_known(model)
+        self._check_known(target)
         await self._conductor.has_started.wait()
-        return await self._switch(model, drain_timeout_s, wait_s)
+        return await self._switch(target, drain_timeout_s, wait_s)
 
-    async def would_switch(self, model: str) -> dict[str, Any]:
+    async def would_switch(self, target: str) -> dict[str, Any]:
         """What `begin_switch` would do and meet now; nothing changes. Raises UnknownModel."""
-        self._check_known(model)
+        self._check_known(target)
         await self._conductor.has_started.wait()
-        problem = await problem_of(self._host.check(model), model)
-        would = self._conductor.machine.would_switch(model)
+        problem = await problem_of(self._host.check(target), target)
+        would = self._conductor.machine.would_switch(target)
         if problem:
             blocker = {"kind": "files", "code": problem.code, "message": problem.message}
             would["blockers"] = [*would["blockers"], blocker]
@@ -80,17 +80,17 @@ class Switchboard:
         await self._conductor.has_started.wait()
         return await self._switch(None, drain_timeout_s, wait_s)
 
-    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
-        """Keep `model` resident for `seconds` from when it serves: the lease, and its ticket.
+    async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]:
+        """Keep `target` resident for `seconds` from when it serves: the lease, and its ticket.
 
         Raises:
-            UnknownModel: there is no such model.
+            UnknownModel: there is no such target.
             LeaseRefused: somebody else has a lease.
         """
-        self._check_known(model)
+        self._check_known(target)
         await self._conductor.has_started.wait()
         try:
-            ticket = self._conductor.machine.lease(time.monotonic(), model, seconds, owner)
+            ticket = self._conductor.machine.lease(time.monotonic(), target, seconds, owner)
         except LeaseHeld as exc:
             self._conductor.settle()  # for the time has passed all the same
             held = exc.lease
@@ -154,9 +154,9 @@ class Switchboard:
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
         }
 
-    def _check_known(self, model: str) -> None:
-        if model not in self._settings.models:
-            raise UnknownModel(f"The model `{model[:100]}` does not exist.", "model")
+    def _check_known(self, target: str) -> None:
+        if target not in self._settings.targets:
+            raise UnknownModel(f"The model `{target[:100]}` does not exist.", "model")
 
     async def _switch(
         self, target: str | None, drain_timeout_s: float | None, wait_s: float | None

@@ -26,12 +26,12 @@ async def switch(request: Request, gateway: Here) -> JSONResponse:
     With `dry_run`: 200 with what would happen, and nothing does.
     """
     wish = await requests.read_admin(request, SwitchRequest, _UPLOAD_S)
-    requests.check_known(wish.model, gateway.settings.models)
+    target = requests.target(wish.model, wish.task, gateway.settings.models)
     if wish.dry_run:
-        return JSONResponse(await ask(gateway.switchboard.would_switch(wish.model)))
+        return JSONResponse(await ask(gateway.switchboard.would_switch(target)))
     wait_s = _MAX_SWITCH_WAIT_S if wish.wait else None
     ticket = await ask(
-        gateway.switchboard.begin_switch(wish.model, wish.drain_timeout_s, wait_s), wait_s or 0
+        gateway.switchboard.begin_switch(target, wish.drain_timeout_s, wait_s), wait_s or 0
     )
     return JSONResponse(ticket, _ticket_status(ticket))
 
@@ -50,8 +50,8 @@ async def lease(request: Request, gateway: Here) -> JSONResponse:
     """Keep a model resident for a time: 202 with the lease and the ticket of the switch to it, or
     200 where it is resident already."""
     wish = await requests.read_admin(request, LeaseRequest, _UPLOAD_S)
-    requests.check_known(wish.model, gateway.settings.models)
-    answer = await ask(gateway.switchboard.lease(wish.model, wish.seconds, wish.owner))
+    target = requests.target(wish.model, wish.task, gateway.settings.models)
+    answer = await ask(gateway.switchboard.lease(target, wish.seconds, wish.owner))
     return JSONResponse(answer, _ticket_status(answer["ticket"]))
 
 

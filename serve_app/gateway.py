@@ -75,10 +75,14 @@ class Gateway:
     def health(self) -> dict[str, Any]:
         """The body of `GET /health`."""
         view = self.admission.view
+        resident = None
+        if view and view.holder and view.state in _RESIDENT:
+            resident = self.settings.targets[view.holder]
         return {
             "status": "ok",
             "state": _health_state(view),
-            "resident": view.holder if view and view.state in _RESIDENT else None,
+            "resident": resident and resident.name,
+            "task": resident and resident.task,
             "epoch": view.epoch if view else 0,
             "in_flight": self.admission.num_in_flight,
             "queued": self.admission.num_queued,
@@ -102,7 +106,7 @@ class Gateway:
                 "tools": spec.engine.tool_call_parser is not None,
                 "embeddings": "embed" in spec.tasks,
             },
-            **_model_status(self.admission.view, spec.name),
+            **_model_status(self.admission.view, spec),
         }
 
 
@@ -117,15 +121,17 @@ def _health_state(view: View | None) -> str:
     return "failed" if view.place_failed else "idle"
 
 
-def _model_status(view: View | None, model: str) -> dict[str, Any]:
-    if view and view.holder == model:
+def _model_status(view: View | None, spec: ModelSpec) -> dict[str, Any]:
+    """Where it stands, and with which task."""
+    tasks = {spec.target_for(task): task for task in spec.tasks}
+    if view and view.holder in tasks:
         loading = view.state in (State.LOADING, State.VERIFYING)
-        return {
-            "status": "resident" if view.state in _RESIDENT else "loading" if loading else "absent"
-        }
-    if view and model in view.failures:
-        return {"status": "failed", "reason": view.failures[model].message}
-    return {"status": "absent"}
+        status = "resident" if view.state in _RESIDENT else "loading" if loading else "absent"
+        return {"status": status, "task": tasks[view.holder] if status != "absent" else None}
+    failures = [view.failures[target] for target in tasks if view and target in view.failures]
+    if failures:
+        return {"status": "failed", "task": None, "reason": failures[-1].message}
+    return {"status": "absent", "task": None}
 
 
 def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

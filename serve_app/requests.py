@@ -18,6 +18,7 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UploadTimeout,
 )
+from serve_app.settings import ModelSpec, Task
 
 _MAX_ADMIN_BYTES = 64_000
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
@@ -37,6 +38,10 @@ _Drain = Annotated[
         description="Seconds that requests in flight may still take; 0 cuts them at once.",
     ),
 ]
+_Task = Annotated[
+    Task | None,
+    Field(description="What it shall do: generate or embed. Default: the model's first task."),
+]
 _Wait = Annotated[bool, Field(description="Answer when the switch is over.")]
 
 
@@ -44,6 +49,7 @@ class SwitchRequest(_AdminRequest):
     """The body of `POST /admin/switch`."""
 
     model: str = Field(description="The model to make resident.", examples=["qwen-coder"])
+    task: _Task = None
     drain_timeout_s: _Drain = None
     wait: _Wait = False
     dry_run: bool = Field(default=False, description="Tell what would happen; change nothing.")
@@ -60,6 +66,7 @@ class LeaseRequest(_AdminRequest):
     """The body of `POST /admin/lease`."""
 
     model: str = Field(description="The model that stays resident.", examples=["qwen-coder"])
+    task: _Task = None
     seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="How long, from now.")
     owner: str = Field(min_length=1, max_length=100, description="Who asks; shown to others.")
 
@@ -151,6 +158,18 @@ def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
         raise InvalidRequest("`model` is required, and is the name of a model.", "model")
     check_known(model, known)
     return model
+
+
+def target(model: str, task: Task | None, models: Mapping[str, ModelSpec]) -> str:
+    """What a switch to `model`, for `task`, leads to. Raises UnknownModel, InvalidRequest."""
+    check_known(model, models)
+    spec = models[model]
+    if task is None:
+        return spec.target
+    if task not in spec.tasks:
+        has = " and ".join(spec.tasks)
+        raise InvalidRequest(f"{model} can not {task}; it can {has}.", "task")
+    return spec.target_for(task)
 
 
 def check_known(model: str, known: Collection[str]) -> None:

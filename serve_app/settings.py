@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PROJECT = Path(__file__).resolve().parent.parent
 ProfileName = Literal["rtx5080", "cpu-demo"]
+Task = Literal["generate", "embed"]
 
 
 class SettingsError(Exception):
@@ -85,6 +86,7 @@ class Golden(_Frozen):
     must_contain: str | None = None  # part of the right answer, where it is known
     max_tokens: Annotated[int, Field(gt=0, le=64)] = 8
     logprob_tolerance: Annotated[float, Field(gt=0)] = 0.25  # nats
+    embedding_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02  # cosine distance
 
 
 class Probing(_Frozen):
@@ -111,17 +113,18 @@ class ModelFile(_Frozen):
 
     name: str
     description: str
-    tasks: list[Literal["generate", "embed"]]
+    tasks: Annotated[list[Task], Field(min_length=1)]  # the first is meant where none is named
     vision: bool = False
     profiles: dict[ProfileName, ModelProfile]
 
 
 class ModelSpec(_Frozen):
-    """A model as the running profile serves it."""
+    """A model as the running profile serves it, doing one of its tasks."""
 
     name: str
     description: str
-    tasks: list[str]
+    tasks: list[Task]
+    task: Task
     vision: bool
     checkpoint: str
     revision: str | None
@@ -129,6 +132,15 @@ class ModelSpec(_Frozen):
     golden: Golden = Golden()
     engine: EngineSettings
     env: dict[str, str]
+
+    @property
+    def target(self) -> str:
+        """What a switch leads to: an engine does one task, so each task is a target of its own."""
+        return self.target_for(self.task)
+
+    def target_for(self, task: Task) -> str:
+        """The model's own name for its first task, else `model:task`."""
+        return self.name if task == self.tasks[0] else f"{self.name}:{task}"
 
 
 class Place(_Frozen):
@@ -150,6 +162,15 @@ class Settings(_Frozen):
     standby: bool
     models: dict[str, ModelSpec]
     home: str
+
+    @property
+    def targets(self) -> dict[str, ModelSpec]:
+        """Whatever can be resident: target -> the model with that task."""
+        return {
+            spec.target_for(task): spec.model_copy(update={"task": task})
+            for spec in self.models.values()
+            for task in spec.tasks
+        }
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -194,8 +215,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         raise SettingsError(
             f"default_model: no model named {default!r}; there are {', '.join(models)}"
         )
-    _check_switching(root / "backend.yaml", backend.switching, list(models))
-    return Settings(
+    settings = Settings(
         profile=profile,
         default_model=None if default == "none" else default,
         place=profile_file.place,
@@ -206,16 +226,19 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         models=models,
         home=str(Path(args.home).expanduser() if args.home else default_home()),
     )
+    _check_switching(root / "backend.yaml", settings)
+    return settings
 
 
-def _check_switching(path: Path, switching: Switching, models: list[str]) -> None:
+def _check_switching(path: Path, settings: Settings) -> None:
+    switching = settings.switching
     for name in switching.idle_unload_s:
-        if name not in models:
+        if name not in settings.models:
             raise SettingsError(
                 f"{path}: switching.idle_unload_s: no model named {name!r}; "
-                f"there are {', '.join(models)}"
+                f"there are {', '.join(settings.models)}"
             )
-    turns_s = (len(models) - 1) * switching.min_resident_s
+    turns_s = (len(settings.targets) - 1) * switching.min_resident_s
     if turns_s >= switching.max_wait_s:
         raise SettingsError(
             f"{path}: switching.max_wait_s: should be more than {turns_s:g}, which the other "
@@ -238,7 +261,8 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
         models[file.name] = ModelSpec(
             name=file.name,
             description=file.description,
-            tasks=list(file.tasks),
+            tasks=file.tasks,
+            task=file.tasks[0],
             vision=file.vision,
             checkpoint=block.checkpoint,
             revision=block.revision,

@@ -23,13 +23,13 @@ class SwitchboardClient(Protocol):
     async def report(self, news: GatewayNews) -> None: ...
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage: ...
     async def begin_switch(
-        self, model: str, drain_timeout_s: float | None, wait_s: float | None
+        self, target: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]: ...
-    async def would_switch(self, model: str) -> dict[str, Any]: ...
+    async def would_switch(self, target: str) -> dict[str, Any]: ...
     async def unload(
         self, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]: ...
-    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]: ...
+    async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]: ...
     async def end_lease(self) -> dict[str, Any]: ...
     async def ticket(self, ticket_id: str) -> dict[str, Any]: ...
     async def tickets(self, limit: int) -> list[dict[str, Any]]: ...
@@ -54,18 +54,18 @@ class HandleClient:
         return page
 
     async def begin_switch(
-        self, model: str, drain_timeout_s: float | None, wait_s: float | None
+        self, target: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        return await self._ask("begin_switch", model, drain_timeout_s, wait_s)
+        return await self._ask("begin_switch", target, drain_timeout_s, wait_s)
 
-    async def would_switch(self, model: str) -> dict[str, Any]:
-        return await self._ask("would_switch", model)
+    async def would_switch(self, target: str) -> dict[str, Any]:
+        return await self._ask("would_switch", target)
 
     async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
         return await self._ask("unload", drain_timeout_s, wait_s)
 
-    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
-        return await self._ask("lease", model, seconds, owner)
+    async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]:
+        return await self._ask("lease", target, seconds, owner)
 
     async def end_lease(self) -> dict[str, Any]:
         return await self._ask("end_lease")

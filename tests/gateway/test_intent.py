@@ -222,10 +222,6 @@ async def test_another_model_s_requests_are_refused_while_a_lease_stands(
         assert 55 <= int(response.headers["Retry-After"]) <= 60
     assert f"{A} is leased to renders until 20" in message
     assert (await leased.asking())[0] == 200
-    async with leased.client.get("/health") as response:
-        assert set(await response.json()) == {
-            *("status", "state", "resident", "epoch", "in_flight", "queued")
-        }
 
 
 async def test_force_is_not_stopped_by_a_lease(leased: Backend) -> None:

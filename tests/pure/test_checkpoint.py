@@ -19,6 +19,7 @@ def spec(checkpoint: str) -> ModelSpec:
         name="tiny",
         description="",
         tasks=["generate"],
+        task="generate",
         vision=False,
         checkpoint=checkpoint,
         revision=None,

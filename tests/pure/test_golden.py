@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from deployments.golden import GoldenAnswer, Token, compare, fingerprint, question, red_disc
+from deployments.golden import GoldenAnswer, fingerprint
+from deployments.golden_probe import (
+    EmbeddingProbe,
+    TextProbe,
+    Token,
+    compare,
+    cosine_distance,
+    probe_for,
+    red_disc,
+)
 from deployments.watchdog import Load, read_load
 from serve_app.settings import AppArgs, load_settings
 
@@ -14,7 +23,7 @@ RIGHT = [Token("The", -0.1, -3.0), Token(" capital", -0.2, -2.0), Token(".", -0.
 
 
 def spec(model: str = "qwen-14b"):
-    return load_settings(AppArgs(profile="cpu-demo"), has_gpu=False).models[model]
+    return load_settings(AppArgs(profile="cpu-demo"), has_gpu=False).targets[model]
 
 
 def test_same_answer_matches():
@@ -52,14 +61,42 @@ def test_picture_is_a_png_of_a_red_disc_on_white():
     assert image.getpixel((2, 2)) == (255, 255, 255)
 
 
-def test_question_for_the_vision_model_holds_the_picture():
-    content = question("qwen-vl", spec("qwen-vl").golden)["messages"][0]["content"]
+@pytest.mark.parametrize("target", ["qwen-vl", "qwen-vl:embed"])
+def test_question_for_the_vision_model_holds_the_picture(target: str):
+    """In both of its tasks: an engine that does not see must not serve."""
+    content = probe_for(spec(target)).body()["messages"][0]["content"]
     assert content[0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
 
 
 def test_question_without_a_known_answer_does_not_end_early():
-    assert question("qwen-vl", spec("qwen-vl").golden)["ignore_eos"] is True
-    assert question("qwen-14b", spec("qwen-14b").golden)["ignore_eos"] is False
+    unknown = spec().model_copy(
+        update={"golden": spec().golden.model_copy(update={"must_contain": None})}
+    )
+    assert TextProbe(unknown).body()["ignore_eos"] is True
+    assert TextProbe(spec()).body()["ignore_eos"] is False
+
+
+def embedding(*numbers: float) -> dict:
+    return {"data": [{"embedding": list(numbers)}]}
+
+
+def test_embedding_is_compared_by_its_direction():
+    probe = EmbeddingProbe(spec("qwen-vl:embed"))
+    kept = probe.read(embedding(0.6, 0.8))
+    assert probe.difference(kept, probe.read(embedding(1.2, 1.6))) is None
+    assert "0.04" in probe.difference(kept, probe.read(embedding(0.8, 0.6)))
+
+
+@pytest.mark.parametrize("numbers", [[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], []])
+def test_embedding_without_a_direction_is_wrong(numbers: list[float]):
+    with pytest.raises(ValueError, match="no direction"):
+        EmbeddingProbe(spec("qwen-vl:embed")).read(embedding(*numbers))
+
+
+def test_cosine_distance_runs_from_0_to_2():
+    assert cosine_distance([1, 0], [3, 0]) == pytest.approx(0)
+    assert cosine_distance([1, 0], [0, 2]) == pytest.approx(1)
+    assert cosine_distance([1, 0], [-1, 0]) == pytest.approx(2)
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -87,13 +124,14 @@ def test_fingerprint_follows_what_is_meant_to_run(tmp_path: Path):
 
 
 def test_record_is_kept_and_a_damaged_one_is_no_record(tmp_path: Path):
-    answer = GoldenAnswer(spec(), tmp_path, "cpu", tmp_path)
-    assert answer._load("f") is None
-    answer._save("f", RIGHT)
-    assert answer._load("f") == RIGHT
-    assert answer._load("another fingerprint") is None
+    folder = make_checkpoint(tmp_path / "a")
+    answer = GoldenAnswer(spec(), folder, "cpu", tmp_path)
+    assert answer._load() is None
+    answer._save({"tokens": []})
+    assert answer._load() == {"tokens": []}
+    assert GoldenAnswer(spec(), folder, "cuda", tmp_path)._load() is None
     (tmp_path / "golden" / "qwen-14b.json").write_text("{")
-    assert answer._load("f") is None
+    assert answer._load() is None
 
 
 def test_load_is_read_from_the_engines_own_metrics():

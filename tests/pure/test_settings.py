@@ -230,4 +230,13 @@ def test_idle_time_of_an_unknown_model_is_refused(configs):
 
 def test_turns_longer_than_the_promised_wait_are_refused(configs):
     change(configs / "backend.yaml", "min_resident_s: 10", "min_resident_s: 60")
-    assert "switching.max_wait_s: should be more than 120" in error_of(configs)
+    assert "switching.max_wait_s: should be more than 180" in error_of(configs)
+
+
+def test_each_task_of_a_model_is_a_target_of_its_own():
+    settings = load_settings(AppArgs(profile="cpu-demo"), has_gpu=False)
+    assert sorted(settings.targets) == sorted([*MODELS, "qwen-vl:embed"])
+    assert settings.targets["qwen-vl"].task == "generate"
+    embedding = settings.targets["qwen-vl:embed"]
+    assert (embedding.name, embedding.task) == ("qwen-vl", "embed")
+    assert embedding.target == "qwen-vl:embed"
