@@ -135,9 +135,9 @@ class Conductor:
         match effect:
             case Prepare(ticket_id, model):
                 await self._prepare(ticket_id, model)
-            case Unload(epoch, model):
+            case Unload(epoch, model, parting):
                 try:
-                    await self._host.release(model)
+                    await self._host.release(model, parting)
                 except Exception:  # the lock on the place guards the next load
                     logger.exception("could not release %s", model)
                 self.machine.unloaded(time.monotonic(), epoch)
@@ -205,6 +205,7 @@ class Conductor:
             and machine.desired is not None,
             switch_s=self.history.switch_s,
             lease=self.history.lease,
+            asleep=self._host.asleep(),
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -36,6 +36,16 @@ class EngineGone:
     problem: Problem
 
 
+@dataclass(frozen=True)
+class EngineHeld:
+    """What a replica tells a Switchboard that has restarted."""
+
+    target: str
+    epoch: int
+    socket: str
+    is_asleep: bool
+
+
 EngineEvent = EngineStarted | EngineVerifying | EngineReady | EngineGone
 
 

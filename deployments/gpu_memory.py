@@ -75,8 +75,12 @@ def open_card(visible_devices: str | None) -> GpuReader | None:
         return None
 
 
-async def wait_until_memory_freed(reader: GpuReader, share: float, timeout_s: float) -> GpuMemory:
+async def wait_until_memory_freed(
+    reader: GpuReader, share: float, timeout_s: float, held_bytes: int = 0
+) -> GpuMemory:
     """Wait until `share` of the card's memory is free; returns the last look.
+
+    `held_bytes`: what whoever is to have it holds of it already.
 
     Raises:
         EngineFailed: it is not after `timeout_s`; the message names needed, free, and who holds
@@ -85,7 +89,7 @@ async def wait_until_memory_freed(reader: GpuReader, share: float, timeout_s: fl
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         memory = reader.read()
-        needed = share * memory.total_bytes
+        needed = share * memory.total_bytes - held_bytes
         if memory.free_bytes >= needed:
             return memory
         if asyncio.get_running_loop().time() >= deadline:

@@ -4,6 +4,7 @@ It never sees a request; the gateway talks to the engine's socket.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from deployments.engine import (
     EngineEvent,
     EngineFailed,
     EngineGone,
+    EngineHeld,
     EngineReady,
     EngineStarted,
     EngineVerifying,
@@ -23,10 +25,14 @@ from deployments.gpu_memory import open_card, wait_until_memory_freed
 from deployments.lifeline import end_with_parent
 from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
-from serve_app.settings import Settings
+from serve_app.settings import ModelSpec, Settings
 
 # The first answer of a fresh engine on a GPU compiles kernels.
 _FIRST_ANSWER_TIMEOUT_S = 120.0
+# What an engine keeps of the card while it sleeps. Source: published figures, 0.4 to 1.2 GiB.
+_SLEEPER_BYTES = int(1.2 * 2**30)
+
+logger = logging.getLogger("llm_backend.model_server")
 
 
 class ModelServer:
@@ -38,46 +44,93 @@ class ModelServer:
         self._model = model
         self._home = Path(settings.home)
         self._engine: VllmEngine | None = None
-        self._watching: asyncio.Task[None] | None = None  # set once the engine is verified
+        self._golden: GoldenAnswer | None = None  # of that engine
+        self._watching: asyncio.Task[None] | None = None  # while the engine serves
+        self._turned = asyncio.Event()  # set, and replaced, as the engine falls asleep or wakes
+        self._is_asleep = False
         self._problem: Problem | None = None  # why it was killed here
 
     async def hold(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
-        """Start the engine of `epoch` for `target`, one of its model's, and tell of it until it is
-        gone.
+        """Start or wake the engine of `epoch` for `target`, one of its model's, and tell of it
+        until it is gone or asleep.
 
         Called again for an engine that serves, it tells of that one.
         """
-        engine = self._engine
-        if engine is None or engine.epoch != epoch:
-            spec = self._settings.targets[target]
-            assert spec.name == self._model, target
-            engine = VllmEngine(spec, epoch, self._home)
-            self._engine, self._watching, self._problem = engine, None, None
+        if self._engine is None or self._engine.epoch != epoch:
             try:
-                async for event in self._load(engine):
+                async for event in self._bring_up(epoch, target):
                     yield event
             except (EngineFailed, CheckpointProblem) as exc:
                 yield EngineGone(exc.problem)
                 return
+        engine = self._engine
+        assert engine is not None
         if self._watching:
             yield EngineReady(str(engine.socket))
-        await engine.ended.wait()
+        await self._until_gone(engine, self._turned)
         yield EngineGone(self._problem or engine.why_ended())
 
+    async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
+        """(1) Wake the engine that sleeps for `target`, or (2) start one; one that can not be woken
+        is ended, and the load begins anew."""
+        self._problem = None
+        if await self._wake(epoch, target):  # (1)
+            assert self._engine is not None
+            yield EngineStarted(self._engine.pid)
+        else:  # (2)
+            await self.release()
+            spec = self._settings.targets[target]
+            assert spec.name == self._model, target
+            engine = VllmEngine(spec, epoch, self._home, can_sleep=self._settings.is_warm)
+            self._engine = engine
+            async for event in self._load(engine):
+                yield event
+        yield EngineVerifying()
+        await self._verify()
+
     async def _load(self, engine: VllmEngine) -> AsyncIterator[EngineEvent]:
-        spec = engine.spec
-        folder = checkpoint.locate(spec, self._home)
+        folder = checkpoint.locate(engine.spec, self._home)
         device, switching = self._settings.device, self._settings.switching
-        share = spec.engine.gpu_memory_utilization
-        if device == "cuda" and share:
-            card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
-            if card:
-                await wait_until_memory_freed(card, share, switching.unload_timeout_s)
+        await self._prove_memory_freed(engine.spec)
+        self._golden = GoldenAnswer(engine.spec, folder, device, self._home)
         await engine.start(folder, device, grace_s=switching.unload_timeout_s)
         yield EngineStarted(engine.pid)
         await engine.wait_ready(switching.load_timeout_s)
-        yield EngineVerifying()
-        golden = GoldenAnswer(spec, folder, device, self._home)
+        if self._settings.is_warm:  # the first sleep makes the buffers that later ones use
+            await engine.sleep(switching.load_timeout_s)
+            await engine.wake(switching.load_timeout_s)
+
+    async def _wake(self, epoch: int, target: str) -> bool:
+        """Whether the engine that sleeps here for `target` is awake now."""
+        engine = self._engine
+        if engine is None or not self._is_asleep or engine.spec.target != target:
+            return False
+        if engine.ended.is_set():
+            return False
+        engine.epoch = epoch
+        try:
+            await self._prove_memory_freed(engine.spec, held_bytes=_SLEEPER_BYTES)
+            await engine.wake(self._settings.switching.unload_timeout_s)
+        except EngineFailed as exc:
+            logger.warning("%s is started anew: %s", target, exc.problem.message)
+            return False
+        self._turn(is_asleep=False)
+        return True
+
+    async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> None:
+        """Raises EngineFailed."""
+        share = spec.engine.gpu_memory_utilization
+        if self._settings.device != "cuda" or not share:
+            return
+        card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if card:
+            timeout_s = self._settings.switching.unload_timeout_s
+            await wait_until_memory_freed(card, share, timeout_s, held_bytes)
+
+    async def _verify(self) -> None:
+        engine, golden = self._engine, self._golden
+        assert engine is not None
+        assert golden is not None
         await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
 
@@ -88,19 +141,59 @@ class ModelServer:
             self._problem = problem
             engine.kill()
 
-    async def describe(self) -> tuple[str, int, str] | None:
-        """Target, epoch and socket of the engine that serves here, if one does."""
+    async def rest(self) -> bool:
+        """Put the engine to sleep; False, and nothing of it is left, where that fails."""
         engine = self._engine
-        if engine is None or not self._watching or engine.ended.is_set():
+        self._stop_watching()
+        if engine is None or engine.ended.is_set():
+            return False
+        try:
+            await engine.sleep(self._settings.switching.unload_timeout_s)
+        except EngineFailed as exc:
+            logger.warning("%s is ended: %s", engine.spec.target, exc.problem.message)
+            await self.release()
+            return False
+        self._problem = Problem("asleep", f"{engine.spec.target} sleeps")
+        self._turn(is_asleep=True)
+        return True
+
+    async def sleep_through(self) -> None:
+        """Returns when the engine that sleeps here is woken, or is gone."""
+        if self._engine and self._is_asleep:
+            await self._until_gone(self._engine, self._turned)
+
+    def _turn(self, *, is_asleep: bool) -> None:
+        self._is_asleep = is_asleep
+        self._turned.set()
+        self._turned = asyncio.Event()
+
+    async def _until_gone(self, engine: VllmEngine, turned: asyncio.Event) -> None:
+        """Until the engine ends, or falls asleep, or wakes."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (engine.ended, turned)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def describe(self) -> EngineHeld | None:
+        """The engine that serves or sleeps here, if one does."""
+        engine = self._engine
+        if engine is None or engine.ended.is_set() or not (self._watching or self._is_asleep):
             return None
-        return engine.spec.target, engine.epoch, str(engine.socket)
+        return EngineHeld(engine.spec.target, engine.epoch, str(engine.socket), self._is_asleep)
 
     async def release(self) -> None:
         """End the engine; returns when nothing of it is left."""
-        if self._watching:
-            self._watching.cancel()
+        self._stop_watching()
         if self._engine and self._engine.pid:
             await self._engine.stop()
+        self._is_asleep = False
+
+    def _stop_watching(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+            self._watching = None
 
     async def check_health(self) -> None:
         """Serve's health check: the replica is as good as its engine."""

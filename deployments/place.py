@@ -20,6 +20,11 @@ from deployments.residency import Problem
 _RETRY_S = 0.05
 
 
+def lock_file(home: Path, model: str | None = None) -> Path:
+    """The lock on the place; where engines may sleep beside the one that is awake, one a model."""
+    return home / "run" / (f"place-{model}.lock" if model else "place.lock")
+
+
 async def take_place(lock_file: Path, timeout_s: float) -> int:
     """Lock the place and clear what an earlier engine left; returns the locked descriptor.
 
@@ -35,15 +40,20 @@ async def take_place(lock_file: Path, timeout_s: float) -> int:
             if asyncio.get_running_loop().time() > deadline:
                 raise EngineFailed(Problem("place_taken", _describe_holder(lock_file)))
             await asyncio.sleep(_RETRY_S)  # flock has no wait that can be given up
-        _kill_orphans(lock_file)
+        for other in lock_file.parent.glob("place*.lock"):  # also those of the other mode
+            _kill_orphans(other)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def is_taken(lock_file: Path) -> bool:
-    """Whether an engine holds the place now."""
+def is_taken(home: Path) -> bool:
+    """Whether an engine holds a place now."""
+    return any(_is_locked(path) for path in lock_file(home).parent.glob("place*.lock"))
+
+
+def _is_locked(lock_file: Path) -> bool:
     try:
         fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

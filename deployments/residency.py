@@ -186,12 +186,21 @@ class Prepare:
     model: str
 
 
+class Parting(StrEnum):
+    """How an engine leaves the place."""
+
+    REST = "rest"  # it worked to the end: it may be kept asleep, where the host keeps engines so
+    END = "end"  # it ends
+    CLEAR = "clear"  # it ends, and whatever sleeps ends too
+
+
 @dataclass(frozen=True)
 class Unload:
-    """End this engine and prove it gone, within a bound. Answer: `unloaded`."""
+    """Put this engine out of the place and prove it, within a bound. Answer: `unloaded`."""
 
     epoch: int
     model: str
+    parting: Parting
 
 
 @dataclass(frozen=True)
@@ -538,7 +547,8 @@ class Residency:
         if now >= self._drain_deadline:
             self.is_cut = True
         if is_drained or now >= self._drain_deadline + self.policy.cut_grace_s:
-            self._unload(now)
+            assert self.running is not None
+            self._unload(now, Parting.REST if self.running.target else Parting.CLEAR)
 
     def _consider_demand(self, now: float) -> None:
         """Switch for those who wait, if it is time to leave the resident model."""
@@ -619,12 +629,12 @@ class Residency:
         else:
             self._effects.append(Prepare(ticket.id, ticket.target))
 
-    def _unload(self, now: float) -> None:
+    def _unload(self, now: float, parting: Parting = Parting.END) -> None:
         assert self.holder is not None
         self.state = State.UNLOADING
         if self.running:
             self.running.enter(Phase.UNLOADING, now)
-        self._effects.append(Unload(self.epoch, self.holder))
+        self._effects.append(Unload(self.epoch, self.holder, parting))
 
     def _load_target(self, now: float, ticket: Ticket) -> None:
         assert ticket.target is not None

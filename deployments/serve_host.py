@@ -15,9 +15,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoint, scaling
-from deployments.engine import EngineEvent, EngineGone, EngineReady
+from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine_args import OFFLINE
-from deployments.residency import Problem
+from deployments.residency import Parting, Problem
 from deployments.scaling import ReplicaScaler, ScalingFailed
 from deployments.standby import StandbyKeeper
 from deployments.vllm_engine import base_environment
@@ -41,8 +41,12 @@ class Host(Protocol):
     def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start an engine and tell of it; the last event is EngineGone."""
 
-    async def release(self, target: str) -> None:
-        """End the engine and its replica; returns when both are gone, or at a bound."""
+    async def release(self, target: str, parting: Parting) -> None:
+        """Put the engine out of the place: to sleep, or to its end and that of its replica; returns
+        when that is done, or at a bound."""
+
+    def asleep(self) -> tuple[str, ...]:
+        """The targets whose engines sleep, the longest first."""
 
     async def find_running(self) -> tuple[str, int, str] | None:
         """Target, epoch and socket of the engine that serves already, if one does."""
@@ -61,6 +65,7 @@ class ServeHost:
         self._servers = servers
         self._scaler = ReplicaScaler(app_name)
         self._lost: set[str] = set()  # models whose replica died under its hold
+        self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
         self._standby: StandbyKeeper | None = None
         if settings.standby:
             home = Path(settings.home)
@@ -90,6 +95,7 @@ class ServeHost:
         self._lost.discard(model)
         try:
             async with asyncio.timeout(deadline_s) as limit:
+                await self._make_room_for(target)
                 await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
@@ -106,8 +112,57 @@ class ServeHost:
             message = f"the replica of {model} is gone ({type(exc).__name__})"
             yield EngineGone(Problem("replica_lost", message))
 
-    async def release(self, target: str) -> None:
-        await self._end_replica(self._settings.targets[target].name)
+    async def release(self, target: str, parting: Parting) -> None:
+        model = self._settings.targets[target].name
+        if parting is Parting.CLEAR:
+            await self._end_sleepers(list(self._asleep))
+        may_sleep = self._settings.is_warm and parting is Parting.REST
+        if may_sleep and await self._put_to_sleep(model):
+            self._note_asleep(target)
+        else:
+            await self._end_replica(model)
+
+    def asleep(self) -> tuple[str, ...]:
+        return tuple(self._asleep)
+
+    async def _put_to_sleep(self, model: str) -> bool:
+        with suppress(RayError, RayServeException, TimeoutError):
+            bound_s = 2 * self._settings.switching.unload_timeout_s + 5
+            is_asleep: bool = await asyncio.wait_for(self._servers[model].rest.remote(), bound_s)
+            return is_asleep
+        return False
+
+    def _note_asleep(self, target: str) -> None:
+        watch = self._watch_sleeper(target)
+        self._asleep[target] = asyncio.get_running_loop().create_task(watch)
+
+    async def _watch_sleeper(self, target: str) -> None:
+        """Forget a sleeper that dies."""
+        with suppress(RayError, RayServeException):
+            await self._servers[self._settings.targets[target].name].sleep_through.remote()
+        self._asleep.pop(target, None)
+
+    async def _make_room_for(self, target: str) -> None:
+        """End the sleepers that must not stay beside `target`: those of its own model with another
+        task, and the oldest above the number allowed."""
+        model = self._settings.targets[target].name
+        self._forget_asleep(target)  # it is about to be woken
+        others = list(self._asleep)
+        same = [other for other in others if self._settings.targets[other].name == model]
+        for other in same:  # its replica ends it before it starts another
+            self._forget_asleep(other)
+            others.remove(other)
+        await self._end_sleepers(others[: max(0, len(others) - self._settings.max_sleepers)])
+
+    async def _end_sleepers(self, targets: list[str]) -> None:
+        for target in targets:
+            self._forget_asleep(target)
+            await self._end_replica(self._settings.targets[target].name)
+
+    def _forget_asleep(self, target: str) -> None:
+        watching = self._asleep.pop(target, None)
+        if watching:
+            watching.cancel()
 
     async def _end_replica(self, model: str) -> None:
         bound_s = self._settings.switching.unload_timeout_s + 5
@@ -119,17 +174,19 @@ class ServeHost:
         await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
 
     async def find_running(self) -> tuple[str, int, str] | None:
-        """What serves, if anything; replicas that hold no serving engine are ended."""
+        """What serves, if anything; replicas that hold no engine are ended, sleepers are not."""
         replicas = await self._scaler.replicas()
         found = None
         idle = []
         for name in self._servers:
-            running = None
-            if replicas[name].num_running and not found:
+            held: EngineHeld | None = None
+            if replicas[name].num_running:
                 with suppress(RayError, RayServeException, TimeoutError):
-                    running = await asyncio.wait_for(self._servers[name].describe.remote(), 10)
-            if running:
-                found = running
+                    held = await asyncio.wait_for(self._servers[name].describe.remote(), 10)
+            if held and held.is_asleep:
+                self._note_asleep(held.target)
+            elif held and not found:
+                found = (held.target, held.epoch, held.socket)
             elif replicas[name].num_existing:
                 idle.append(name)
         await asyncio.gather(*(self._end_replica(name) for name in idle))

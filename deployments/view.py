@@ -54,6 +54,7 @@ class View:
     place_failed: bool = False  # nothing runs, though something should
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
+    asleep: tuple[str, ...] = ()  # what is kept asleep, the longest first
 
     @property
     def admitting_epoch(self) -> int | None:

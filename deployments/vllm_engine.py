@@ -43,15 +43,16 @@ def base_environment() -> dict[str, str]:
 class VllmEngine:
     """A running engine; made by `start`, over when `ended` is set."""
 
-    def __init__(self, spec: ModelSpec, epoch: int, home: Path) -> None:
+    def __init__(self, spec: ModelSpec, epoch: int, home: Path, *, can_sleep: bool = False) -> None:
         self.spec = spec
-        self.epoch = epoch
+        self.epoch = epoch  # of its last load or waking
+        self._can_sleep = can_sleep
         self.pid = 0
         self.ended = asyncio.Event()
         self.exit_code: int | None = None
         self._home = home
         self.socket = home / "run" / f"{spec.name}-{epoch}.sock"
-        self._lock_file = home / "run" / "place.lock"
+        self._lock_file = place.lock_file(home, spec.name if can_sleep else None)
         self._log = home / "logs" / f"{spec.name}.log"
         self._log_offset = 0
         self._stop_pipe = -1
@@ -68,7 +69,7 @@ class VllmEngine:
         lock_fd = await place.take_place(self._lock_file, timeout_s=grace_s + 5)
         try:
             self._prepare_files()
-            flags = [f"--uds={self.socket}", *engine_flags(self.spec, checkpoint, device)]
+            flags = [f"--uds={self.socket}", *self._flags(checkpoint, device)]
             environment = self._environment(device)
             try:
                 await self._start_by_standby(flags, environment, grace_s, lock_fd)
@@ -143,6 +144,33 @@ class VllmEngine:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    async def sleep(self, timeout_s: float) -> None:
+        """Give the GPU's memory back and keep the weights in the host's (vLLM's level 1).
+
+        Raises:
+            EngineFailed: it is not asleep within `timeout_s`.
+        """
+        await self._turn("/sleep?level=1&mode=wait", True, timeout_s)
+
+    async def wake(self, timeout_s: float) -> None:
+        """Raises EngineFailed: it is not awake within `timeout_s`."""
+        await self._turn("/wake_up", False, timeout_s)
+
+    async def _turn(self, path: str, is_asleep: bool, timeout_s: float) -> None:
+        """Have it go to sleep or wake, and believe only what it says of itself afterwards."""
+        what = "asleep" if is_asleep else "awake"
+        problem = Problem(f"not_{what}", f"the engine of {self.spec.target} is not {what}")
+        try:
+            async with engine_session(self.socket, timeout_s) as session:
+                async with session.post(f"http://engine{path}") as response:
+                    response.raise_for_status()
+                async with session.get("http://engine/is_sleeping") as response:
+                    says = (await response.json())["is_sleeping"]
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError) as exc:
+            raise EngineFailed(problem) from exc
+        if says is not is_asleep:
+            raise EngineFailed(problem)
+
     async def stop(self) -> None:
         """End the engine and wait until nothing of it is left."""
         self._close_stop_pipe()
@@ -164,7 +192,8 @@ class VllmEngine:
     def _prepare_files(self) -> None:
         for folder in (self.socket.parent, self._log.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for dead in self.socket.parent.glob("*-[0-9]*.sock"):  # the place is ours: none is alive
+        whose = self.spec.name if self._can_sleep else "*"  # all whose place is ours now are dead
+        for dead in self.socket.parent.glob(f"{whose}-[0-9]*.sock"):
             dead.unlink(missing_ok=True)
         if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
@@ -173,7 +202,10 @@ class VllmEngine:
             self._log_offset = log.tell()
 
     def _environment(self, device: str) -> dict[str, str]:
-        return base_environment() | engine_environment(self.spec, device)
+        return base_environment() | engine_environment(self.spec, device, can_sleep=self._can_sleep)
+
+    def _flags(self, checkpoint: Path, device: str) -> list[str]:
+        return engine_flags(self.spec, checkpoint, device, can_sleep=self._can_sleep)
 
     async def _follow(self, pipes: "_Pipes", timeout_s: float) -> None:
         """Read the supervisor's lines; returns once the engine's pid is known.

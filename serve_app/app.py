@@ -1,5 +1,6 @@
 """Builds the graph; the one file that knows every part. Named by `serve_config.yaml`."""
 
+import math
 from typing import Any
 
 import ray
@@ -9,7 +10,7 @@ from ray.serve import Application
 from deployments.model_server import ModelServer
 from deployments.switchboard import SwitchboardDeployment
 from serve_app.ingress import GatewayDeployment
-from serve_app.settings import AppArgs, Place, load_settings
+from serve_app.settings import AppArgs, Settings, load_settings
 
 _PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones
 
@@ -29,7 +30,7 @@ def build_app(args: AppArgs) -> Application:
     for name in settings.models:
         server = serve.deployment(
             name=name,
-            ray_actor_options=_actor_options(settings.place),
+            ray_actor_options=_actor_options(settings),
             max_ongoing_requests=16,
             health_check_period_s=2,
             health_check_timeout_s=10,
@@ -57,7 +58,12 @@ def build_app(args: AppArgs) -> Application:
     return app
 
 
-def _actor_options(place: Place) -> dict[str, object]:
-    if place.resource == "GPU":
-        return {"num_cpus": 0, "num_gpus": place.amount}
-    return {"num_cpus": 0, "resources": {place.resource: place.amount}}
+def _actor_options(settings: Settings) -> dict[str, object]:
+    """A model's share of the GPU: so much that Ray places one replica; or, where the others sleep
+    beside the one that is awake, an equal share each."""
+    amount = settings.place.amount
+    if settings.is_warm:
+        amount = math.floor(100 / len(settings.models)) / 100
+    if settings.place.resource == "GPU":
+        return {"num_cpus": 0, "num_gpus": amount}
+    return {"num_cpus": 0, "resources": {settings.place.resource: amount}}

@@ -131,6 +131,8 @@ def _model_status(view: View | None, spec: ModelSpec) -> dict[str, Any]:
     failures = [view.failures[target] for target in tasks if view and target in view.failures]
     if failures:
         return {"status": "failed", "task": None, "reason": failures[-1].message}
+    if view and any(target in view.asleep for target in tasks):
+        return {"status": "asleep", "task": None}
     return {"status": "absent", "task": None}
 
 

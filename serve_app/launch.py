@@ -141,10 +141,12 @@ def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) 
             server.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             server.kill()
-    lock = Path(settings.home) / "run" / "place.lock"
+    home = Path(settings.home)
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while place.is_taken(lock) and time.monotonic() < deadline:
+    while place.is_taken(home) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     say(
-        "Stopped; nothing is left running." if not place.is_taken(lock) else f"{lock} is still held"
+        "Stopped; nothing is left running."
+        if not place.is_taken(home)
+        else f"An engine of {home} is still running"
     )

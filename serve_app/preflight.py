@@ -108,7 +108,7 @@ def _check_ray() -> None:
 
 
 def _check_place(home: Path) -> None:
-    if place.is_taken(home / "run" / "place.lock"):
+    if place.is_taken(home):
         raise PreflightProblem(
             f"a server on {home} is already running; stop it, or name another folder with "
             "LLM_BACKEND_HOME"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 PROJECT = Path(__file__).resolve().parent.parent
 ProfileName = Literal["rtx5080", "cpu-demo"]
 Task = Literal["generate", "embed"]
+ResidencyMode = Literal["cold", "warm"]
 
 
 class SettingsError(Exception):
@@ -34,6 +35,7 @@ class AppArgs(BaseModel):
     config_dir: str = str(PROJECT / "configs")
     home: str | None = None  # state, logs and models; default: LLM_BACKEND_HOME or ~/.cache
     default_model: str | None = None  # overrides the profile's; "none" starts empty
+    residency: ResidencyMode | None = None  # overrides the profile's
 
 
 class Limits(_Frozen):
@@ -160,6 +162,8 @@ class Settings(_Frozen):
     switching: Switching
     probing: Probing
     standby: bool
+    residency: ResidencyMode
+    max_sleepers: int
     models: dict[str, ModelSpec]
     home: str
 
@@ -171,6 +175,11 @@ class Settings(_Frozen):
             for spec in self.models.values()
             for task in spec.tasks
         }
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether models that were resident are kept asleep."""
+        return self.residency == "warm"
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -187,6 +196,8 @@ class _ProfileFile(_Frozen):
     default_model: str
     place: Place
     standby: bool
+    residency: ResidencyMode
+    max_sleepers: Annotated[int, Field(ge=1)]
 
 
 _File = TypeVar("_File", bound=BaseModel)
@@ -223,6 +234,8 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         switching=backend.switching,
         probing=backend.probing,
         standby=profile_file.standby,
+        residency=args.residency or profile_file.residency,
+        max_sleepers=profile_file.max_sleepers,
         models=models,
         home=str(Path(args.home).expanduser() if args.home else default_home()),
     )

@@ -102,7 +102,7 @@ def test_vanished_weights_are_refused_with_the_reason(mended: Drill) -> None:
 
 
 def test_engine_that_dies_in_its_start_is_rolled_back_after_one_try(mended: Drill) -> None:
-    """S5: a config that does not fit the weights."""
+    """A config that does not fit the weights."""
     config = json.loads((mended.coder / "config.json").read_text())
     config["intermediate_size"] *= 2
     (mended.coder / "config.json").write_text(json.dumps(config))
@@ -150,7 +150,7 @@ def test_model_that_failed_once_can_be_switched_to_when_it_is_mended(mended: Dri
 
 
 def test_engine_that_dies_right_after_it_was_ready_is_rolled_back(mended: Drill) -> None:
-    """S5: a death within the probation is the switch's failure."""
+    """A death within the probation is the switch's failure."""
     ticket = mended.server.switch("qwen-coder").json()
     assert ticket["state"] == "done"
     (engine,) = mended.server.watch().engines().values()

@@ -23,7 +23,7 @@ PROFILES = {
     name: load_settings(AppArgs.model_validate({"profile": name}), has_gpu=False)
     for name in ("rtx5080", "cpu-demo")
 }
-ALL = [(profile, model) for profile, s in PROFILES.items() for model in s.models]
+ALL = [(profile, model) for profile, s in PROFILES.items() for model in s.targets]
 
 PARSE = """
 import json, sys
@@ -46,7 +46,7 @@ GPU_ONLY = {
 
 
 def spec_of(profile: str, model: str) -> ModelSpec:
-    return PROFILES[profile].models[model]
+    return PROFILES[profile].targets[model]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def test_vllm_reads_what_the_settings_say(parsed, profile, model):
     args, spec = parsed[profile, model], spec_of(profile, model)
     engine = spec.engine
     assert args["model"] == str(CHECKPOINT)
-    assert args["served_model_name"] == [model]
+    assert args["served_model_name"] == [spec.name]
+    assert args["runner"] == ("pooling" if spec.task == "embed" else "auto")
     assert args["max_model_len"] == engine.max_model_len
     assert args["max_num_seqs"] == engine.max_num_seqs
     assert args["max_num_batched_tokens"] == engine.max_num_batched_tokens
@@ -82,8 +83,9 @@ def test_vllm_reads_what_the_settings_say(parsed, profile, model):
     assert args["enforce_eager"] is engine.enforce_eager
     assert args["enable_prefix_caching"] is engine.enable_prefix_caching
     assert args["generation_config"] == "vllm"
-    assert args["enable_auto_tool_choice"] is (engine.tool_call_parser is not None)
-    assert args["tool_call_parser"] == engine.tool_call_parser
+    tools = engine.tool_call_parser if spec.task == "generate" else None
+    assert args["enable_auto_tool_choice"] is (tools is not None)
+    assert args["tool_call_parser"] == tools
 
 
 @pytest.mark.parametrize(("profile", "model"), ALL)
@@ -116,12 +118,24 @@ def test_no_gpu_setting_reaches_the_cpu(parsed, model):
     assert args["distributed_executor_backend"] == "uni"
 
 
+def test_engine_that_may_sleep_has_the_routes_and_on_a_gpu_the_allocator() -> None:
+    spec = spec_of("rtx5080", "qwen-14b")
+    flags = engine_flags(spec, CHECKPOINT, "cuda", can_sleep=True)
+    assert "--enable-sleep-mode" in flags
+    assert "--enable-sleep-mode" not in engine_flags(spec, CHECKPOINT, "cpu", can_sleep=True)
+    for device in ("cuda", "cpu"):
+        environment = engine_environment(spec, device, can_sleep=True)
+        assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+        assert "VLLM_SERVER_DEV_MODE" not in engine_environment(spec, device)
+
+
 @pytest.mark.parametrize(("profile", "model"), ALL)
 def test_everything_else_is_vllms_default(parsed, profile, model):
     """A flag that means more than it says would show here."""
     ours = GPU_ONLY | {
         "model",
         "served_model_name",
+        "runner",
         "max_model_len",
         "max_num_seqs",
         "max_num_batched_tokens",

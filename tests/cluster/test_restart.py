@@ -60,7 +60,7 @@ def test_new_engine_killed_while_loading_brings_the_old_model_back(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_part_killed_while_serving_leaves_the_engine_alone(server: Server, part: str) -> None:
-    """S10: the same engine, under the same epoch, answers again."""
+    """The same engine, under the same epoch, answers again."""
     server.switch("qwen-14b")
     epoch = server.wait_serving("qwen-14b")
     with server.watch().watching() as watch:
@@ -73,7 +73,7 @@ def test_part_killed_while_serving_leaves_the_engine_alone(server: Server, part:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_part_killed_while_loading_ends_with_one_engine(server: Server, part: str) -> None:
-    """S10: whichever model it ends with, there is one engine, and each model can be had."""
+    """Whichever model it ends with, there is one engine, and each model can be had."""
     server.switch("qwen-14b")
     with server.watch().watching() as watch:
         with server.http as http:

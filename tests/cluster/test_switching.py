@@ -12,7 +12,7 @@ NUM_SWITCHES = 20
 
 
 def test_twenty_switches_under_load_lose_nothing(server: Server) -> None:
-    """S7: admins switch to and fro while clients ask for both models."""
+    """Admins switch to and fro while clients ask for both models."""
     server.switch("qwen-14b")
     first = server.get("/health")["epoch"]
     models = ["qwen-14b", "qwen-coder"]
@@ -34,7 +34,7 @@ def test_twenty_switches_under_load_lose_nothing(server: Server) -> None:
 
 
 def test_forced_switch_ends_streams_with_one_error_event(server: Server) -> None:
-    """S3: drain 0 cuts what runs, and says so on the stream within two seconds."""
+    """Drain 0 cuts what runs, and says so on the stream within two seconds."""
     server.switch("qwen-14b")
     body = {
         "model": "qwen-14b",
@@ -64,7 +64,7 @@ def test_forced_switch_ends_streams_with_one_error_event(server: Server) -> None
 
 
 def test_switch_lets_a_running_answer_end(server: Server) -> None:
-    """S2: within the drain timeout a stream is complete, and the switch waits for it."""
+    """Within the drain timeout a stream is complete, and the switch waits for it."""
     server.switch("qwen-14b")
     body = {
         "model": "qwen-14b",

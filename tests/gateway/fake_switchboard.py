@@ -21,6 +21,7 @@ class FakeSwitchboard:
         self.is_away = False  # every call raises, as to a dead actor
         self.num_refused = 0
         self.switches: list[tuple[str, float | None, float | None]] = []
+        self.targets: list[str] = []  # of switches and leases
         self.questions: list[tuple[Any, ...]] = []  # of admins
         self.listened: list[tuple[str, int] | None] = []
         self.happened: list[Event] = []
@@ -94,6 +95,7 @@ class FakeSwitchboard:
     async def begin_switch(
         self, model: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
+        self.targets.append(model)
         self.switches.append((model, drain_timeout_s, wait_s))
         return await self._canned()
 
@@ -104,6 +106,7 @@ class FakeSwitchboard:
         return await self._asked("unload", drain_timeout_s, wait_s)
 
     async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
+        self.targets.append(model)
         return await self._asked("lease", model, seconds, owner)
 
     async def end_lease(self) -> dict[str, Any]:

@@ -82,6 +82,37 @@ async def test_all_models_are_listed_with_where_they_stand(backend: Backend, pat
         assert "weights are cut short" in models["qwen-vl"]["reason"]
 
 
+async def test_a_model_that_sleeps_says_so(backend: Backend) -> None:
+    """Whichever of its tasks the sleeping engine has."""
+    await backend.show(state=State.SERVING, holder=A, asleep=("qwen-vl:embed",))
+    assert (await get(backend, "/v1/models/qwen-vl"))[1]["status"] == "asleep"
+    assert (await get(backend, f"/v1/models/{A}"))[1]["status"] == "resident"
+
+
+async def test_the_resident_task_is_told(backend: Backend) -> None:
+    """A model that embeds is resident, and says that it does not chat."""
+    await backend.show(state=State.SERVING, holder="qwen-vl:embed")
+    health = (await get(backend, "/health"))[1]
+    assert (health["resident"], health["task"]) == ("qwen-vl", "embed")
+    model = (await get(backend, "/v1/models/qwen-vl"))[1]
+    assert (model["status"], model["task"]) == ("resident", "embed")
+    assert model["tasks"] == ["generate", "embed"]
+
+
+@pytest.mark.parametrize("path", ["/admin/switch", "/admin/lease"])
+async def test_a_task_is_a_target_of_its_own(backend: Backend, path: str) -> None:
+    """And one that a model does not have is refused by name."""
+    backend.switchboard.answer = {"state": "running", "ticket": {"state": "running"}}
+    more = {"seconds": 60, "owner": "me"} if path.endswith("lease") else {}
+    wish = {"model": "qwen-vl", "task": "embed"} | more
+    async with backend.client.post(path, json=wish) as response:
+        assert response.status == 202
+    assert backend.switchboard.targets == ["qwen-vl:embed"]
+    async with backend.client.post(path, json=wish | {"model": A}) as response:
+        assert response.status == 400
+        assert "can not embed; it can generate" in error_of(await response.read())["message"]
+
+
 async def test_one_model_is_what_the_list_says_of_it(backend: Backend) -> None:
     """And an unknown one is 404."""
     await backend.serving(A)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineEvent, EngineGone, EngineReady, EngineVerifying
-from deployments.residency import Problem
+from deployments.residency import Parting, Problem
 
 BROKEN = Problem("engine_ended", "the engine ended")
 
@@ -27,6 +27,8 @@ class FakeHost:
             gate.set()
         self.loads: list[str] = []
         self.releases: list[str] = []
+        self.partings: list[Parting] = []  # how each of them was meant
+        self.sleepers: list[str] = []
         self.num_prepared = 0
         self.has_changed = asyncio.Condition()  # one of the above
         self.in_place: set[str] = set()
@@ -69,8 +71,12 @@ class FakeHost:
         await death.wait()
         yield EngineGone(BROKEN)
 
-    async def release(self, model: str) -> None:
+    def asleep(self) -> tuple[str, ...]:
+        return tuple(self.sleepers)
+
+    async def release(self, model: str, parting: Parting) -> None:
         self.releases.append(model)
+        self.partings.append(parting)
         await self.unload.wait()
         self.in_place.discard(model)
         self._deaths[model].set()

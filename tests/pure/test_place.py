@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import place
 from deployments.engine import EngineFailed
 from deployments.place import is_taken, note_holder, session_members, take_place
 
@@ -89,9 +90,9 @@ async def wait_until_gone(session: int) -> None:
 
 async def test_free_place_is_taken_and_given_back(lock_file):
     fd = await take_place(lock_file, timeout_s=0)
-    assert is_taken(lock_file)
+    assert is_taken(lock_file.parent.parent)
     os.close(fd)
-    assert not is_taken(lock_file)
+    assert not is_taken(lock_file.parent.parent)
 
 
 async def test_held_place_is_refused_and_the_holder_named(lock_file):
@@ -99,7 +100,7 @@ async def test_held_place_is_refused_and_the_holder_named(lock_file):
         note(lock_file, session=process.pid, supervisor=NO_PROCESS)
         holder_note = json.loads(lock_file.read_text()) | {"session": NO_PROCESS}
         lock_file.write_text(json.dumps(holder_note))
-        assert is_taken(lock_file)
+        assert is_taken(lock_file.parent.parent)
         with pytest.raises(EngineFailed) as caught:
             await take_place(lock_file, timeout_s=0)
         assert process.poll() is None
@@ -175,4 +176,14 @@ async def test_session_that_got_the_number_later_is_spared(lock_file, engine, ch
 
 
 def test_place_of_a_server_that_never_ran_is_free(lock_file):
-    assert not is_taken(lock_file)
+    assert not is_taken(lock_file.parent.parent)
+
+
+async def test_place_of_one_model_is_not_that_of_another(lock_file):
+    """Where engines sleep beside the one that is awake; the server's is taken all the same."""
+    home = lock_file.parent.parent
+    fds = [await take_place(place.lock_file(home, name), timeout_s=0) for name in ("a", "b")]
+    assert is_taken(home)
+    for fd in fds:
+        os.close(fd)
+    assert not is_taken(home)

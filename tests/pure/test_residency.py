@@ -12,6 +12,7 @@ from deployments.residency import (
     LeaseHeld,
     Load,
     Outcome,
+    Parting,
     Phase,
     Prepare,
     Problem,
@@ -77,14 +78,14 @@ def test_switch_waits_for_requests_in_flight():
     assert driver.collect() == []
     assert not driver.machine.is_cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_load_waits_until_the_old_engine_is_gone():
     driver = draining(in_flight=0)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
     driver.sleep(1000)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
     driver.unloaded()
     assert driver.collect() == [Load(2, "b")]
 
@@ -138,7 +139,7 @@ def test_cut_at_the_drain_deadline():
     assert driver.machine.is_cut
     assert driver.collect() == []  # the gateway gets its time to cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
@@ -147,7 +148,7 @@ def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
     driver.sleep(4)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_cut_is_over_when_the_next_model_loads():
@@ -162,7 +163,7 @@ def test_silent_gateway_does_not_block_a_drain():
     driver.sleep(14)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_watching_gateway_is_not_silent():
@@ -180,7 +181,7 @@ def test_new_gateway_that_has_not_reported_blocks_a_drain():
     driver.prepared()
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
@@ -191,7 +192,7 @@ def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
     driver.report(1, gateway="returned")
     assert driver.collect() == []
     driver.report(0, gateway="returned")
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain():
@@ -206,7 +207,7 @@ def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain()
     driver.prepared()
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
 
 
 def test_report_from_before_the_gateway_knew_does_not_clear_it():
@@ -244,7 +245,7 @@ def test_requests_of_an_older_epoch_do_not_hold_a_drain():
     driver.prepared()
     report = {1: 3, 2: 0}  # three of epoch 1 never ended
     driver.machine.report(driver.now, "gateway", GatewayReport(99, 2, report))
-    assert driver.collect() == [Unload(2, "b")]
+    assert driver.collect() == [Unload(2, "b", Parting.REST)]
 
 
 # --- several wishes ---
@@ -338,7 +339,7 @@ def test_failed_load_rolls_back_and_is_tried_once():
     assert ticket
     driver.unloaded()
     driver.load_failed()
-    assert driver.collect() == [Unload(2, "b")]
+    assert driver.collect() == [Unload(2, "b", Parting.END)]
     driver.succeed()
     assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, BROKEN)
     assert driver.num_loads == {"a": 2, "b": 1, "c": 0}
@@ -545,7 +546,7 @@ def test_engine_lost_while_preparing_lets_the_switch_go_on():
     driver.engine_lost()
     assert driver.machine.state is State.LOST
     driver.prepared()
-    assert driver.collect() == [Unload(1, "a")]  # nothing to drain
+    assert driver.collect() == [Unload(1, "a", Parting.END)]  # nothing to drain
     driver.succeed()
     assert (ticket.outcome, driver.machine.holder) == (Outcome.DONE, "b")
 
@@ -563,13 +564,13 @@ def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
 def test_engine_lost_while_draining_is_unloaded_at_once():
     driver = draining(in_flight=5)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.END)]
 
 
 def test_engine_lost_while_unloading_changes_nothing():
     driver = draining(in_flight=0)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
     driver.succeed()
     assert driver.machine.holder == "b"
 
@@ -624,7 +625,7 @@ def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
     driver = Driver(epoch=8)
     driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
     driver.machine.engine_lost(driver.now, 7, BROKEN)
-    assert driver.collect() == [Unload(7, "b")]
+    assert driver.collect() == [Unload(7, "b", Parting.END)]
     driver.unloaded()
     assert driver.collect() == [Load(9, "b")]
 
@@ -642,7 +643,7 @@ def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
     driver.sleep(1)
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(7, "b")]
+    assert driver.collect() == [Unload(7, "b", Parting.REST)]
 
 
 def test_drain_after_a_restart_keeps_its_deadline():
@@ -651,7 +652,7 @@ def test_drain_after_a_restart_keeps_its_deadline():
     driver.switch("a", drain_timeout_s=2)
     driver.prepared()
     driver.sleep(7)
-    assert driver.collect() == [Unload(7, "b")]
+    assert driver.collect() == [Unload(7, "b", Parting.REST)]
 
 
 # --- demand ---
@@ -998,7 +999,7 @@ def test_idle_model_is_unloaded_without_any_gateway():
     driver.sleep(299)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.CLEAR)]
 
 
 def test_silence_of_a_gateway_is_no_idleness():
@@ -1106,7 +1107,7 @@ def test_deadline_is_always_in_the_future_and_ticking_at_it_makes_progress():
         deadlines.append(deadline - 1000)
         driver.now = deadline
         driver.machine.tick(driver.now)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
     assert len(deadlines) <= 2
 
 
@@ -1116,4 +1117,4 @@ def test_gateway_deadline_is_not_lost_to_rounding(offset):
     driver.sleep(offset)
     driver.report(1)
     driver.sleep(15)
-    assert driver.collect() == [Unload(1, "a")]
+    assert driver.collect() == [Unload(1, "a", Parting.REST)]
