@@ -2,6 +2,13 @@
 
     BackendError
     ├── InvalidRequest           400  the body or a parameter is wrong
+    │   ├── MissingField         400
+    │   ├── UnknownField         400
+    │   ├── RefusedField         400  the engine knows it, and a client may not use it
+    │   ├── InvalidType          400
+    │   ├── InvalidValue         400
+    │   ├── InvalidImage         400
+    │   ├── ContextTooLong       400  more tokens than the model takes
     │   ├── UploadTimeout        408  the body did not come in time
     │   ├── BodyTooLarge         413
     │   └── UnsupportedMediaType 415
@@ -26,6 +33,7 @@ positionally, to `Exception.__init__`.
 import json
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, ClassVar
 
 
@@ -51,6 +59,34 @@ class BackendError(Exception):
 class InvalidRequest(BackendError):
     status, type = 400, "invalid_request_error"
     code: ClassVar[str | None] = None
+
+
+class MissingField(InvalidRequest):
+    code = "missing_required_parameter"
+
+
+class UnknownField(InvalidRequest):
+    code = "unknown_parameter"
+
+
+class RefusedField(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class InvalidType(InvalidRequest):
+    code = "invalid_type"
+
+
+class InvalidValue(InvalidRequest):
+    code = "invalid_value"
+
+
+class InvalidImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
 
 
 class UploadTimeout(InvalidRequest):
@@ -117,8 +153,39 @@ class DeadlineExceeded(Unavailable):
     status, type, code = 504, "server_error", "timeout"
 
 
-def error_body(error: BackendError) -> dict[str, Any]:
-    """The body OpenAI's clients parse: `{"error": {message, type, param, code}}`."""
+class Dialect(StrEnum):
+    """Whose shape an error is told in."""
+
+    OPENAI = "openai"  # chat, completions, and everything of our own
+    RESPONSES = "responses"  # OpenAI's too; its streams name their events
+    ANTHROPIC = "anthropic"  # messages
+
+
+# Anthropic's names for what a status means.
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def error_body(error: BackendError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
+    """The body that a client of this dialect parses."""
+    if dialect is Dialect.ANTHROPIC:
+        kind = "invalid_request_error" if error.status < 500 else "api_error"
+        return {
+            "type": "error",
+            "error": {
+                "type": _ANTHROPIC_TYPES.get(error.status, kind),
+                "message": error.message,
+                "code": error.code,
+            },
+        }
     return {
         "error": {
             "message": error.message,
@@ -129,14 +196,27 @@ def error_body(error: BackendError) -> dict[str, Any]:
     }
 
 
-def error_response(error: BackendError) -> tuple[int, Mapping[str, str], bytes]:
+def error_response(
+    error: BackendError, dialect: Dialect = Dialect.OPENAI
+) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body for one error: the only place where errors become HTTP."""
     headers = {"content-type": "application/json"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    return error.status, headers, json.dumps(error_body(error)).encode()
+    return error.status, headers, json.dumps(error_body(error, dialect)).encode()
 
 
-def error_event(error: BackendError) -> bytes:
-    """The one server-sent event that ends a stream which can not be completed."""
-    return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+def error_event(
+    error: BackendError, dialect: Dialect = Dialect.OPENAI, num_events: int = 0
+) -> bytes:
+    """The one server-sent event that ends a stream which can not be completed.
+
+    `num_events`: how many the stream had before; those of responses are numbered.
+    """
+    body = error_body(error, dialect)
+    if dialect is Dialect.OPENAI:
+        return b"data: " + json.dumps(body).encode() + b"\n\n"
+    if dialect is Dialect.RESPONSES:
+        # OpenAI's document has the fields at the top, its server and its Python client in `error`.
+        body |= body["error"] | {"type": "error", "sequence_number": num_events}
+    return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"

@@ -1,8 +1,7 @@
 """One request's way to the engine and back, as plain ASGI: bytes in, bytes out.
 
 It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
-event; an error response. An engine that dies ends its own streams politely with `[DONE]`, so the
-end of a stream is believed only after a `finish_reason`.
+event; an error response. When the end of a stream is believed: `endings.py`.
 """
 
 import asyncio
@@ -18,9 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.admission import Admission, Permit, Wish, switching_error
 from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.endings import SEPARATOR, Ending
+from serve_app.engine_errors import engine_error
 from serve_app.errors import (
     BackendError,
     DeadlineExceeded,
+    Dialect,
     EngineLost,
     error_event,
     error_response,
@@ -28,10 +30,6 @@ from serve_app.errors import (
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
-_DONE = b"data: [DONE]"
-_ERROR = b'data: {"error":'
-_ENGINE_DIED = b"EngineCore"  # vLLM's name for what is gone, in its errors
-_FINISHED = b'"finish_reason":"'
 _ABORTED = b'"finish_reason":"abort"'
 
 logger = logging.getLogger("llm_backend.gateway")
@@ -84,22 +82,26 @@ class EngineSessions:
 
 @dataclass
 class Job:
-    """A checked request."""
+    """What an engine is to be sent: a checked request."""
 
-    wish: Wish
+    model: str
     path: str
     body: bytes
     is_stream: bool
-    num_choices: int
+    ending: Ending
+    dialect: Dialect
 
 
 class EngineAnswer(Response):
     """The response that admits a job, forwards it, and relays what comes back."""
 
-    def __init__(self, admission: Admission, sessions: EngineSessions, job: Job) -> None:
+    def __init__(
+        self, admission: Admission, sessions: EngineSessions, wish: Wish, job: Job
+    ) -> None:
         super().__init__()
         self._admission = admission
         self._sessions = sessions
+        self._wish = wish
         self._job = job
         self._has_started = False
 
@@ -123,7 +125,7 @@ class EngineAnswer(Response):
             permit = await self._admit(send)
             began = loop.time()
             try:
-                async with asyncio.timeout_at(self._job.wish.deadline) as permit.limit:
+                async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
                     if permit.is_cut:
                         raise switching_error(permit)
                     await self._forward(permit, send)
@@ -137,13 +139,13 @@ class EngineAnswer(Response):
                 await self._wait_for_news(permit, send)
             except (aiohttp.ClientError, ConnectionError) as exc:
                 logger.warning("engine of epoch %d lost: %r", permit.epoch, exc)
-                raise EngineLost("The engine ended while answering.", retry_after_s=5) from exc
+                raise _lost() from exc
             finally:
                 self._admission.release(permit, loop.time() - began)
 
     async def _admit(self, send: Send) -> Permit:
         """Wait for a permit; a stream that waits is kept alive with comments."""
-        admitting = asyncio.ensure_future(self._admission.admit(self._job.wish))
+        admitting = asyncio.ensure_future(self._admission.admit(self._wish))
         try:
             while self._job.is_stream:
                 done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
@@ -159,14 +161,14 @@ class EngineAnswer(Response):
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
-        await send(chunk(b": waiting for " + self._job.wish.model.encode() + b"\n\n"))
+        await send(chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
 
     async def _wait_for_news(self, permit: Permit, send: Send) -> None:
         """Wait until the view is no longer the one that named a dead engine."""
         admission, loop = self._admission, asyncio.get_running_loop()
         heartbeat_at = loop.time() + _HEARTBEAT_S
         while admission.view and admission.view.admitting_epoch == permit.epoch:
-            if loop.time() > self._job.wish.wait_deadline:
+            if loop.time() > self._wish.wait_deadline:
                 raise EngineLost("The engine does not answer.", retry_after_s=5)
             if self._job.is_stream and loop.time() > heartbeat_at:
                 heartbeat_at += _HEARTBEAT_S
@@ -182,49 +184,55 @@ class EngineAnswer(Response):
                 headers={"content-type": "application/json"},
             ) as response,
         ):
-            is_event_stream = response.content_type == "text/event-stream"
-            if self._job.is_stream and is_event_stream and response.status == 200:
+            if response.status != 200:
+                logger.info("the engine answered %d to %s", response.status, self._job.path)
+                raise engine_error(response.status, await response.read(), self._job.path)
+            if self._job.is_stream:
                 await self._start_stream(send, truth_headers(permit))
-                await self._relay_events(response, send)
+                await self._relay_events(response, session, send)
             else:
-                await self._relay_whole(response, permit, send)
+                await self._relay_whole(response, session, permit, send)
 
     async def _relay_whole(
-        self, response: aiohttp.ClientResponse, permit: Permit, send: Send
+        self,
+        response: aiohttp.ClientResponse,
+        session: aiohttp.ClientSession,
+        permit: Permit,
+        send: Send,
     ) -> None:
         body = await response.read()
-        if _ABORTED in body or (response.status == 500 and _ENGINE_DIED in body):
-            raise EngineLost("The engine ended while answering.", retry_after_s=5)
-        if self._has_started:  # heartbeats went out: only an event can carry what came
-            await send(chunk(b"data: " + body.replace(b"\n", b" ") + b"\n\n", is_last=True))
-            return
-        headers = {"content-type": response.headers.get("content-type", "application/json")}
-        headers |= truth_headers(permit) | {"content-length": str(len(body))}
-        await send(start(response.status, headers))
+        if _ABORTED in body:
+            raise _lost()
+        if self._job.ending.needs_proof_of_life:
+            await _check_alive(session)
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        await send(start(200, headers | truth_headers(permit)))
         await send(chunk(body, is_last=True))
 
-    async def _relay_events(self, response: aiohttp.ClientResponse, send: Send) -> None:
+    async def _relay_events(
+        self, response: aiohttp.ClientResponse, session: aiohttp.ClientSession, send: Send
+    ) -> None:
         """Pass whole events on as they come; hold the last word until it is known to be true.
 
         The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
         """
-        num_finished, rest = 0, b""
+        ending, rest = self._job.ending, b""
         async for data in response.content.iter_any():
-            events, separator, rest = (rest + data).rpartition(b"\n\n")
+            events, separator, rest = (rest + data).rpartition(SEPARATOR)
             if not separator:
                 continue
-            whole, error, cause = events.partition(_ERROR)
-            num_finished += whole.count(_FINISHED)
-            if _ABORTED in whole or _ENGINE_DIED in cause:
+            judged = ending.judge(events + separator)
+            if judged.is_lost:
                 break
-            is_done = whole.endswith(_DONE)
-            if is_done and num_finished < self._job.num_choices:
-                break
-            last = whole + error + cause.partition(b"\n\n")[0]
-            await send(chunk(last + separator, is_last=is_done or bool(error)))
-            if is_done or error:
+            if judged.is_over and ending.needs_proof_of_life:
+                await _check_alive(session)
+            if judged.good:
+                await send(chunk(judged.good, is_last=judged.is_over))
+            if judged.error is not None:
+                raise engine_error(500, judged.error, self._job.path)
+            if judged.is_over:
                 return
-        raise EngineLost("The engine ended while answering.", retry_after_s=5)
+        raise _lost()
 
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         if not self._has_started:
@@ -233,11 +241,23 @@ class EngineAnswer(Response):
 
     async def _fail(self, send: Send, error: BackendError) -> None:
         if self._has_started:
-            await send(chunk(error_event(error), is_last=True))
+            event = error_event(error, self._job.dialect, self._job.ending.num_events)
+            await send(chunk(event, is_last=True))
             return
-        status, headers, body = error_response(error)
+        status, headers, body = error_response(error, self._job.dialect)
         await send(start(status, dict(headers)))
         await send(chunk(body, is_last=True))
+
+
+async def _check_alive(session: aiohttp.ClientSession) -> None:
+    """Raises EngineLost, or aiohttp's error."""
+    async with session.get("http://engine/health") as response:
+        if response.status != 200:
+            raise _lost()
+
+
+def _lost() -> EngineLost:
+    return EngineLost("The engine ended while answering.", retry_after_s=5)
 
 
 def truth_headers(permit: Permit) -> dict[str, str]:

@@ -21,6 +21,7 @@ from serve_app.errors import (
 from serve_app.gateway import Gateway
 from serve_app.requests import invalid_field
 from serve_app.settings import Settings
+from serve_app.surface import dialect_of
 from serve_app.switchboard_client import HandleClient
 
 logger = logging.getLogger("llm_backend.gateway")
@@ -47,9 +48,9 @@ def build_http(gateway: Gateway) -> FastAPI:
     return app
 
 
-async def _on_backend_error(_: Request, exc: Exception) -> Response:
+async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
-    status, headers, body = error_response(exc)
+    status, headers, body = error_response(exc, dialect_of(request.url.path))
     return Response(body, status, dict(headers))
 
 

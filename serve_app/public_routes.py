@@ -9,8 +9,10 @@ from fastapi.responses import JSONResponse
 from serve_app import requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin
+from serve_app.checking import check_counts, check_fields
 from serve_app.forwarding import EngineAnswer, Job
-from serve_app.gateway import Here
+from serve_app.gateway import Gateway, Here
+from serve_app.surface import CALLS, Call
 from serve_app.switchboard_client import ask
 
 routes = APIRouter()
@@ -44,22 +46,48 @@ async def model(name: str, gateway: Here) -> dict[str, Any]:
     return gateway.model(gateway.settings.models[name])
 
 
-@routes.post("/v1/chat/completions", tags=["models"], response_class=Response)
-async def chat(request: Request, gateway: Here) -> Response:
-    """A chat completion; what is done where its model is not resident, `X-Switch` says."""
-    limits = gateway.settings.limits
-    deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
-    wait_deadline = min(
-        deadline, deadline - limits.request_timeout_s + requests.max_wait_s(request)
-    )
+async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
+    """The one way of a request to an engine: read, check, admit, forward, relay."""
+    now = asyncio.get_running_loop().time()
+    deadline = now + gateway.settings.limits.request_timeout_s
+    wait_deadline = min(deadline, now + requests.max_wait_s(request))
     intent = requests.intent(request)
     if intent is Intent.FORCE:
         check_admin(request)
-    body, value = await requests.read_json(request, limits.max_body_bytes, deadline)
-    model = requests.wanted_model(value, gateway.settings.models)
-    is_stream, num_choices = requests.check_chat(value)
-    wish = Wish(model, deadline, intent, wait_deadline, gateway.admission.last_failure(model))
-    if intent is Intent.FORCE and not gateway.admission.is_resident(model):
-        await ask(gateway.switchboard.begin_switch(model, 0.0, None))
-    job = Job(wish, request.url.path, body, is_stream, num_choices)
-    return EngineAnswer(gateway.admission, gateway.sessions, job)
+    job = await _read_job(call, request, gateway, deadline)
+    wish = Wish(
+        job.model, deadline, intent, wait_deadline, gateway.admission.last_failure(job.model)
+    )
+    if intent is Intent.FORCE and not gateway.admission.is_resident(job.model):
+        await ask(gateway.switchboard.begin_switch(job.model, 0.0, None))
+    return EngineAnswer(gateway.admission, gateway.sessions, wish, job)
+
+
+async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: float) -> Job:
+    """What the engine is to be sent. Raises InvalidRequest, UnknownModel, and their like."""
+    limits, models = gateway.settings.limits, gateway.settings.models
+    raw, value = await requests.read_json(request, limits.max_body_bytes, deadline)
+    model = requests.wanted_model(value, models)
+    body = check_fields(call, value)
+    check_counts(body, limits)
+    return Job(
+        model=model,
+        path=call.path,
+        body=raw,
+        is_stream=bool(value.get("stream")),
+        ending=call.ending(body.num_choices),
+        dialect=call.dialect,
+    )
+
+
+def _add(call: Call) -> None:
+    async def endpoint(request: Request, gateway: Here) -> Response:
+        return await generate(call, request, gateway)
+
+    routes.add_api_route(
+        call.path, endpoint, methods=["POST"], tags=["models"], response_class=Response
+    )
+
+
+for _call in CALLS:
+    _add(_call)

@@ -178,22 +178,6 @@ def check_known(model: str, known: Collection[str]) -> None:
         raise UnknownModel(f"The model `{model[:100]}` does not exist.", "model")
 
 
-def check_chat(value: dict[str, Any]) -> tuple[bool, int]:
-    """Whether a stream is asked for, and how many choices. Raises InvalidRequest."""
-    messages = value.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("`messages` is required, and is a list that is not empty.", "messages")
-    is_stream = value.get("stream") or False
-    if not isinstance(is_stream, bool):
-        raise InvalidRequest("`stream` must be true or false.", "stream")
-    num_choices = value.get("n")
-    if num_choices is None:
-        num_choices = 1
-    if not isinstance(num_choices, int) or isinstance(num_choices, bool) or num_choices < 1:
-        raise InvalidRequest("`n` must be a positive whole number.", "n")
-    return is_stream, num_choices
-
-
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:  # refused without waiting for it

@@ -14,7 +14,7 @@ from tests.gateway.sse import check
 async def test_a_plain_answer_passes_unchanged(backend: Backend) -> None:
     """Body in and body out are the same bytes, and headers tell who answered."""
     engine = await backend.serving(epoch=7)
-    body = json.dumps({"model": A, "messages": [{"role": "user", "content": "é"}], "odd": 1e400})
+    body = json.dumps({"model": A, "messages": [{"role": "user", "content": "é"}], "top_p": 1.0})
     headers = {"content-type": "application/json; charset=utf-8"}
     async with backend.client.post(CHAT, data=f" {body}\n", headers=headers) as response:
         assert response.status == 200

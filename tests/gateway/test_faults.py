@@ -77,7 +77,7 @@ async def test_an_engine_dead_before_a_stream_begins_is_503(backend: Backend, fa
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [(Fault.BAD_REQUEST, 400), (Fault.DEAD, "engine_restarting")]
+    ("fault", "code"), [(Fault.BAD_REQUEST, None), (Fault.DEAD, "engine_restarting")]
 )
 async def test_an_error_after_heartbeats_is_one_event(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, fault: Fault, code: object

@@ -1,0 +1,103 @@
+"""Is this request one that an engine may see? Field by field, and against the limits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from serve_app.errors import (
+    InvalidRequest,
+    InvalidType,
+    InvalidValue,
+    MissingField,
+    RefusedField,
+    UnknownField,
+)
+from serve_app.settings import Limits
+from serve_app.surface import REFUSED, Body, Call
+
+# Parts of a pydantic location that are no part of the request: branches of a union, validators.
+_BRANCHES = frozenset({"str", "int", "float", "bool", "function-after", "function-before"})
+
+
+def check_fields(call: Call, value: dict[str, Any]) -> Body:
+    """The request's fields, all allowed and of the right type.
+
+    Raises:
+        InvalidRequest: names the first field that is wrong, those that are refused before others.
+    """
+    for name in value:
+        if name not in call.body.model_fields and name in REFUSED:
+            raise RefusedField(f"`{name}` is not supported here: {REFUSED[name]}.", name)
+    try:
+        return call.body.model_validate(value)
+    except ValidationError as exc:
+        raise _invalid(exc) from exc
+
+
+def check_counts(body: Body, limits: Limits) -> None:
+    """How many of each thing one request may ask for. Raises InvalidValue."""
+    get = body.model_dump(include=set(_COUNTS) & set(type(body).model_fields))
+    num_choices = body.num_choices
+    if num_choices > limits.max_choices:
+        name = "n" if getattr(body, "n", None) else "prompt"
+        raise InvalidValue(
+            f"{num_choices} answers are asked for (`n` times the prompts); "
+            f"at most {limits.max_choices} are given.",
+            name,
+        )
+    for name, value in get.items():
+        limit = getattr(limits, _COUNTS[name])
+        count = len(value) if isinstance(value, list) else value
+        if isinstance(count, int) and not isinstance(count, bool) and count > limit:
+            raise InvalidValue(f"Invalid '{name}': at most {limit}, but it is {count}.", name)
+
+
+# Field -> the limit it has; a number, or the length of a list.
+_COUNTS = {
+    "logprobs": "max_logprobs",
+    "top_logprobs": "max_logprobs",
+    "prompt_logprobs": "max_logprobs",
+    "logprob_token_ids": "max_logprobs",
+    "stop": "max_stop",
+    "stop_sequences": "max_stop",
+    "tools": "max_tools",
+}
+
+
+def _invalid(exc: ValidationError) -> InvalidRequest:
+    """The first problem, as OpenAI words it; of a union's branches the one that got furthest."""
+    problems = exc.errors(include_url=False, include_context=True, include_input=False)
+    first = problems[0]
+    here = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
+    is_union = len(here) > 1 and len({len(p["loc"]) for p in here}) > 1
+    problem = max(here, key=lambda p: len(p["loc"])) if is_union else first
+    name = field_name(problem["loc"])
+    match problem["type"]:
+        case "missing":
+            return MissingField(f"Missing required parameter: '{name}'.", name)
+        case "extra_forbidden":
+            return UnknownField(f"Unknown parameter: '{name}'.", name)
+        case kind if kind.endswith("_type") or kind.endswith("_parsing"):
+            return InvalidType(f"Invalid type for '{name}': {_expected(problem)}.", name)
+    if name == "store":
+        return InvalidValue("Answers are not kept here: `store` must be false, or left out.", name)
+    if name == "background":
+        return InvalidValue("Answers are not kept here, so none is made in the background.", name)
+    return InvalidValue(f"Invalid '{name}': {_expected(problem)}.", name)
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    message = str(problem["msg"])
+    return (message[0].lower() + message[1:])[:200]
+
+
+def field_name(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content`, of pydantic's location."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part not in _BRANCHES and "[" not in part:
+            name += f".{part}" if name else part
+    return name[:100]

@@ -1,0 +1,82 @@
+"""How the engine's streams end, and when that end is to be believed.
+
+An engine that dies ends its own streams politely, with `[DONE]` or `message_stop`. Chat and
+completions say for each choice why it finished, so there the absence of a reason gives a death
+away. Responses and messages say "completed" and "end_turn" of a cut answer too: after their last
+event the engine is asked whether it lives.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+SEPARATOR = b"\n\n"
+_DONE = b"data: [DONE]\n\n"
+_ERROR_DATA = b'data: {"error":'
+_ERROR_EVENT = b"event: error\n"
+_FINISHED = b'"finish_reason":"'
+_ABORTED = b'"finish_reason":"abort"'
+_MESSAGE_DELTA = b"event: message_delta\n"
+_NO_REASON = b'"stop_reason":null'
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a piece of a stream is worth."""
+
+    good: bytes  # whole events that may go on
+    is_over: bool = False  # `good` ends with the stream's last word
+    is_lost: bool = False  # the engine died
+    error: bytes | None = None  # its own error event's data, after `good`; what follows is no news
+
+
+class Ending(Protocol):
+    """Judges one stream while it passes."""
+
+    needs_proof_of_life: bool  # whether its last word is believed only of a living engine
+    num_events: int  # that were good
+
+    def judge(self, events: bytes) -> Judged:
+        """The next events, whole ones, each with its separator."""
+        ...
+
+
+class ChatEnding:
+    """Of chat and completions: `[DONE]`, after a finish_reason for every choice."""
+
+    needs_proof_of_life = False
+
+    def __init__(self, num_choices: int) -> None:
+        self.num_events = 0  # nobody numbers these
+        self._num_unfinished = num_choices
+
+    def judge(self, events: bytes) -> Judged:
+        whole, mark, cause = events.partition(_ERROR_DATA)
+        self._num_unfinished -= whole.count(_FINISHED)
+        if _ABORTED in whole:
+            return Judged(b"", is_lost=True)
+        if mark:
+            return Judged(whole, error=b'{"error":' + cause.partition(SEPARATOR)[0])
+        is_done = whole.endswith(_DONE)
+        if is_done and self._num_unfinished > 0:
+            return Judged(b"", is_lost=True)
+        return Judged(whole, is_over=is_done)
+
+
+class NamedEnding:
+    """Of responses and messages: an event of a certain name."""
+
+    needs_proof_of_life = True
+
+    def __init__(self, last: str) -> None:
+        self.num_events = 0
+        self._last = f"event: {last}\n".encode()
+
+    def judge(self, events: bytes) -> Judged:
+        whole, mark, cause = events.partition(_ERROR_EVENT)
+        if _NO_REASON in whole.partition(_MESSAGE_DELTA)[2]:  # how messages call an abort
+            return Judged(b"", is_lost=True)
+        self.num_events += whole.count(SEPARATOR)
+        if mark:
+            data = cause.partition(SEPARATOR)[0].removeprefix(b"data: ")
+            return Judged(whole, error=data)
+        return Judged(whole, is_over=self._last in whole)

@@ -1,0 +1,347 @@
+"""What a client may ask of a model: one table of routes, the fields each takes, and those refused.
+
+A field that is not here is refused as unknown, as OpenAI does. The models check what the gateway
+must know or must not let through; everything finer is the engine's to check. What passes is sent on
+as the bytes that came.
+
+Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), read field by field.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.endings import ChatEnding, Ending, NamedEnding
+from serve_app.errors import Dialect
+
+# Fields that vLLM, OpenAI or Anthropic have and that are refused here, on every route, and why.
+_OWN_TEMPLATE = "a template is a program; the model's own is used"
+_OWN_MEDIA = "it sets how much memory and time a picture takes"
+_EMBEDS = "embeddings are unpickled tensors that skip the tokenizer's checks"
+_TRANSFER = "it steers transfers between the engines of a cluster"
+_OWN_ID = "requests are named here"
+_RENDER = "it belongs to routes that only render a prompt"
+_STATE = "answers are not kept here: send the whole conversation with each request"
+_OLD_TOOLS = "it is deprecated; use `tools` and `tool_choice`"
+_OLD_GUIDED = "vLLM no longer has it; use `structured_outputs` or `response_format`"
+REFUSED = {
+    "chat_template": _OWN_TEMPLATE,
+    "media_io_kwargs": _OWN_MEDIA,
+    "mm_processor_kwargs": _OWN_MEDIA,
+    "prompt_embeds": _EMBEDS,
+    "kv_transfer_params": _TRANSFER,
+    "ec_transfer_params": _TRANSFER,
+    "vllm_xargs": "it reaches plug-ins of the engine, of which there are none",
+    "logits_processors": "it names Python code to run in the engine",
+    "priority": "requests are served in the order of their arrival",
+    "request_id": _OWN_ID,
+    "session_id": _OWN_ID,
+    "mm_payload": _RENDER,
+    "return_mm_kwargs": _RENDER,
+    "return_token_offsets": _RENDER,
+    "routed_experts_prompt_start": "the models have no experts to route to",
+    "thinking_token_budget": "the models do not think apart from their answer",
+    "use_beam_search": "one such request takes the engine's places of many",
+    "length_penalty": "it belongs to beam search",
+    "watermarking": "no watermark is set up",
+    "repetition_detection": "it searches the whole answer at every token",
+    "previous_input_messages": "it belongs to models that are not here",
+    "enable_response_messages": "it belongs to models that are not here",
+    "previous_response_id": _STATE,
+    "conversation": _STATE,
+    "prompt_id": _STATE,
+    "context": _STATE,
+    "container": _STATE,
+    "mcp_servers": "no tools are run here",
+    "web_search_options": "no tools are run here",
+    "audio": "the models do not speak",
+    "functions": _OLD_TOOLS,
+    "function_call": _OLD_TOOLS,
+    "suffix": "the models are not asked to fill in the middle on this route",
+    "best_of": "use `n`",
+    "guided_json": _OLD_GUIDED,
+    "guided_regex": _OLD_GUIDED,
+    "guided_choice": _OLD_GUIDED,
+    "guided_grammar": _OLD_GUIDED,
+    "guided_decoding_backend": _OLD_GUIDED,
+}
+
+_INT64 = 2**63
+Bool = bool | None
+Text = str | None
+Items = list[dict[str, Any]]
+Object = dict[str, Any] | None
+Number = Annotated[float | None, Field(allow_inf_nan=False)]
+Count = Annotated[int | None, Field(ge=1, le=_INT64 - 1)]
+Natural = Annotated[int | None, Field(ge=0, le=_INT64 - 1)]
+Penalty = Annotated[float | None, Field(ge=-2, le=2, allow_inf_nan=False)]
+Temperature = Annotated[float | None, Field(ge=0, le=2, allow_inf_nan=False)]
+Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
+TopP = Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(max_length=4096)] | None
+Words = list[Annotated[str, Field(min_length=1)]]
+
+
+class Body(BaseModel):
+    """A request's body: the fields that are allowed, and what is checked of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    refused: ClassVar[dict[str, str]] = REFUSED
+
+    model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are asked for."""
+        return 1
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's own way to constrain an answer: exactly one of these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: Annotated[str | None, Field(min_length=1)] = None
+    choice: Annotated[list[str] | None, Field(min_length=1)] = None
+    grammar: Annotated[str | None, Field(min_length=1)] = None
+    json_object: Literal[True] | None = None
+    whitespace_pattern: Text = None
+    disable_any_whitespace: Bool = None
+    disable_additional_properties: Bool = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer must look like."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Object = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides its text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: Bool = None
+    continuous_usage_stats: Bool = None
+    include_obfuscation: Bool = None
+
+
+class ChatTemplateArguments(BaseModel):
+    """What a template's own switches are set to; not the template."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    enable_thinking: Bool = None
+
+
+class _Sampling(Body):
+    """How an answer is drawn; on all routes of OpenAI's that generate."""
+
+    stream: Bool = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: Annotated[int | None, Field(ge=-1, lt=_INT64)] = None
+    min_p: Share = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    repetition_penalty: Annotated[float | None, Field(gt=0, le=2, allow_inf_nan=False)] = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = (
+        None
+    )
+    seed: Annotated[int | None, Field(ge=-_INT64, lt=_INT64)] = None
+    stop: Annotated[str, Field(min_length=1)] | Words | None = None
+    stop_token_ids: TokenIds = None
+    include_stop_str_in_output: Bool = None
+    ignore_eos: Bool = None
+    skip_special_tokens: Bool = None
+    structured_outputs: StructuredOutputs | None = None
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=128)] = None
+    user: Text = None
+
+
+class _Generation(_Sampling):
+    """What chat and completions have in common."""
+
+    n: Count = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    max_tokens: Natural = None
+    min_tokens: Natural = None
+    spaces_between_special_tokens: Bool = None
+    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1, lt=_INT64)] = None
+    truncation_side: Literal["left", "right"] | None = None
+    prompt_logprobs: Natural = None
+    logprob_token_ids: TokenIds = None
+    allowed_token_ids: TokenIds = None
+    bad_words: Annotated[Words | None, Field(max_length=128)] = None
+    echo: Bool = None
+    add_special_tokens: Bool = None
+    return_tokens_as_token_ids: Bool = None
+    return_token_ids: Bool = None
+    stream_interval: Annotated[int | None, Field(ge=1, le=1000)] = None
+
+
+class _Ignored(Body):
+    """OpenAI's fields that ask nothing of a model: taken, so that programs run, and not used."""
+
+    metadata: dict[str, str] | None = None
+    service_tier: Text = None
+    safety_identifier: Text = None
+    prompt_cache_key: Text = None
+    prompt_cache_retention: Text = None
+
+
+class ChatBody(_Generation, _Ignored):
+    """`POST /v1/chat/completions`"""
+
+    messages: Annotated[Items, Field(min_length=1)]
+    max_tokens: Count = None
+    max_completion_tokens: Count = None
+    logprobs: Bool = None
+    top_logprobs: Natural = None
+    tools: Annotated[Items | None, Field(min_length=1)] = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: Bool = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    include_reasoning: Bool = None
+    add_generation_prompt: Bool = None
+    continue_final_message: Bool = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
+    documents: list[dict[str, str]] | None = None
+    return_prompt_text: Bool = None
+    modalities: list[Literal["text"]] | None = None
+    store: Bool = None  # taken and not done: nothing on this route can be read back
+    verbosity: Text = None
+    prediction: Object = None
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+
+class CompletionBody(_Generation):
+    """`POST /v1/completions`"""
+
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(min_length=1)]
+        | Annotated[list[list[Annotated[int, Field(ge=0, lt=_INT64)]]], Field(min_length=1)]
+    )
+    logprobs: Natural = None
+
+    @property
+    def num_prompts(self) -> int:
+        is_list = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return len(self.prompt) if is_list else 1
+
+    @property
+    def num_choices(self) -> int:
+        return (self.n or 1) * self.num_prompts
+
+
+class ResponsesBody(_Sampling, _Ignored):
+    """`POST /v1/responses`"""
+
+    input: Annotated[str, Field(min_length=1)] | Annotated[Items, Field(min_length=1)]
+    instructions: Text = None
+    max_output_tokens: Count = None
+    max_tool_calls: Count = None
+    parallel_tool_calls: Bool = None
+    reasoning: Object = None
+    include: list[str] | None = None
+    include_reasoning: Bool = None
+    text: Object = None
+    tools: Items | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    top_logprobs: Natural = None
+    truncation: Literal["auto", "disabled"] | None = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
+    background: Literal[False] | None = None
+    store: Literal[False] | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CountBody(Body):
+    """`POST /v1/messages/count_tokens`"""
+
+    messages: Annotated[Items, Field(min_length=1)]
+    system: str | Items | None = None
+    tools: Items | None = None
+    tool_choice: Object = None
+    thinking: Object = None
+    output_config: Object = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
+    cache_control: Object = None  # prefixes are cached without being asked
+    context_management: Object = None  # the conversation is taken as it comes
+
+
+class MessagesBody(CountBody):
+    """`POST /v1/messages`"""
+
+    max_tokens: Annotated[int, Field(ge=1, lt=_INT64)]
+    stream: Bool = None
+    stop_sequences: Words | None = None
+    temperature: Share = None
+    top_p: TopP = None
+    top_k: Natural = None
+    metadata: Object = None
+    service_tier: Text = None
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=128)] = None
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a prompt, or messages as chat has them"""
+
+    prompt: Text = None
+    messages: Annotated[Items | None, Field(min_length=1)] = None
+    tools: Annotated[Items | None, Field(min_length=1)] = None
+    add_special_tokens: Bool = None
+    add_generation_prompt: Bool = None
+    continue_final_message: Bool = None
+    return_token_strs: Bool = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`"""
+
+    tokens: list[Annotated[int, Field(ge=0, lt=_INT64)]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One route to an engine, which has it under the same path."""
+
+    path: str
+    body: type[Body]
+    dialect: Dialect = Dialect.OPENAI
+    last_event: str | None = None  # of its streams; without, they end with `[DONE]`
+
+    def ending(self, num_choices: int) -> Ending:
+        """What judges one answer's end."""
+        return NamedEnding(self.last_event) if self.last_event else ChatEnding(num_choices)
+
+
+CALLS = [
+    Call("/v1/chat/completions", ChatBody),
+    Call("/v1/completions", CompletionBody),
+    Call("/v1/responses", ResponsesBody, Dialect.RESPONSES, "response.completed"),
+    Call("/v1/messages", MessagesBody, Dialect.ANTHROPIC, "message_stop"),
+    Call("/v1/messages/count_tokens", CountBody, Dialect.ANTHROPIC),
+    Call("/tokenize", TokenizeBody),
+    Call("/detokenize", DetokenizeBody),
+]
+
+
+def dialect_of(path: str) -> Dialect:
+    """In whose shape errors at this path are told."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return Dialect.ANTHROPIC
+    return Dialect.OPENAI
