@@ -46,6 +46,10 @@ def check_counts(body: Body, limits: Limits) -> None:
             f"at most {limits.max_choices} are given.",
             name,
         )
+    if body.num_inputs > limits.max_inputs:
+        raise InvalidValue(
+            f"{body.num_inputs} inputs are given; at most {limits.max_inputs} are taken.", "input"
+        )
     for name, value in get.items():
         limit = getattr(limits, _COUNTS[name])
         count = len(value) if isinstance(value, list) else value
@@ -80,6 +84,8 @@ def _invalid(exc: ValidationError) -> InvalidRequest:
             return UnknownField(f"Unknown parameter: '{name}'.", name)
         case kind if kind.endswith("_type") or kind.endswith("_parsing"):
             return InvalidType(f"Invalid type for '{name}': {_expected(problem)}.", name)
+    if not name:  # of the fields together
+        return InvalidValue(f"{str(problem['ctx']['error']).capitalize()}.")
     if name == "store":
         return InvalidValue("Answers are not kept here: `store` must be false, or left out.", name)
     if name == "background":

@@ -188,7 +188,7 @@ class EngineAnswer(Response):
                 logger.info("the engine answered %d to %s", response.status, self._job.path)
                 raise engine_error(response.status, await response.read(), self._job.path)
             if self._job.is_stream:
-                await self._start_stream(send, truth_headers(permit))
+                await self._start_stream(send, truth_headers(permit, self._job.model))
                 await self._relay_events(response, session, send)
             else:
                 await self._relay_whole(response, session, permit, send)
@@ -206,7 +206,7 @@ class EngineAnswer(Response):
         if self._job.ending.needs_proof_of_life:
             await _check_alive(session)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await send(start(200, headers | truth_headers(permit)))
+        await send(start(200, headers | truth_headers(permit, self._job.model)))
         await send(chunk(body, is_last=True))
 
     async def _relay_events(
@@ -260,11 +260,11 @@ def _lost() -> EngineLost:
     return EngineLost("The engine ended while answering.", retry_after_s=5)
 
 
-def truth_headers(permit: Permit) -> dict[str, str]:
+def truth_headers(permit: Permit, model: str) -> dict[str, str]:
     """Which model answered, from which load of it, how long the request waited, and how long the
     switch took that it waited for."""
     return {
-        "x-model": permit.model,
+        "x-model": model,
         "x-epoch": str(permit.epoch),
         "x-queue-ms": str(round(permit.queued_s * 1000)),
         "x-switch-ms": str(round(permit.switch_s * 1000)),

@@ -55,11 +55,10 @@ async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
     if intent is Intent.FORCE:
         check_admin(request)
     job = await _read_job(call, request, gateway, deadline)
-    wish = Wish(
-        job.model, deadline, intent, wait_deadline, gateway.admission.last_failure(job.model)
-    )
-    if intent is Intent.FORCE and not gateway.admission.is_resident(job.model):
-        await ask(gateway.switchboard.begin_switch(job.model, 0.0, None))
+    target = requests.target(job.model, call.task, gateway.settings.models)
+    wish = Wish(target, deadline, intent, wait_deadline, gateway.admission.last_failure(target))
+    if intent is Intent.FORCE and not gateway.admission.is_resident(target):
+        await ask(gateway.switchboard.begin_switch(target, 0.0, None))
     return EngineAnswer(gateway.admission, gateway.sessions, wish, job)
 
 

@@ -46,6 +46,7 @@ class Limits(_Frozen):
     request_timeout_s: Annotated[float, Field(gt=0)]
     max_body_bytes: Annotated[int, Field(gt=0)]
     max_choices: Annotated[int, Field(gt=0)]
+    max_inputs: Annotated[int, Field(gt=0)]
     max_logprobs: Annotated[int, Field(ge=0, le=20)]  # vLLM's own limit, `--max-logprobs`, is 20
     max_stop: Annotated[int, Field(ge=0, le=4)]  # vLLM's own limit, VLLM_MAX_STOP_STRINGS, is 4
     max_tools: Annotated[int, Field(ge=0)]

@@ -8,12 +8,13 @@ Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), rea
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.endings import ChatEnding, Ending, NamedEnding
 from serve_app.errors import Dialect
+from serve_app.settings import Task
 
 # Fields that vLLM, OpenAI or Anthropic have and that are refused here, on every route, and why.
 _OWN_TEMPLATE = "a template is a program; the model's own is used"
@@ -95,6 +96,11 @@ class Body(BaseModel):
     @property
     def num_choices(self) -> int:
         """How many answers are asked for."""
+        return 1
+
+    @property
+    def num_inputs(self) -> int:
+        """How many texts are to be embedded."""
         return 1
 
 
@@ -296,6 +302,38 @@ class MessagesBody(CountBody):
     cache_salt: Annotated[str | None, Field(min_length=1, max_length=128)] = None
 
 
+class EmbeddingsBody(Body):
+    """`POST /v1/embeddings`: texts in `input`, or `messages` as chat has them, images among them"""
+
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(min_length=1)]
+        | Annotated[list[list[Annotated[int, Field(ge=0, lt=_INT64)]]], Field(min_length=1)]
+        | None
+    ) = None
+    messages: Annotated[Items | None, Field(min_length=1)] = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count = None
+    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1, lt=_INT64)] = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: Bool = None
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=128)] = None
+    user: Text = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("either `input` or `messages` is needed")
+        return self
+
+    @property
+    def num_inputs(self) -> int:
+        if not isinstance(self.input, list) or isinstance(self.input[0], int):
+            return 1
+        return len(self.input)
+
+
 class TokenizeBody(Body):
     """`POST /tokenize`: a prompt, or messages as chat has them"""
 
@@ -323,6 +361,7 @@ class Call:
     body: type[Body]
     dialect: Dialect = Dialect.OPENAI
     last_event: str | None = None  # of its streams; without, they end with `[DONE]`
+    task: Task = "generate"  # which of the model's engines has it
 
     def ending(self, num_choices: int) -> Ending:
         """What judges one answer's end."""
@@ -335,6 +374,7 @@ CALLS = [
     Call("/v1/responses", ResponsesBody, Dialect.RESPONSES, "response.completed"),
     Call("/v1/messages", MessagesBody, Dialect.ANTHROPIC, "message_stop"),
     Call("/v1/messages/count_tokens", CountBody, Dialect.ANTHROPIC),
+    Call("/v1/embeddings", EmbeddingsBody, task="embed"),
     Call("/tokenize", TokenizeBody),
     Call("/detokenize", DetokenizeBody),
 ]

@@ -47,6 +47,7 @@ class FakeEngine:
         self.last_answer = b""
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._chat)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01
         )
@@ -87,6 +88,10 @@ class FakeEngine:
             return _reset(request)
         if body.get("stream"):
             return await self._stream(request, body)
+        if request.path == "/v1/embeddings":
+            data = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
+            self.last_answer = _json({"object": "list", "model": self.model, "data": data})
+            return web.Response(body=self.last_answer, content_type="application/json")
         reason = "abort" if self.fault is Fault.ABORT else "stop"
         choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": reason}
         answer = self._head("chat.completion") | {
