@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from deployments.model_server import ModelServer
 from deployments.switchboard import SwitchboardDeployment
+from serve_app.auth import check_bound
 from serve_app.ingress import GatewayDeployment
 from serve_app.settings import AppArgs, Settings, load_settings
 
@@ -26,6 +27,7 @@ def build_app(args: AppArgs) -> Application:
         SettingsError: the files under `configs/` can not be used.
     """
     settings = load_settings(args, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+    check_bound(serve.context._get_global_client().http_config.host, settings)
     servers: dict[str, Any] = {}
     for name in settings.models:
         server = serve.deployment(

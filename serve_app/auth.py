@@ -1,10 +1,184 @@
-"""Who may do what; the one place that knows."""
+"""Who may do what; the one place that knows.
 
+| | no key set | keys set |
+|---|---|---|
+| health, the console's page, the API's description | everybody | everybody |
+| models and what they answer, metrics | everybody | an API key, or an admin key |
+| `/admin/*`, `X-Switch: force` | everybody | an admin key; an API key where no admin key is set |
+
+Without keys the server listens on loopback only, and believes no Host but this machine's, so that
+a web page can not reach it under a name of its own (DNS rebinding). An admin's request is refused
+to a foreign Host or Origin whatever key it brings.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from pydantic import SecretStr
 from starlette.requests import Request
+
+from serve_app.errors import Forbidden, InvalidKey
+from serve_app.settings import Http, SettingsError
+
+_OWN_SITE = ("same-origin", "none")
+_KEY_LIMIT = 512  # characters; longer ones are not even hashed
+
+
+class KeySettings(Protocol):
+    """What is needed here of the settings."""
+
+    @property
+    def api_keys(self) -> tuple[SecretStr, ...]: ...
+    @property
+    def admin_keys(self) -> tuple[SecretStr, ...]: ...
+    @property
+    def http(self) -> Http: ...
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The keys, as digests: comparing digests takes the same time whatever key was brought."""
+
+    users: tuple[bytes, ...]
+    admins: tuple[bytes, ...]
+    hosts: frozenset[str]
+    origins: frozenset[str]  # of other sites that may be an admin's all the same
+
+    @classmethod
+    def of(cls, settings: KeySettings) -> "Guard":
+        users, admins = _digests(settings.api_keys), _digests(settings.admin_keys)
+        hosts = frozenset(host.lower() for host in settings.http.allowed_hosts) | _own_names()
+        origins = frozenset(settings.http.cors_origins)
+        return cls(users=users, admins=admins or users, hosts=hosts, origins=origins)
+
+    def check_user(self, request: Request) -> None:
+        """Raises InvalidKey, Forbidden."""
+        if self.users:
+            self._check_key(request)
+        else:
+            self._check_host(request)
+
+    def check_admin(self, request: Request) -> None:
+        """Raises InvalidKey, Forbidden."""
+        self._check_host(request)
+        self._check_origin(request)
+        if not self.admins:
+            return
+        self._check_key(request)
+        if not _is_one_of(_digest(key_of(request) or ""), self.admins):
+            raise Forbidden("This needs an admin key.")
+
+    def _check_key(self, request: Request) -> None:
+        key = key_of(request)
+        if key is None:
+            raise InvalidKey("An API key is needed, as `Authorization: Bearer <key>`.")
+        if not _is_one_of(_digest(key), (*self.users, *self.admins)):
+            raise InvalidKey("This API key is not valid.")
+
+    def _check_host(self, request: Request) -> None:
+        """An address is fine: only a name can be made to mean another machine."""
+        name = _host_name(request.headers.get("host", ""))
+        if name is None or not (_is_address(name) or name in self.hosts):
+            raise Forbidden(
+                "This server does not go by that Host name; `allowed_hosts` in "
+                "configs/backend.yaml can add it."
+            )
+
+    def _check_origin(self, request: Request) -> None:
+        """A browser says where a request comes from: another site's page has no business here."""
+        origin = request.headers.get("origin")
+        if origin in self.origins:
+            return
+        is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+        if not is_own or request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+            raise Forbidden("An admin's request must not come from another site's page.")
+
+
+def check_user(request: Request) -> None:
+    """Whether this client may use the models. Raises InvalidKey, Forbidden."""
+    guard: Guard = request.app.state.guard
+    guard.check_user(request)
 
 
 def check_admin(request: Request) -> None:
-    """Whether this client may use the admin's rights: the admin routes, and `X-Switch: force`.
+    """Whether this client has the admin's rights. Raises InvalidKey, Forbidden."""
+    guard: Guard = request.app.state.guard
+    guard.check_admin(request)
 
-    There are no keys yet, so everybody may; that is why the server listens on 127.0.0.1 only.
+
+def key_of(request: Request) -> str | None:
+    """The key a client brings, OpenAI's way or Anthropic's; never one from the address."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("x-api-key") or None
+
+
+def namespace_of(request: Request) -> str:
+    """Names the caller without telling the key: whoever brings the same one shares it."""
+    key = key_of(request)
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def check_bound(host: str, settings: KeySettings) -> None:
+    """Without a key nobody but this machine is let in.
+
+    Raises:
+        SettingsError: `host`, where the server is to listen, is wider, and no API key is set.
     """
+    if not settings.api_keys and not is_loopback(host):
+        raise SettingsError(
+            f"http_options.host is {host}, which others can reach, and no key protects it: set "
+            "LLM_BACKEND_API_KEY (and LLM_BACKEND_ADMIN_KEY), or bind 127.0.0.1"
+        )
+
+
+def _digests(keys: Iterable[SecretStr]) -> tuple[bytes, ...]:
+    return tuple(_digest(key.get_secret_value()) for key in keys)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key[:_KEY_LIMIT].encode(errors="surrogateescape")).digest()
+
+
+def _is_one_of(digest: bytes, valid: tuple[bytes, ...]) -> bool:
+    return sum(hmac.compare_digest(digest, one) for one in valid) > 0  # all, whichever it is
+
+
+def _host_name(header: str) -> str | None:
+    """The name in a Host header, without its port; None where it is none."""
+    name, _, port = header.rpartition(":") if _has_port(header) else (header, "", "")
+    if port and not port.isdecimal():
+        return None
+    name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
+    is_name = all(c.isalnum() or c in "-._:" for c in name) and name.isascii()
+    return name if name and is_name else None
+
+
+def _has_port(header: str) -> bool:
+    return ":" in header.rpartition("]")[2]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _own_names() -> frozenset[str]:
+    name = socket.gethostname().lower()
+    return frozenset({"localhost", name, f"{name}.local"})

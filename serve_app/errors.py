@@ -12,6 +12,8 @@
     │   ├── UploadTimeout        408  the body did not come in time
     │   ├── BodyTooLarge         413
     │   └── UnsupportedMediaType 415
+    ├── InvalidKey               401  no key, or a wrong one
+    ├── Forbidden                403  not with this key, not from there
     ├── NotFound                 404  no such route or ticket
     │   └── UnknownModel         404
     ├── MethodNotAllowed         405
@@ -99,6 +101,14 @@ class BodyTooLarge(InvalidRequest):
 
 class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
+
+
+class InvalidKey(BackendError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class Forbidden(BackendError):
+    status, type, code = 403, "permission_error", "forbidden"
 
 
 class NotFound(BackendError):
@@ -201,6 +211,8 @@ def error_response(
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Status, headers and body for one error: the only place where errors become HTTP."""
     headers = {"content-type": "application/json"}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return error.status, headers, json.dumps(error_body(error, dialect)).encode()

@@ -7,11 +7,13 @@ from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from deployments.lifeline import end_with_parent
 from serve_app import admin_routes, public_routes
+from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
     MethodNotAllowed,
@@ -27,6 +29,7 @@ from serve_app.switchboard_client import HandleClient
 logger = logging.getLogger("llm_backend.gateway")
 
 routes = APIRouter()
+routes.include_router(public_routes.open_routes)
 routes.include_router(public_routes.routes)
 routes.include_router(admin_routes.routes)
 
@@ -40,7 +43,16 @@ def build_http(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,  # a redirect is no answer to a POST, and follows the Host header
     )
     app.state.gateway = gateway
+    app.state.guard = Guard.of(gateway.settings)
     app.include_router(routes)
+    if gateway.settings.http.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=gateway.settings.http.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -11,6 +11,7 @@ import yaml
 
 from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
+from serve_app.auth import check_bound
 from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
@@ -44,6 +45,10 @@ def check_all(path: Path) -> Settings:
     host, port, args = read_deployment(path)
     try:
         settings = load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
+    except SettingsError as exc:
+        raise PreflightProblem(str(exc)) from exc
+    try:
+        check_bound(host, settings)
     except SettingsError as exc:
         raise PreflightProblem(str(exc)) from exc
     home = Path(settings.home)

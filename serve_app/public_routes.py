@@ -3,28 +3,29 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve_app import requests
 from serve_app.admission import Intent, Wish
-from serve_app.auth import check_admin
+from serve_app.auth import check_admin, check_user
 from serve_app.checking import check_counts, check_fields
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
 from serve_app.surface import CALLS, Call
 from serve_app.switchboard_client import ask
 
-routes = APIRouter()
+open_routes = APIRouter()  # for everybody, with a key or without
+routes = APIRouter(dependencies=[Depends(check_user)])
 
 
-@routes.get("/health", tags=["state"])
+@open_routes.get("/health", tags=["state"])
 async def health(gateway: Here) -> dict[str, Any]:
     """Liveness: answers 200 whatever the models do."""
     return gateway.health()
 
 
-@routes.get("/health/ready", tags=["state"])
+@open_routes.get("/health/ready", tags=["state"])
 async def ready(gateway: Here) -> JSONResponse:
     """200 while a model serves, 503 else."""
     state = gateway.health()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PROJECT = Path(__file__).resolve().parent.parent
 ProfileName = Literal["rtx5080", "cpu-demo"]
@@ -50,6 +50,13 @@ class Limits(_Frozen):
     max_logprobs: Annotated[int, Field(ge=0, le=20)]  # vLLM's own limit, `--max-logprobs`, is 20
     max_stop: Annotated[int, Field(ge=0, le=4)]  # vLLM's own limit, VLLM_MAX_STOP_STRINGS, is 4
     max_tools: Annotated[int, Field(ge=0)]
+
+
+class Http(_Frozen):
+    """Who may reach the server, besides what keys say."""
+
+    allowed_hosts: list[str]
+    cors_origins: list[str]
 
 
 class Switching(_Frozen):
@@ -164,6 +171,7 @@ class Settings(_Frozen):
     default_model: str | None
     place: Place
     limits: Limits
+    http: Http
     switching: Switching
     probing: Probing
     standby: bool
@@ -171,6 +179,8 @@ class Settings(_Frozen):
     max_sleepers: int
     models: dict[str, ModelSpec]
     home: str
+    api_keys: tuple[SecretStr, ...] = ()
+    admin_keys: tuple[SecretStr, ...] = ()
 
     @property
     def targets(self) -> dict[str, ModelSpec]:
@@ -193,6 +203,7 @@ class Settings(_Frozen):
 
 class _BackendFile(_Frozen):
     limits: Limits
+    http: Http
     switching: Switching
     probing: Probing
 
@@ -236,6 +247,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         default_model=None if default == "none" else default,
         place=profile_file.place,
         limits=backend.limits,
+        http=backend.http,
         switching=backend.switching,
         probing=backend.probing,
         standby=profile_file.standby,
