@@ -15,6 +15,7 @@ from deployments.engine import EngineGone, EngineReady, EngineVerifying
 from deployments.history import History
 from deployments.residency import (
     Effect,
+    Lease,
     Load,
     Policy,
     Prepare,
@@ -26,7 +27,7 @@ from deployments.residency import (
 )
 from deployments.serve_host import Host
 from deployments.state_file import SavedState, load_state, save_state
-from deployments.view import FailedLoad, View
+from deployments.view import FailedLoad, LeaseView, View
 from serve_app.settings import Settings
 
 logger = logging.getLogger("llm_backend.switchboard")
@@ -62,6 +63,8 @@ class Conductor:
         self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
         self.has_started = asyncio.Event()  # what runs is known: events may come
         self.history = History(self.boot)
+        if self._saved:
+            self.history.recall(self._saved.tickets)
         self._told = self.history.position  # those who wait know of the events up to here
         self.view = self._make_view(0)
         self._changed = asyncio.Event()  # set, and replaced, with each change that is told
@@ -91,9 +94,9 @@ class Conductor:
         except Exception:  # the lock on the place keeps a second engine away
             logger.exception("could not see what runs")
         now = time.monotonic()
-        wanted = self._settings.default_model
-        if self._saved and self._saved.desired in self._settings.targets:
-            wanted = self._saved.desired
+        if self._saved:
+            self._restore_lease(now, self._saved.lease)
+        wanted = self._wanted_at_start()
         if running:
             model, epoch, endpoint = running
             self.machine.adopt(now, model, epoch, endpoint)
@@ -102,6 +105,22 @@ class Conductor:
             self.machine.start(now, wanted)
         self.has_started.set()
         self.settle()
+
+    def _wanted_at_start(self) -> str | None:
+        """What was wanted last; nothing, if this is the same server, which was told to unload."""
+        saved = self._saved
+        if saved and saved.desired in self._settings.targets:
+            return saved.desired
+        if saved and saved.desired is None and saved.session == self._host.session():
+            return None
+        return self._settings.default_model
+
+    def _restore_lease(self, now: float, lease: LeaseView | None) -> None:
+        """One that was not granted yet is gone with the switch that it waited for."""
+        if lease and lease.until and lease.model in self._settings.targets:
+            left_s = lease.until - time.time()
+            held = Lease(lease.model, lease.owner, lease.seconds, now + left_s)
+            self.machine.restore_lease(now, held)
 
     async def _keep_time(self) -> None:
         while True:
@@ -174,7 +193,13 @@ class Conductor:
         self.settle()
 
     def _save(self) -> None:
-        state = SavedState(self.machine.desired, self.machine.epoch)
+        state = SavedState(
+            self.machine.desired,
+            self.machine.epoch,
+            self._host.session(),
+            self.history.lease,
+            self.history.to_save(time.monotonic()),
+        )
         if state != self._saved:
             try:
                 save_state(self._state_file, state)

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from deployments.residency import Lease, Outcome, Phase, Residency, Ticket
 from deployments.view import Event, EventPage, LeaseView, lease_json, ticket_json
 
 _NUM_TICKETS = 200
+_NUM_SAVED = 50
 _NUM_EVENTS = 1000
 _NUM_ON_A_PAGE = 100
 
@@ -18,6 +20,9 @@ _OUTCOMES = {
     Phase.ROLLED_BACK: Outcome.ROLLED_BACK,
     Phase.FAILED: Outcome.FAILED,
 }
+
+
+_OVER = (Outcome.DONE, Outcome.ROLLED_BACK, Outcome.FAILED)
 
 
 @dataclass
@@ -32,6 +37,7 @@ class History:
     _running: Ticket | None = None
     _held: Lease | None = None
     _last_failure: int = 0
+    _past: dict[str, dict[str, Any]] = field(default_factory=dict)  # tickets of earlier boots
     _events: deque[Event] = field(default_factory=lambda: deque(maxlen=_NUM_EVENTS))
     _num_events: int = 0
 
@@ -42,6 +48,12 @@ class History:
             forgotten = next(iter(self._tickets))
             del self._tickets[forgotten]
             self._num_phases.pop(forgotten, None)
+
+    def recall(self, tickets: Iterable[dict[str, Any]]) -> None:
+        """Take over the tickets of an earlier boot, with their JSON; one that had not ended then
+        never will."""
+        for ticket in tickets:
+            self._past[ticket["id"]] = ticket if ticket.get("state") in _OVER else _lost(ticket)
 
     def observe(self, machine: Residency, now: float) -> None:
         """Tell what the machine's last event has changed, in the order it happened."""
@@ -76,9 +88,26 @@ class History:
     def ticket(self, ticket_id: str) -> Ticket | None:
         return self._tickets.get(ticket_id)
 
+    def past_ticket(self, ticket_id: str) -> dict[str, Any] | None:
+        """One of an earlier boot, as clients see it."""
+        return self._past.get(ticket_id)
+
     def tickets(self, limit: int) -> list[Ticket]:
-        """The last ones, newest first."""
+        """The last ones of this boot, newest first."""
         return list(self._tickets.values())[: -limit - 1 : -1]
+
+    def past_tickets(self, limit: int) -> list[dict[str, Any]]:
+        """The last ones of earlier boots, newest first."""
+        return list(self._past.values())[::-1][: max(0, limit)]
+
+    def to_save(self, now: float) -> tuple[dict[str, Any], ...]:
+        """What another boot is to know of tickets: the last ones, the oldest first, each as it was
+        when it entered its phase, so that time alone changes nothing."""
+        own = [
+            ticket_json(ticket, now if ticket.is_over else ticket.history[-1][1])
+            for ticket in self.tickets(_NUM_SAVED)[::-1]
+        ]
+        return (*self.past_tickets(_NUM_SAVED - len(own))[::-1], *own)
 
     @property
     def position(self) -> tuple[str, int]:
@@ -112,6 +141,23 @@ class History:
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:
             self.switch_s = at - next(a for p, a in ticket.history if p is not Phase.QUEUED)
+
+
+def _lost(ticket: dict[str, Any]) -> dict[str, Any]:
+    """A ticket that nobody carries out any more."""
+    error = {
+        "message": "the Switchboard restarted; `GET /health` tells what is resident",
+        "type": "server_error",
+        "param": None,
+        "code": "switchboard_restarted",
+    }
+    ended: dict[str, Any] = {
+        "state": Outcome.FAILED,
+        "phase": Phase.FAILED,
+        "eta_s": None,
+        "waits_for": {},
+    }
+    return ticket | ended | {"error": error}
 
 
 def _lease_view(lease: Lease, now: float) -> LeaseView:

@@ -23,6 +23,7 @@ from deployments.engine import (
 from deployments.golden import GoldenAnswer
 from deployments.gpu_memory import open_card, wait_until_memory_freed
 from deployments.lifeline import end_with_parent
+from deployments.old_port import OldPort
 from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
 from serve_app.settings import ModelSpec, Settings
@@ -38,8 +39,10 @@ logger = logging.getLogger("llm_backend.model_server")
 class ModelServer:
     """Holds the engine of one model while its replica lives."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, gateway: tuple[str, int]) -> None:
         end_with_parent()
+        port = settings.models[model].port
+        self._old_port = OldPort(port, gateway) if port else None
         self._settings = settings
         self._model = model
         self._home = Path(settings.home)
@@ -68,6 +71,8 @@ class ModelServer:
         if self._watching:
             yield EngineReady(str(engine.socket))
         await self._until_gone(engine, self._turned)
+        if self._old_port:
+            await self._old_port.close()
         yield EngineGone(self._problem or engine.why_ended())
 
     async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
@@ -133,6 +138,8 @@ class ModelServer:
         assert golden is not None
         await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
+        if self._old_port:
+            await self._old_port.open()
 
     async def _watch(self, engine: VllmEngine, golden: GoldenAnswer) -> None:
         """Kill the engine when it no longer works; its end is then told with the reason."""
@@ -144,7 +151,7 @@ class ModelServer:
     async def rest(self) -> bool:
         """Put the engine to sleep; False, and nothing of it is left, where that fails."""
         engine = self._engine
-        self._stop_watching()
+        await self._stop_serving()
         if engine is None or engine.ended.is_set():
             return False
         try:
@@ -185,15 +192,17 @@ class ModelServer:
 
     async def release(self) -> None:
         """End the engine; returns when nothing of it is left."""
-        self._stop_watching()
+        await self._stop_serving()
         if self._engine and self._engine.pid:
             await self._engine.stop()
         self._is_asleep = False
 
-    def _stop_watching(self) -> None:
+    async def _stop_serving(self) -> None:
         if self._watching:
             self._watching.cancel()
             self._watching = None
+        if self._old_port:
+            await self._old_port.close()
 
     async def check_health(self) -> None:
         """Serve's health check: the replica is as good as its engine."""

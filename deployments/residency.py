@@ -397,6 +397,11 @@ class Residency:
                 return self._join(now, ticket, Cause.LEASE, self.policy.drain_timeout_s)
         return self._wish(now, model, Cause.LEASE, self.policy.drain_timeout_s)
 
+    def restore_lease(self, now: float, lease: Lease) -> None:
+        """A lease that was granted before a restart, and whose time may not be over yet."""
+        self.held = lease
+        self._end_lease_in_time(now)
+
     def end_lease(self, now: float) -> None:
         """The lease, if one stands, is over; its model stays until somebody wants another."""
         self.held = None

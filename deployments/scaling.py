@@ -12,9 +12,11 @@ old model again.
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import ray
 from ray import serve
 from ray._private.authentication.http_token_authentication import (
     get_auth_headers_if_auth_enabled,
@@ -36,6 +38,12 @@ def dashboard_url() -> str:
     which may be another cluster's on this machine.
     """
     return f"http://{get_webui_url_from_internal_kv()}"
+
+
+def session_name() -> str:
+    """Of this cluster's run, made by Ray at its start."""
+    name: str = ray._private.worker.global_worker.node.address_info["session_dir"]
+    return Path(name).name
 
 
 @dataclass(frozen=True)

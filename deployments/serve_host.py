@@ -54,6 +54,9 @@ class Host(Protocol):
     def dashboard_url(self) -> str:
         """Where the cluster can be looked at."""
 
+    def session(self) -> str:
+        """Names the server's run: another one after everything was started anew."""
+
 
 class ServeHost:
     """The host on Ray Serve: replicas are the right to the GPU, scaled to zero or one."""
@@ -194,6 +197,9 @@ class ServeHost:
 
     def dashboard_url(self) -> str:
         return scaling.dashboard_url()
+
+    def session(self) -> str:
+        return scaling.session_name()
 
 
 def _read_ahead(folder: Path) -> None:

@@ -114,12 +114,16 @@ class Switchboard:
         """One ticket. Raises NotFound."""
         ticket = self._conductor.history.ticket(ticket_id)
         if ticket is None:
+            past = self._conductor.history.past_ticket(ticket_id)
+            if past:
+                return past
             raise NotFound(f"There is no switch ticket `{ticket_id[:100]}`.", "ticket")
         return self._ticket_json(ticket)
 
     async def tickets(self, limit: int) -> list[dict[str, Any]]:
         """The last tickets, newest first."""
-        return [self._ticket_json(ticket) for ticket in self._conductor.history.tickets(limit)]
+        own = [self._ticket_json(ticket) for ticket in self._conductor.history.tickets(limit)]
+        return [*own, *self._conductor.history.past_tickets(limit - len(own))]
 
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
         """The events after a position (boot, number), as soon as there are any or time is up.

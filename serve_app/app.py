@@ -13,6 +13,7 @@ from serve_app.auth import check_bound
 from serve_app.ingress import GatewayDeployment
 from serve_app.settings import AppArgs, Settings, load_settings
 
+_LOOPBACK = "127.0.0.1"
 _PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones
 
 
@@ -27,7 +28,8 @@ def build_app(args: AppArgs) -> Application:
         SettingsError: the files under `configs/` can not be used.
     """
     settings = load_settings(args, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
-    check_bound(serve.context._get_global_client().http_config.host, settings)
+    http = serve.context._get_global_client().http_config
+    check_bound(http.host, settings)
     servers: dict[str, Any] = {}
     for name in settings.models:
         server = serve.deployment(
@@ -40,7 +42,7 @@ def build_app(args: AppArgs) -> Application:
             graceful_shutdown_timeout_s=5,
             max_constructor_retry_count=1,
         )(ModelServer)
-        servers[name] = server.bind(settings, name)
+        servers[name] = server.bind(settings, name, (_LOOPBACK, http.port))
     switchboard = serve.deployment(
         name="Switchboard",
         ray_actor_options={"num_cpus": 0},

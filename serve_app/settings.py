@@ -111,6 +111,9 @@ class Probing(_Frozen):
     stuck_after_s: Annotated[float, Field(gt=0)]
 
 
+Port = Annotated[int, Field(gt=1023, lt=65536)] | None
+
+
 class ModelProfile(_Frozen):
     """One profile's block in a model's file: the checkpoint behind the name, and its engine."""
 
@@ -129,6 +132,7 @@ class ModelFile(_Frozen):
     description: str
     tasks: Annotated[list[Task], Field(min_length=1)]  # the first is meant where none is named
     vision: bool = False
+    port: Port
     profiles: dict[ProfileName, ModelProfile]
 
 
@@ -140,6 +144,7 @@ class ModelSpec(_Frozen):
     tasks: list[Task]
     task: Task
     vision: bool
+    port: Port
     checkpoint: str
     revision: str | None
     untrained: bool
@@ -242,6 +247,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         raise SettingsError(
             f"default_model: no model named {default!r}; there are {', '.join(models)}"
         )
+    _check_ports(root / "models", models)
     settings = Settings(
         profile=profile,
         default_model=None if default == "none" else default,
@@ -258,6 +264,15 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
     )
     _check_switching(root / "backend.yaml", settings)
     return settings
+
+
+def _check_ports(folder: Path, models: dict[str, ModelSpec]) -> None:
+    seen: dict[int, str] = {}
+    for name, spec in models.items():
+        if spec.port and seen.setdefault(spec.port, name) != name:
+            raise SettingsError(
+                f"{folder / name}.yaml: port: {spec.port} is {seen[spec.port]}'s already"
+            )
 
 
 def _check_switching(path: Path, settings: Settings) -> None:
@@ -294,6 +309,7 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
             tasks=file.tasks,
             task=file.tasks[0],
             vision=file.vision,
+            port=file.port,
             checkpoint=block.checkpoint,
             revision=block.revision,
             untrained=block.untrained,

@@ -25,6 +25,7 @@ class FakeHost:
         ]
         for gate in gates:
             gate.set()
+        self.run = "session-1"
         self.loads: list[str] = []
         self.releases: list[str] = []
         self.partings: list[Parting] = []  # how each of them was meant
@@ -86,6 +87,9 @@ class FakeHost:
     async def find_running(self) -> tuple[str, int, str] | None:
         await self.find.wait()
         return self.found
+
+    def session(self) -> str:
+        return self.run
 
     def dashboard_url(self) -> str:
         return "http://dashboard"

@@ -20,6 +20,7 @@ def spec(checkpoint: str) -> ModelSpec:
         description="",
         tasks=["generate"],
         task="generate",
+        port=None,
         vision=False,
         checkpoint=checkpoint,
         revision=None,

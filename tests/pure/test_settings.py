@@ -240,3 +240,8 @@ def test_each_task_of_a_model_is_a_target_of_its_own():
     embedding = settings.targets["qwen-vl:embed"]
     assert (embedding.name, embedding.task) == ("qwen-vl", "embed")
     assert embedding.target == "qwen-vl:embed"
+
+
+def test_two_models_can_not_have_one_port(configs):
+    change(configs / "models" / "qwen-vl.yaml", "port: 8000", "port: 8001")
+    assert "qwen-vl.yaml: port: 8001 is qwen-14b's already" in error_of(configs)

@@ -114,11 +114,58 @@ async def test_the_saved_model_comes_back_after_a_restart(stage: Stage) -> None:
     board = await stage.serving()
     await board.begin_switch(B, 0, WAIT_S)
     await board.close()
-    assert json.loads(stage.state_file.read_text()) == {"desired": B, "epoch": 2}
+    saved = json.loads(stage.state_file.read_text())
+    assert (saved["desired"], saved["epoch"]) == (B, 2)
     stage.host = FakeHost()
     await stage.serving(B)
     assert (await stage.view()).epoch == 3
     assert stage.host.loads == [B]
+
+
+async def test_a_restart_keeps_the_tickets(stage: Stage) -> None:
+    """One that was under way has failed, and says why."""
+    board = await stage.serving()
+    done = await board.begin_switch(B, 0, WAIT_S)
+    stage.host.prepare_.clear()
+    running = await board.begin_switch(A, 0, None)
+    assert running["state"] in ("queued", "running")
+    await board.close()
+    stage.host = FakeHost()
+    stage.host.found = (B, 2, "/run/b.sock")
+    board = stage.start()
+    await board.watch("gateway", None)
+    assert (await board.ticket(done["id"]))["state"] == "done"
+    lost = await board.ticket(running["id"])
+    assert (lost["state"], lost["error"]["code"]) == ("failed", "switchboard_restarted")
+    ids = [ticket["id"] for ticket in await board.tickets(50)]
+    assert ids[:2] == [running["id"], done["id"]]
+
+
+async def test_a_restart_keeps_a_lease_that_was_granted(stage: Stage) -> None:
+    board = await stage.serving()
+    held = (await board.lease(A, 60, "me"))["lease"]
+    await board.close()
+    stage.host = FakeHost()
+    stage.host.found = (A, 1, "/run/a.sock")
+    board = stage.start()
+    await board.watch("gateway", None)
+    again = (await board.status())["lease"]
+    assert (again["model"], again["owner"], again["until"]) == (A, "me", held["until"])
+
+
+async def test_an_emptied_place_stays_empty_over_a_restart(stage: Stage) -> None:
+    """The GPU was freed for another program; a new start of the server loads the default again."""
+    board = await stage.serving()
+    await board.unload(0, WAIT_S)
+    await board.close()
+    stage.host = FakeHost()
+    board = stage.start()
+    await board.watch("gateway", None)
+    assert not stage.host.loads
+    await board.close()
+    stage.host = FakeHost()
+    stage.host.run = "session-2"
+    await stage.serving(A)
 
 
 @pytest.mark.parametrize(
