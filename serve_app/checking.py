@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from serve_app.content import Picture
 from serve_app.errors import (
+    InvalidImage,
     InvalidRequest,
     InvalidType,
     InvalidValue,
@@ -13,7 +15,7 @@ from serve_app.errors import (
     RefusedField,
     UnknownField,
 )
-from serve_app.settings import Limits
+from serve_app.settings import Limits, ModelSpec
 from serve_app.surface import REFUSED, Body, Call
 
 # Parts of a pydantic location that are no part of the request: branches of a union, validators.
@@ -55,6 +57,19 @@ def check_counts(body: Body, limits: Limits) -> None:
         count = len(value) if isinstance(value, list) else value
         if isinstance(count, int) and not isinstance(count, bool) and count > limit:
             raise InvalidValue(f"Invalid '{name}': at most {limit}, but it is {count}.", name)
+
+
+def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
+    """Whether the model sees, and so many pictures. Raises InvalidImage."""
+    if not pictures:
+        return
+    first, limit = pictures[0].param, spec.engine.max_images
+    if not spec.vision:
+        raise InvalidImage(f"{spec.name} takes text only; it can not see pictures.", first)
+    if len(pictures) > limit:
+        raise InvalidImage(
+            f"{len(pictures)} pictures were sent; {spec.name} takes {limit} in a request.", first
+        )
 
 
 # Field -> the limit it has; a number, or the length of a list.

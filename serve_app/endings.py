@@ -33,7 +33,6 @@ class Ending(Protocol):
     """Judges one stream while it passes."""
 
     needs_proof_of_life: bool  # whether its last word is believed only of a living engine
-    num_events: int  # that were good
 
     def judge(self, events: bytes) -> Judged:
         """The next events, whole ones, each with its separator."""
@@ -46,7 +45,6 @@ class ChatEnding:
     needs_proof_of_life = False
 
     def __init__(self, num_choices: int) -> None:
-        self.num_events = 0  # nobody numbers these
         self._num_unfinished = num_choices
 
     def judge(self, events: bytes) -> Judged:
@@ -68,14 +66,12 @@ class NamedEnding:
     needs_proof_of_life = True
 
     def __init__(self, last: str) -> None:
-        self.num_events = 0
         self._last = f"event: {last}\n".encode()
 
     def judge(self, events: bytes) -> Judged:
         whole, mark, cause = events.partition(_ERROR_EVENT)
         if _NO_REASON in whole.partition(_MESSAGE_DELTA)[2]:  # how messages call an abort
             return Judged(b"", is_lost=True)
-        self.num_events += whole.count(SEPARATOR)
         if mark:
             data = cause.partition(SEPARATOR)[0].removeprefix(b"data: ")
             return Judged(whole, error=data)

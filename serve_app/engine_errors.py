@@ -81,8 +81,8 @@ def _clean(message: str) -> str:
     found = _PYDANTIC_MESSAGE.search(message)
     if found:
         message = found["text"]
-    elif "Traceback" in message:
-        return ""
+    elif "Traceback" in message or "validation errors for" in message:
+        return ""  # of an answer of its own that it could not read
     message = message.replace("Value error, ", "")
     return " ".join(_INSIDE.sub("", message).split())[:_MAX_MESSAGE]
 

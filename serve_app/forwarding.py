@@ -104,6 +104,7 @@ class EngineAnswer(Response):
         self._wish = wish
         self._job = job
         self._has_started = False
+        self._num_events = 0  # of the stream that were sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -227,6 +228,7 @@ class EngineAnswer(Response):
             if judged.is_over and ending.needs_proof_of_life:
                 await _check_alive(session)
             if judged.good:
+                self._num_events += judged.good.count(SEPARATOR)
                 await send(chunk(judged.good, is_last=judged.is_over))
             if judged.error is not None:
                 raise engine_error(500, judged.error, self._job.path)
@@ -241,7 +243,7 @@ class EngineAnswer(Response):
 
     async def _fail(self, send: Send, error: BackendError) -> None:
         if self._has_started:
-            event = error_event(error, self._job.dialect, self._job.ending.num_events)
+            event = error_event(error, self._job.dialect, self._num_events)
             await send(chunk(event, is_last=True))
             return
         status, headers, body = error_response(error, self._job.dialect)

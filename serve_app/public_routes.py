@@ -1,6 +1,7 @@
 """The routes for everybody: health, the models, and what the models answer."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -9,9 +10,12 @@ from fastapi.responses import JSONResponse
 from serve_app import requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin, check_user
-from serve_app.checking import check_counts, check_fields
+from serve_app.checking import check_counts, check_fields, check_vision
+from serve_app.content import pictures
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
+from serve_app.images import prepare
+from serve_app.schemas import check_schemas
 from serve_app.surface import CALLS, Call
 from serve_app.switchboard_client import ask
 
@@ -70,10 +74,14 @@ async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: fl
     model = requests.wanted_model(value, models)
     body = check_fields(call, value)
     check_counts(body, limits)
+    check_schemas(body, value, limits)
+    found = pictures(body, value)
+    check_vision(found, models[model])
+    has_changed = await prepare(found, limits) if found else False
     return Job(
         model=model,
         path=call.path,
-        body=raw,
+        body=json.dumps(value).encode() if has_changed else raw,
         is_stream=bool(value.get("stream")),
         ending=call.ending(body.num_choices),
         dialect=call.dialect,

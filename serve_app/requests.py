@@ -22,6 +22,7 @@ from serve_app.settings import ModelSpec, Task
 
 _MAX_ADMIN_BYTES = 64_000
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # half a character, unless the other half follows
 _EVENT_NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
@@ -91,7 +92,9 @@ async def read_json(
     except TimeoutError:
         raise UploadTimeout("The body did not come in time.") from None
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_no_constant)
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise InvalidRequest("The body is not valid JSON.") from exc
     if not isinstance(value, dict):
@@ -176,6 +179,11 @@ def check_known(model: str, known: Collection[str]) -> None:
     """Raises UnknownModel."""
     if model not in known:
         raise UnknownModel(f"The model `{model[:100]}` does not exist.", "model")
+
+
+def _no_constant(name: str) -> None:
+    """`NaN` and `Infinity`, which Python reads and JSON does not have."""
+    raise ValueError(name)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

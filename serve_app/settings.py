@@ -50,6 +50,12 @@ class Limits(_Frozen):
     max_logprobs: Annotated[int, Field(ge=0, le=20)]  # vLLM's own limit, `--max-logprobs`, is 20
     max_stop: Annotated[int, Field(ge=0, le=4)]  # vLLM's own limit, VLLM_MAX_STOP_STRINGS, is 4
     max_tools: Annotated[int, Field(ge=0)]
+    max_schema_depth: Annotated[int, Field(gt=0, le=60)]  # vLLM's own limit is 64
+    max_schema_properties: Annotated[int, Field(gt=0)]
+    max_image_bytes: Annotated[int, Field(gt=0)]
+    max_image_pixels: Annotated[int, Field(gt=0)]
+    image_hosts: list[Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]]
+    image_fetch_timeout_s: Annotated[float, Field(gt=0)]
 
 
 class Http(_Frozen):

@@ -8,7 +8,7 @@ Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), rea
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -88,8 +88,6 @@ class Body(BaseModel):
     """A request's body: the fields that are allowed, and what is checked of them."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
-    refused: ClassVar[dict[str, str]] = REFUSED
 
     model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
 
@@ -345,6 +343,12 @@ class TokenizeBody(Body):
     continue_final_message: Bool = None
     return_token_strs: Bool = None
     chat_template_kwargs: ChatTemplateArguments | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either `prompt` or `messages` is needed")
+        return self
 
 
 class DetokenizeBody(Body):

@@ -1,4 +1,4 @@
-"""An engine that keeps vLLM's contract for chat completions, and breaks it where a test says so."""
+"""An engine that keeps vLLM's contract, and breaks it where a test says so."""
 
 import asyncio
 import json
@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from aiohttp import web
+
+from tests.gateway.voices import VOICES, json_bytes
 
 TOKENS = ["Grüß", "e aus ", "東京", " 🎬", ' "finish_reason":"stop" [DONE]\n\ndata: [DONE]']
 TEXT = "".join(TOKENS)
@@ -28,6 +30,20 @@ class Fault(StrEnum):
     DEAD = "dead"  # 500
 
 
+_IN_THE_MIDDLE = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.ERROR_EVENT, Fault.RESET)
+_DEADLY = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.RESET, Fault.ABORT, Fault.DEAD)
+# What the routes answer that generate nothing.
+COUNTED = {
+    "/v1/embeddings": {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}],
+    },
+    "/v1/messages/count_tokens": {"input_tokens": 5},
+    "/tokenize": {"count": 2, "max_model_len": 8192, "tokens": [1, 2], "token_strs": None},
+    "/detokenize": {"prompt": "hi"},
+}
+
+
 class FakeEngine:
     """Serves on a Unix socket. Closing a gate holds every request there."""
 
@@ -45,9 +61,11 @@ class FakeEngine:
         self.bodies: list[bytes] = []
         self.num_running = self.max_running = 0
         self.last_answer = b""
+        self.raw_answer: tuple[int, bytes] | None = None  # instead of an answer
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/embeddings", self._chat)
+        for path in [*VOICES, *COUNTED]:
+            app.router.add_post(path, self._post)
+        app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01
         )
@@ -62,7 +80,7 @@ class FakeEngine:
         with suppress(FileNotFoundError):
             os.unlink(self.path)
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.bodies.append(body)
         self.num_running += 1
@@ -86,54 +104,55 @@ class FakeEngine:
             self.fault is Fault.RESET and not body.get("stream")
         ):
             return _reset(request)
-        if body.get("stream"):
-            return await self._stream(request, body)
-        if request.path == "/v1/embeddings":
-            data = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
-            self.last_answer = _json({"object": "list", "model": self.model, "data": data})
+        if self.raw_answer:
+            status, raw = self.raw_answer
+            return web.Response(status=status, body=raw, content_type="application/json")
+        if request.path in COUNTED:
+            self.last_answer = json_bytes(COUNTED[request.path])
             return web.Response(body=self.last_answer, content_type="application/json")
-        reason = "abort" if self.fault is Fault.ABORT else "stop"
-        choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": reason}
-        answer = self._head("chat.completion") | {
-            "choices": [{"index": i} | choice for i in range(body.get("n") or 1)]
-        }
-        self.last_answer = _json(answer)
+        voice = VOICES[request.path](self.model, body)
+        if body.get("stream"):
+            return await self._stream(request, body, voice)
+        self.last_answer = voice.plain(TEXT, "abort" if self.fault is Fault.ABORT else "stop")
         return web.Response(body=self.last_answer, content_type="application/json")
 
-    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], voice: Any
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        num_choices = body.get("n") or 1
         self.last_answer = b""
-        for position, delta in enumerate([None, *TOKENS]):
-            if position:
-                await (self.slow_token if body.get("user") == "slow" else self.next_token).wait()
-            if position == 3 and self.fault:
-                if self.fault is Fault.RESET:
-                    return _reset(request)
-                if self.fault in (Fault.ERROR_EVENT, Fault.DEATH_EVENT):
-                    why = DEATH if self.fault is Fault.DEATH_EVENT else "the grammar is broken"
-                    error = json.dumps({"error": {"message": why, "type": "x", "code": 500}})
-                    await self._write(response, f"data: {error}\n\n".encode())
-                    await self._write(response, b"data: [DONE]\n\n")
-                    return response
-                if self.fault is Fault.DONE_WITHOUT_FINISH:
-                    break
-            for choice in range(num_choices):
-                piece = (
-                    {"role": "assistant", "content": ""} if delta is None else {"content": delta}
+        await self._write_all(response, voice.first())
+        for position, token in enumerate(TOKENS, start=1):
+            await (self.slow_token if body.get("user") == "slow" else self.next_token).wait()
+            if position == 3 and self.fault in _IN_THE_MIDDLE:
+                why = DEATH if self.fault is Fault.DEATH_EVENT else "the grammar is broken"
+                events = (
+                    voice.polite_death("".join(TOKENS[:2]))
+                    if self.fault is Fault.DONE_WITHOUT_FINISH
+                    else None
+                    if self.fault is Fault.RESET
+                    else voice.error(why)
                 )
-                await self._write(response, self._chunk(choice, piece, None))
-        else:
-            reason = "abort" if self.fault is Fault.ABORT else "stop"
-            for choice in range(num_choices):
-                await self._write(response, self._chunk(choice, {"content": ""}, reason))
-            if (body.get("stream_options") or {}).get("include_usage"):
-                usage = self._head("chat.completion.chunk") | {"choices": [], "usage": {"t": 1}}
-                await self._write(response, b"data: " + _json(usage) + b"\n\n")
+                if events is None:
+                    return _reset(request)
+                await self._write_all(response, events)
+                return response
+            await self._write_all(response, voice.token(token))
+        await self._write_all(
+            response, voice.last(TEXT, "abort" if self.fault is Fault.ABORT else "stop")
+        )
         if self.fault is not Fault.END_WITHOUT_DONE:
-            await self._write(response, b"data: [DONE]\n\n")
+            await self._write_all(response, voice.done())
         return response
+
+    async def _health(self, _: web.Request) -> web.Response:
+        """503 once the core is dead, as vLLM's own."""
+        return web.Response(status=503 if self.fault in _DEADLY else 200)
+
+    async def _write_all(self, response: web.StreamResponse, events: list[bytes]) -> None:
+        for event in events:
+            await self._write(response, event)
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         self.last_answer += data
@@ -141,26 +160,11 @@ class FakeEngine:
             await response.write(piece)
             await asyncio.sleep(0)  # so that the gateway reads each piece by itself
 
-    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": reason}
-        return (
-            b"data: "
-            + _json(self._head("chat.completion.chunk") | {"choices": [choice]})
-            + (b"\n\n")
-        )
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": self.model}
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
 
 def _error(status: int, message: str, kind: str) -> web.Response:
     error = {"message": message, "type": kind, "param": None, "code": status}
     return web.Response(
-        status=status, body=_json({"error": error}), content_type="application/json"
+        status=status, body=json_bytes({"error": error}), content_type="application/json"
     )
 
 

@@ -1,6 +1,7 @@
 """Clients that leave: their place is free and their generation aborted within two seconds."""
 
 import asyncio
+import json
 
 import pytest
 from starlette.types import Message
@@ -69,7 +70,8 @@ async def test_leaving_mid_stream_aborts(backend: Backend, is_reset: bool) -> No
     """Between two tokens, by FIN and by RST."""
     engine = await backend.serving()
     engine.next_token.clear()
-    body = b'{"model":"%s","stream":true,"messages":[{}]}' % A.encode()
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": A, "stream": True, "messages": messages}).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     reader, writer = await backend.raw(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     async with asyncio.timeout(5):
@@ -98,7 +100,8 @@ async def test_a_server_that_can_not_send_frees_the_place(
 ) -> None:
     """ASGI lets `send` raise for a client that has left, here at the first heartbeat."""
     monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
-    body = b'{"model":"%s","stream":true,"messages":[{}]}' % A.encode()
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": A, "stream": True, "messages": messages}).encode()
     received = asyncio.Queue[Message]()
     received.put_nowait({"type": "http.request", "body": body, "more_body": False})
 
