@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from serve_app.content import Picture
 from serve_app.errors import (
+    ContextTooLong,
     InvalidImage,
     InvalidRequest,
     InvalidType,
@@ -59,6 +60,19 @@ def check_counts(body: Body, limits: Limits) -> None:
             raise InvalidValue(f"Invalid '{name}': at most {limit}, but it is {count}.", name)
 
 
+def check_length(body: Body, spec: ModelSpec) -> None:
+    """Whether the answer that is asked for fits the model at all. Raises ContextTooLong."""
+    limit = spec.engine.max_model_len
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        num_tokens = getattr(body, name, None)
+        if num_tokens is not None and num_tokens > limit:
+            raise ContextTooLong(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{num_tokens} tokens in the completion. Please reduce `{name}`.",
+                name,
+            )
+
+
 def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
     """Whether the model sees, and so many pictures. Raises InvalidImage."""
     if not pictures:
@@ -109,7 +123,7 @@ def _invalid(exc: ValidationError) -> InvalidRequest:
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
-    message = str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
     return (message[0].lower() + message[1:])[:200]
 
 

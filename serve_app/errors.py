@@ -11,7 +11,8 @@
     │   ├── ContextTooLong       400  more tokens than the model takes
     │   ├── UploadTimeout        408  the body did not come in time
     │   ├── BodyTooLarge         413
-    │   └── UnsupportedMediaType 415
+    │   ├── UnsupportedMediaType 415
+    │   └── HeadersTooLarge      431
     ├── InvalidKey               401  no key, or a wrong one
     ├── Forbidden                403  not with this key, not from there
     ├── NotFound                 404  no such route or ticket
@@ -101,6 +102,10 @@ class BodyTooLarge(InvalidRequest):
 
 class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status, code = 431, "headers_too_large"
 
 
 class InvalidKey(BackendError):

@@ -9,13 +9,15 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
 from serve_app import admin_routes, public_routes
 from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
+    HeadersTooLarge,
+    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     error_response,
@@ -25,6 +27,8 @@ from serve_app.requests import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
 from serve_app.switchboard_client import HandleClient
+
+_MAX_HEADER_BYTES = 32_768
 
 logger = logging.getLogger("llm_backend.gateway")
 
@@ -45,6 +49,7 @@ def build_http(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.state.guard = Guard.of(gateway.settings)
     app.include_router(routes)
+    app.add_middleware(_HeaderLimits)
     if gateway.settings.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -58,6 +63,31 @@ def build_http(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
     return app
+
+
+class _HeaderLimits:
+    """Refuses what Serve's proxy lets through, whatever the route.
+
+    (1) More bytes of headers than any client has a use for. (2) Two lengths of one body, by which
+    two servers in a row can be made to disagree where it ends.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = scope["headers"]
+            names = {name for name, _ in headers}
+            error: BackendError | None = None
+            if sum(len(name) + len(value) for name, value in headers) > _MAX_HEADER_BYTES:  # (1)
+                error = HeadersTooLarge(f"The headers have more than {_MAX_HEADER_BYTES} bytes.")
+            elif {b"transfer-encoding", b"content-length"} <= names:  # (2)
+                error = InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
+            if error:
+                response = await _on_backend_error(Request(scope), error)
+                return await response(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:

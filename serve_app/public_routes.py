@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from serve_app import requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin, check_user
-from serve_app.checking import check_counts, check_fields, check_vision
+from serve_app.checking import check_counts, check_fields, check_length, check_vision
 from serve_app.content import pictures
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
@@ -74,6 +74,7 @@ async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: fl
     model = requests.wanted_model(value, models)
     body = check_fields(call, value)
     check_counts(body, limits)
+    check_length(body, models[model])
     check_schemas(body, value, limits)
     found = pictures(body, value)
     check_vision(found, models[model])

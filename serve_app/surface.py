@@ -80,6 +80,8 @@ Penalty = Annotated[float | None, Field(ge=-2, le=2, allow_inf_nan=False)]
 Temperature = Annotated[float | None, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
 TopP = Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(max_length=4096)] | None
 Words = list[Annotated[str, Field(min_length=1)]]
 
@@ -115,6 +117,13 @@ class StructuredOutputs(BaseModel):
     whitespace_pattern: Text = None
     disable_any_whitespace: Bool = None
     disable_additional_properties: Bool = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "StructuredOutputs":
+        kinds = (self.json_schema, self.regex, self.choice, self.grammar, self.json_object)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("exactly one of json, regex, choice, grammar, json_object is required")
+        return self
 
 
 class ResponseFormat(BaseModel):
@@ -155,9 +164,7 @@ class _Sampling(Body):
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2, allow_inf_nan=False)] = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = (
-        None
-    )
+    logit_bias: dict[TokenId, Bias] | None = None
     seed: Annotated[int | None, Field(ge=-_INT64, lt=_INT64)] = None
     stop: Annotated[str, Field(min_length=1)] | Words | None = None
     stop_token_ids: TokenIds = None

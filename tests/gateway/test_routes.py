@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.gateway import sse
-from tests.gateway.conftest import CHAT, A, Backend, error_of
+from tests.gateway.conftest import CHAT, A, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
 
 COMPLETIONS, RESPONSES, MESSAGES = "/v1/completions", "/v1/responses", "/v1/messages"
@@ -194,13 +194,8 @@ async def test_heartbeats_keep_each_stream_alive(
     """While a switch is waited for; then the stream goes on as ever."""
     monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
     waiting = asyncio.create_task(stream(backend, path))
-    await asyncio.wait_for(_queued(backend), 5)
+    await until(lambda: backend.admission.num_queued)
     await backend.serving()
     answer = await waiting
     assert answer.is_done
     assert answer.texts == {0: TEXT}
-
-
-async def _queued(backend: Backend) -> None:
-    while not backend.admission.num_queued:
-        await asyncio.sleep(0)
