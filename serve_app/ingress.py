@@ -23,6 +23,7 @@ from serve_app.errors import (
     error_response,
 )
 from serve_app.gateway import Gateway
+from serve_app.openapi import document
 from serve_app.requests import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
@@ -49,6 +50,8 @@ def build_http(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.state.guard = Guard.of(gateway.settings)
     app.include_router(routes)
+    names = list(gateway.settings.models)
+    app.openapi = lambda: document(app, names)  # type: ignore[method-assign]
     app.add_middleware(_HeaderLimits)
     if gateway.settings.http.cors_origins:
         app.add_middleware(
