@@ -43,12 +43,23 @@ _RESPONSES_PARTS = {
     "refusal": frozenset({"type", "refusal"}),
     "input_image": frozenset({"type", "image_url", "detail", "file_id"}),
 }
-# Items of a conversation besides messages that a client sends back; none of them holds a picture.
-_RESPONSES_ITEMS = ("reasoning", "function_call")
+_ITEM = frozenset({"type", "id", "status"})
+_CALL = _ITEM | {"call_id", "name", "namespace", "caller"}
+_RESPONSES_ITEMS = {
+    "message": _ITEM | {"role", "content", "phase"},
+    "function_call": _CALL | {"arguments", "async"},
+    "function_call_output": _CALL | {"output"},
+    "reasoning": _ITEM | {"content", "summary", "encrypted_content"},
+}
+_REASONING_PARTS = {
+    kind: frozenset({"type", "text"}) for kind in ("reasoning_text", "summary_text")
+}
 _MESSAGES_PARTS = {
     "text": _TEXT,
     "image": frozenset({"type", "source", "cache_control"}),
-    "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
+    "tool_use": frozenset(
+        {"type", "id", "name", "input", "cache_control", "caller", "toolset_name"}
+    ),
     "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
     "thinking": frozenset({"type", "thinking", "signature"}),
     "redacted_thinking": frozenset({"type", "data"}),
@@ -155,21 +166,23 @@ def _image_url(part: dict[str, Any], at: str) -> Iterator[Picture]:
 
 def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
     kind = item.get("type", "message")
+    fields = _RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        kinds = ", ".join(_RESPONSES_ITEMS)
+        raise InvalidValue(f"Invalid '{at}.type': supported are {kinds}.", f"{at}.type")
+    _no_others(item, at, fields)
     if kind == "message":
         _role(item, at, _CHAT_ROLES)
-        return _of_parts(item.get("content"), f"{at}.content", _RESPONSES_PARTS, _input_image)
-    if kind == "function_call_output":
-        return _of_parts(item.get("output"), f"{at}.output", _RESPONSES_PARTS, _input_image)
-    if kind not in _RESPONSES_ITEMS:
-        kinds = ", ".join(("message", "function_call_output", *_RESPONSES_ITEMS))
-        raise InvalidValue(f"Invalid '{at}.type': supported are {kinds}.", f"{at}.type")
-    return iter(())
+    yield from _of_parts(item.get("output"), f"{at}.output", _RESPONSES_PARTS, _input_image)
+    parts = _REASONING_PARTS if kind == "reasoning" else _RESPONSES_PARTS
+    yield from _of_parts(item.get("content"), f"{at}.content", parts, _input_image)
+    yield from _of_parts(item.get("summary"), f"{at}.summary", _REASONING_PARTS, _no_picture)
 
 
 def _input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
     if part["type"] == "input_image":
         if part.get("file_id") is not None:
-            raise InvalidImage("Files are not kept here: send the picture itself.", at)
+            raise InvalidImage(f"'{at}.file_id': files are not kept here; send the picture.", at)
         yield _picture(part, "image_url", f"{at}.image_url")
 
 

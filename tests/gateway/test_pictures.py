@@ -144,6 +144,50 @@ async def test_another_kind_of_content_is_400(backend: Backend, part: Any) -> No
     assert not engine.bodies
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "function_call", "role": "user", "content": [{"type": "input_image"}]},
+        {"type": "reasoning", "content": [{"type": "input_image", "image_url": "http://x/"}]},
+        {"type": "function_call_output", "output": [{"type": "input_file", "file_url": "x"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_image", "file_id": "x"}]},
+        {"type": "file_search_call", "id": "x"},
+        {"role": "user", "content": "x", "image_url": "http://127.0.0.1/a.png"},
+    ],
+)
+async def test_another_kind_of_item_is_400(backend: Backend, item: Any) -> None:
+    """An item of a conversation is of its kind, and has that kind's fields only."""
+    engine = await backend.serving(VL)
+    async with backend.client.post(
+        "/v1/responses", json={"model": VL, "input": [item]}
+    ) as response:
+        assert response.status == 400
+        assert "input[0]" in error_of(await response.read())["message"]
+    assert not engine.bodies
+
+
+async def test_what_a_client_sends_back_of_responses_is_taken(backend: Backend) -> None:
+    """A whole turn with a tool, as the openai package writes its own objects."""
+    await backend.serving(VL)
+    call = {"type": "function_call", "id": "1", "call_id": "c", "name": "f", "arguments": "{}"}
+    text = {"type": "output_text", "text": "hi", "annotations": [], "logprobs": None}
+    turn = [
+        {"role": "user", "content": "hi"},
+        {"type": "reasoning", "id": "r", "summary": [], "content": None, "status": None},
+        {
+            "type": "message",
+            "id": "m",
+            "role": "assistant",
+            "status": "completed",
+            "content": [text],
+        },
+        call | {"status": "completed", "namespace": None},
+        {"type": "function_call_output", "call_id": "c", "output": "rain"},
+    ]
+    async with backend.client.post("/v1/responses", json={"model": VL, "input": turn}) as response:
+        assert response.status == 200, await response.text()
+
+
 async def test_a_model_that_does_not_see_says_so(backend: Backend) -> None:
     """Before anybody switches to it."""
     status, raw = await post(backend, see(address(encoded())), model=A)
