@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from tests import bad_inputs
 from tests.cluster.server import CAPITAL, Server, free_port
@@ -17,6 +18,7 @@ DEADLINE_S = 60  # of a row, and of the good request after it
 CORRECTED = {"so_regex_redos": [200, 400]}
 
 
+@pytest.mark.timeout(900)
 def test_bad_inputs_are_refused_and_the_engine_lives_on(server: Server) -> None:
     """Each row gets a right status in shape; a good request after it is answered; the engine's
     processes are the same at the end. All that failed are told at once."""
