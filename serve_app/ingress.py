@@ -30,6 +30,7 @@ from serve_app.surface import dialect_of
 from serve_app.switchboard_client import HandleClient
 
 _MAX_HEADER_BYTES = 32_768
+_DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
 
 logger = logging.getLogger("llm_backend.gateway")
 
@@ -72,7 +73,8 @@ class _HeaderLimits:
     """Refuses what Serve's proxy lets through, whatever the route.
 
     (1) More bytes of headers than any client has a use for. (2) Two lengths of one body, by which
-    two servers in a row can be made to disagree where it ends.
+    two servers in a row can be made to disagree where it ends. (3) Serve's own header by which a
+    client's leaving is kept from us: the engine would go on for nobody.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -87,6 +89,8 @@ class _HeaderLimits:
                 error = HeadersTooLarge(f"The headers have more than {_MAX_HEADER_BYTES} bytes.")
             elif {b"transfer-encoding", b"content-length"} <= names:  # (2)
                 error = InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
+            elif _DISCONNECT_DISABLED in names:  # (3)
+                error = InvalidRequest("X-Request-Disconnect-Disabled is not taken here.")
             if error:
                 response = await _on_backend_error(Request(scope), error)
                 return await response(scope, receive, send)

@@ -243,6 +243,15 @@ async def test_headers_without_end_are_431(backend: Backend) -> None:
         assert error_of(await response.read())["code"] == "headers_too_large"
 
 
+async def test_a_client_can_not_hide_its_leaving(backend: Backend) -> None:
+    """With this header Serve's proxy would not tell, and the engine would go on for nobody."""
+    await backend.serving()
+    headers = {"X-Request-Disconnect-Disabled": "?1"}
+    async with backend.client.get("/health", headers=headers) as response:
+        assert response.status == 400
+        error_of(await response.read())
+
+
 def test_every_limit_has_a_reason() -> None:
     """The file says of each what it is for."""
     from serve_app.settings import PROJECT, Limits

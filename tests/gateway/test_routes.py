@@ -174,11 +174,9 @@ async def test_each_route_takes_a_place_in_service(backend: Backend, path: str) 
 @pytest.mark.parametrize("limits", [{"request_timeout_s": 0.3}])
 @pytest.mark.parametrize("path", STREAMED)
 async def test_each_stream_is_cut_at_the_request_s_timeout(backend: Backend, path: str) -> None:
-    """Whatever Serve's own headers ask for; the error is the route's kind."""
+    """Whatever Serve's own header asks for; the error is the route's kind."""
     engine = await backend.serving()
-    backend.client.headers.update(
-        {"X-Request-Timeout-Seconds": "0", "X-Request-Disconnect-Disabled": "?1"}
-    )
+    backend.client.headers.update({"X-Request-Timeout-Seconds": "0"})
     engine.next_token.clear()
     async with asyncio.timeout(3):
         answer = await stream(backend, path)
