@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-from serve_app.settings import ModelSpec
+from serve_app.settings import GPU_ONLY, ModelSpec
 
 # Environment of every engine: no network, no usage reports.
 OFFLINE = {
@@ -24,6 +24,11 @@ _CPU_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 _SLEEP_ENV = {"VLLM_SERVER_DEV_MODE": "1"}
 
 _CPU_FLAGS = ["--distributed-executor-backend", "uni"]
+
+# A schema allows white space between its tokens for ever, and a small model under one can emit
+# nothing else until max_tokens. Only xgrammar and guidance can forbid it, so the choice is not
+# left to vLLM ("auto").
+_STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
 def engine_flags(
@@ -44,6 +49,8 @@ def engine_flags(
         # One compiler, not a guess for each request; a small model would write blanks for ever.
         '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
     ]
+    if "generate" in spec.tasks:
+        flags.append(f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}")
     if engine.enforce_eager:
         flags.append("--enforce-eager")
     if spec.task == "embed":
@@ -73,12 +80,5 @@ def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False)
 
 
 def _gpu_flags(spec: ModelSpec) -> list[str]:
-    engine = spec.engine
-    options = {
-        "--gpu-memory-utilization": engine.gpu_memory_utilization,
-        "--kv-cache-dtype": engine.kv_cache_dtype,
-        "--attention-backend": engine.attention_backend,
-        "--max-cudagraph-capture-size": engine.max_cudagraph_capture_size,
-        "--safetensors-load-strategy": engine.safetensors_load_strategy,
-    }
-    return [f"{flag}={value}" for flag, value in options.items() if value is not None]
+    values = {name: getattr(spec.engine, name) for name in GPU_ONLY}
+    return [f"--{k.replace('_', '-')}={v}" for k, v in values.items() if v is not None]

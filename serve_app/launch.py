@@ -13,8 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from deployments import place
 from serve_app import haproxy
+from serve_app.machine import export_file
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
 
@@ -32,11 +35,13 @@ class _Stopped(Exception):
 def run_server(config: Path, say: Say) -> int:
     """Check, start, report until ready, then stay until stopped; returns the exit code."""
     try:
+        host, port, args = read_deployment(config)
+        export_file(Path(args.env_file) if args.env_file is not None else None)
         settings = check_all(config)
-        host, port, _ = read_deployment(config)
     except PreflightProblem as exc:
         say(f"Can not start: {exc}.")
         return 1
+    deployed = _with_address(config, host, port, Path(settings.home))
     log = Path(settings.home) / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -44,7 +49,7 @@ def run_server(config: Path, say: Say) -> int:
     say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
     with haproxy.private_folder() as folder:
         environment = haproxy.prepare(folder) if haproxy.is_wanted() else {}
-        return _run_serve(config, settings, f"http://{host}:{port}", log, environment, say)
+        return _run_serve(deployed, settings, f"http://{host}:{port}", log, environment, say)
 
 
 def _run_serve(
@@ -76,6 +81,19 @@ def _run_serve(
         return 0
     finally:
         _stop_server(server, settings, say)
+
+
+def _with_address(config: Path, host: str, port: int, home: Path) -> Path:
+    """The file to deploy: `config`, or a copy where the environment names another address."""
+    raw = yaml.safe_load(config.read_text())
+    wanted = {"host": host, "port": port}
+    if raw["http_options"] | wanted == raw["http_options"]:
+        return config
+    raw["http_options"] |= wanted
+    copy = home / "run" / "serve_config.yaml"
+    copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    copy.write_text(yaml.safe_dump(raw))
+    return copy
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

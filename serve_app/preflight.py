@@ -12,6 +12,7 @@ import yaml
 from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from serve_app.auth import check_bound
+from serve_app.machine import MachineError, read_machine
 from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
@@ -23,15 +24,19 @@ class PreflightProblem(Exception):
 
 
 def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
-    """Host, port and application arguments of a Serve config file.
+    """Host, port and application arguments of a Serve config file; LLM_BACKEND_HOST and
+    LLM_BACKEND_PORT beat the file's.
 
     Raises:
         PreflightProblem: it can not be read as one.
     """
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
-        http = raw["http_options"]
-        return http["host"], int(http["port"]), AppArgs(**raw["applications"][0].get("args", {}))
+        http, args = raw["http_options"], AppArgs(**raw["applications"][0].get("args", {}))
+        machine = read_machine(Path(args.env_file) if args.env_file is not None else None)
+        return machine.host or http["host"], machine.port or int(http["port"]), args
+    except MachineError as exc:
+        raise PreflightProblem(str(exc)) from exc
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
         raise PreflightProblem(f"{path} can not be used: {str(exc).splitlines()[0]}") from exc
 

@@ -1,16 +1,26 @@
 """The settings: read once at start from `configs/`, checked, and frozen.
 
 Precedence, last wins: `configs/backend.yaml`, `configs/profiles/<profile>.yaml`, the `args` of
-`serve_config.yaml`. A model's file holds one block per profile. The environment sets only where
-things lie (`LLM_BACKEND_HOME`).
+`serve_config.yaml`, the file `.env`, the environment (`serve_app/machine.py` lists its variables,
+`.env.example` explains them). A model's file holds one block per profile.
 """
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from serve_app.machine import Machine, MachineError, read_machine
 
 PROJECT = Path(__file__).resolve().parent.parent
 ProfileName = Literal["rtx5080", "cpu-demo"]
@@ -33,9 +43,10 @@ class AppArgs(BaseModel):
 
     profile: Literal["auto", "rtx5080", "cpu-demo"] = "auto"
     config_dir: str = str(PROJECT / "configs")
-    home: str | None = None  # state, logs and models; default: LLM_BACKEND_HOME or ~/.cache
+    home: str | None = None  # state, logs and models; default: ~/.cache/llm-backend
     default_model: str | None = None  # overrides the profile's; "none" starts empty
     residency: ResidencyMode | None = None  # overrides the profile's
+    env_file: str | None = None  # machine-wide settings; default: .env beside serve_config.yaml
 
 
 class Limits(_Frozen):
@@ -78,12 +89,41 @@ class Switching(_Frozen):
     idle_unload_s: dict[str, Annotated[float, Field(gt=0)]]
 
 
+class Memory(_Frozen):
+    """What is expected of the memory from one load to the next."""
+
+    max_drift_bytes: Annotated[int, Field(ge=0)]
+
+
+# Settings of an engine that mean something on a GPU only, or for a model that takes images only.
+GPU_ONLY = (
+    "gpu_memory_utilization",
+    "kv_cache_dtype",
+    "attention_backend",
+    "max_cudagraph_capture_size",
+    "safetensors_load_strategy",
+)
+VISION_ONLY = ("mm_encoder_attn_backend", "max_images", "max_pixels")
+
+
+def _refuse_thousands(value: Any) -> Any:
+    if isinstance(value, str) and value.strip()[-1:] in ("k", "K"):
+        raise ValueError(
+            f"a number of tokens is wanted, but it is {value!r}; 32K is taken for 32768 here and "
+            "for 32000 there, so write the number out"
+        )
+    return value
+
+
+Tokens = Annotated[int, Field(gt=0), BeforeValidator(_refuse_thousands)]
+
+
 class EngineSettings(_Frozen):
     """What one engine is started with. `None` leaves vLLM's own default in force."""
 
-    max_model_len: Annotated[int, Field(gt=0)]
+    max_model_len: Tokens
     max_num_seqs: Annotated[int, Field(gt=0)]
-    max_num_batched_tokens: Annotated[int, Field(gt=0)]
+    max_num_batched_tokens: Tokens
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=0.95)] | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     attention_backend: Literal["TRITON_ATTN", "FLASH_ATTN", "FLASHINFER"] | None = None
@@ -96,6 +136,20 @@ class EngineSettings(_Frozen):
     max_pixels: int | None = None
     tool_call_parser: Literal["hermes"] | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.kv_cache_dtype == "fp8" and self.attention_backend == "FLASH_ATTN":
+            raise ValueError(
+                "attention_backend FLASH_ATTN takes no fp8 KV cache on an RTX 50 card: set "
+                "attention_backend to TRITON_ATTN or FLASHINFER, or kv_cache_dtype to auto"
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) should be at least "
+                f"max_num_seqs ({self.max_num_seqs}): a step makes one token for each sequence"
+            )
+        return self
 
 
 class Golden(_Frozen):
@@ -140,6 +194,24 @@ class ModelFile(_Frozen):
     vision: bool = False
     port: Port
     profiles: dict[ProfileName, ModelProfile]
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for profile, block in self.profiles.items():
+            key = f"profiles.{profile}.engine"
+            for name in sorted(block.engine.model_fields_set):
+                if name in VISION_ONLY and not self.vision:
+                    raise ValueError(
+                        f"{key}.{name} is for a model that takes images (vision: true)"
+                    )
+                if name in GPU_ONLY and profile == "cpu-demo":
+                    raise ValueError(f"{key}.{name} does nothing without a GPU")
+            if block.golden.image and not block.engine.max_images:
+                raise ValueError(f"profiles.{profile}.golden.image needs {key}.max_images, above 0")
+            for name in block.env:
+                if name.startswith("VLLM_CPU_") and profile != "cpu-demo":
+                    raise ValueError(f"profiles.{profile}.env.{name} does nothing on a GPU")
+        return self
 
 
 class ModelSpec(_Frozen):
@@ -188,10 +260,13 @@ class Settings(_Frozen):
     standby: bool
     residency: ResidencyMode
     max_sleepers: int
+    memory: Memory
     models: dict[str, ModelSpec]
     home: str
+    visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES
     api_keys: tuple[SecretStr, ...] = ()
     admin_keys: tuple[SecretStr, ...] = ()
+    cache_url: SecretStr | None = None  # it may hold a password
 
     @property
     def targets(self) -> dict[str, ModelSpec]:
@@ -217,6 +292,7 @@ class _BackendFile(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    memory: Memory
 
 
 class _ProfileFile(_Frozen):
@@ -231,23 +307,35 @@ _File = TypeVar("_File", bound=BaseModel)
 
 
 def default_home() -> Path:
-    """Where state, logs and demo models lie when nothing else is said."""
-    return Path(os.environ.get("LLM_BACKEND_HOME") or "~/.cache/llm-backend").expanduser()
+    """Where state, logs and demo models lie when no `args` say otherwise. Raises SettingsError."""
+    return Path(_machine(None).home or "~/.cache/llm-backend").expanduser()
 
 
-def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
-    """Read and check all files under `args.config_dir`.
+def _machine(env_file: str | None) -> Machine:
+    try:
+        return read_machine(Path(env_file) if env_file is not None else None)
+    except MachineError as exc:
+        raise SettingsError(str(exc)) from exc
+
+
+def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None = None) -> Settings:
+    """Read and check all files under `args.config_dir`, and the machine-wide settings.
+
+    `profile`: one that a user names for this call; it beats all other sources.
 
     Raises:
         SettingsError: one sentence naming file, key, value and what is valid.
     """
-    profile: ProfileName = (
-        args.profile if args.profile != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
-    )
+    machine = _machine(args.env_file)
+    named = profile or machine.profile or args.profile
+    profile = named if named != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
+    home = machine.home or args.home or "~/.cache/llm-backend"
     root = Path(args.config_dir)
     backend = _read(root / "backend.yaml", _BackendFile)
     profile_file = _read(root / "profiles" / f"{profile}.yaml", _ProfileFile)
-    models = _read_models(root / "models", profile)
+    is_gpu = profile_file.place.resource == "GPU"
+    utilization = machine.gpu_memory_utilization if is_gpu else None
+    models = _read_models(root / "models", profile, utilization)
     default = args.default_model or profile_file.default_model
     if default != "none" and default not in models:
         raise SettingsError(
@@ -265,8 +353,13 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         standby=profile_file.standby,
         residency=args.residency or profile_file.residency,
         max_sleepers=profile_file.max_sleepers,
+        memory=backend.memory,
         models=models,
-        home=str(Path(args.home).expanduser() if args.home else default_home()),
+        home=str(Path(home).expanduser()),
+        visible_devices=machine.visible_devices,
+        api_keys=machine.api_keys,
+        admin_keys=machine.admin_keys,
+        cache_url=machine.cache_url,
     )
     _check_switching(root / "backend.yaml", settings)
     return settings
@@ -297,7 +390,10 @@ def _check_switching(path: Path, settings: Settings) -> None:
         )
 
 
-def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
+def _read_models(
+    folder: Path, profile: ProfileName, utilization: float | None
+) -> dict[str, ModelSpec]:
+    """The models under `profile`; `utilization`, if any, replaces what their files say."""
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise SettingsError(f"{folder}: no model files (*.yaml)")
@@ -309,6 +405,9 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
         if profile not in file.profiles:
             raise SettingsError(f"{path}: profiles: there is no block for {profile!r}")
         block = file.profiles[profile]
+        engine = block.engine
+        if utilization:
+            engine = engine.model_copy(update={"gpu_memory_utilization": utilization})
         models[file.name] = ModelSpec(
             name=file.name,
             description=file.description,
@@ -320,10 +419,25 @@ def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
             revision=block.revision,
             untrained=block.untrained,
             golden=block.golden,
-            engine=block.engine,
+            engine=engine,
             env=block.env,
         )
     return models
+
+
+class _CheckpointsFile(_Frozen):
+    shapes: list[dict[str, Any]]
+    quantizations: list[dict[str, Any]]
+    checkpoints: dict[str, dict[str, Any]]
+
+
+def known_checkpoints(config_dir: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What is known of checkpoints that need not be on this machine: name -> its `config.json`.
+
+    Raises:
+        SettingsError: the file can not be used.
+    """
+    return _read(config_dir / "checkpoints.yaml", _CheckpointsFile).checkpoints
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -362,6 +476,9 @@ def _first_problem(exc: ValidationError, kind: type[BaseModel]) -> str:
         return f"{key}: unknown key; valid here: {valid}"
     if problem["type"] == "missing":
         return f"{key}: missing"
+    if problem["type"] == "value_error":  # of a check of ours, which tells the value itself
+        told = str(problem["ctx"]["error"])
+        return f"{key}: {told}" if problem["loc"] else told
     return f"{key}: {problem['msg']}, but it is {problem['input']!r}"
 
 

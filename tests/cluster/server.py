@@ -20,7 +20,8 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.settings import PROJECT, default_home
+from serve_app.settings import PROJECT
+from tests.conftest import DEMO_HOME
 
 START_TIMEOUT_S = 280.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
@@ -178,7 +179,7 @@ def make_home(folder: Path) -> Path:
     """A home of its own that shares the demo models."""
     home = folder / "home"
     home.mkdir()
-    (home / "models").symlink_to(default_home() / "models")
+    (home / "models").symlink_to(DEMO_HOME / "models")
     return home
 
 
@@ -186,7 +187,8 @@ def make_config(folder: Path, home: Path, port: int, **args: Any) -> Path:
     """serve_config.yaml with another port and home."""
     config = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
-    config["applications"][0]["args"] |= {"home": str(home), "profile": "cpu-demo"} | args
+    ours = {"home": str(home), "profile": "cpu-demo", "env_file": ""}
+    config["applications"][0]["args"] |= ours | args
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -11,7 +11,7 @@ import pytest
 
 import deployments.engine_site
 from deployments.demo_models import MANIFEST, model_folder
-from serve_app.settings import default_home
+from tests.conftest import DEMO_HOME
 
 SITE = Path(deployments.engine_site.__file__).parent
 ROOT = SITE.parent.parent
@@ -45,8 +45,8 @@ def build(*names: str, home: Path) -> None:
 @pytest.fixture(scope="module")
 def home() -> Path:
     """The machine's own cache, filled: building takes half a minute, once."""
-    build(home=default_home())
-    return default_home()
+    build(home=DEMO_HOME)
+    return DEMO_HOME
 
 
 LOAD_TEXT_MODEL = """

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.settings import PROJECT, default_home
+from serve_app.settings import PROJECT
 from tests.cluster.server import Server, running, wait_until
+from tests.conftest import DEMO_HOME
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -36,7 +37,7 @@ def edit(path: Path, change) -> None:  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module")
 def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     folder = tmp_path_factory.mktemp("drill")
-    whole = default_home() / "models" / "smollm2-135m-instruct"
+    whole = DEMO_HOME / "models" / "smollm2-135m-instruct"
     coder = shutil.copytree(whole, folder / "coder")
     configs = shutil.copytree(PROJECT / "configs", folder / "configs")
 
@@ -46,7 +47,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     def compiled(value) -> None:  # type: ignore[no-untyped-def]
         text = yaml.safe_load((configs / "models" / "qwen-14b.yaml").read_text())
         value["vision"] = False
-        value["profiles"]["cpu-demo"] = text["profiles"]["cpu-demo"]
+        value["profiles"] = {"cpu-demo": text["profiles"]["cpu-demo"]}
         value["profiles"]["cpu-demo"]["engine"]["enforce_eager"] = False
 
     def quick(value) -> None:  # type: ignore[no-untyped-def]

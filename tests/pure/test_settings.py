@@ -97,15 +97,59 @@ def test_default_model_none_starts_empty():
     assert load_settings(AppArgs(default_model="none"), has_gpu=False).default_model is None
 
 
-def test_args_beat_the_environment_for_home(monkeypatch):
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    return tmp_path / ".env"
+
+
+def test_environment_beats_the_file_beats_the_args_for_home(monkeypatch, env_file):
+    def home(**args: str) -> str:
+        return load_settings(AppArgs(env_file=str(env_file), **args), has_gpu=False).home
+
+    assert home() == str(Path.home() / ".cache" / "llm-backend") == str(default_home())
+    assert home(home="/from/args") == "/from/args"
+    env_file.write_text("LLM_BACKEND_HOME=/from/file\n")
+    assert home(home="/from/args") == "/from/file"
     monkeypatch.setenv("LLM_BACKEND_HOME", "/from/environment")
-    assert load_settings(AppArgs(), has_gpu=False).home == "/from/environment"
-    assert load_settings(AppArgs(home="/from/args"), has_gpu=False).home == "/from/args"
+    assert home(home="/from/args") == "/from/environment" == str(default_home())
 
 
-def test_home_has_a_default(monkeypatch):
-    monkeypatch.delenv("LLM_BACKEND_HOME", raising=False)
-    assert default_home() == Path.home() / ".cache" / "llm-backend"
+def test_environment_beats_the_args_for_the_profile(monkeypatch):
+    monkeypatch.setenv("LLM_BACKEND_PROFILE", "rtx5080")
+    assert load_settings(AppArgs(profile="cpu-demo"), has_gpu=False).profile == "rtx5080"
+    monkeypatch.setenv("LLM_BACKEND_PROFILE", "auto")
+    assert load_settings(AppArgs(profile="rtx5080"), has_gpu=False).profile == "cpu-demo"
+    named = load_settings(AppArgs(), has_gpu=False, profile="rtx5080")
+    assert named.profile == "rtx5080"
+
+
+def test_share_of_the_card_replaces_every_models_on_a_gpu_only(monkeypatch, env_file):
+    env_file.write_text("GPU_MEMORY_UTILIZATION=0.8\n")
+    for profile, expected in (("rtx5080", 0.8), ("cpu-demo", None)):
+        args = AppArgs(profile=profile, env_file=str(env_file))
+        models = load_settings(args, has_gpu=False).models.values()
+        assert {spec.engine.gpu_memory_utilization for spec in models} == {expected}
+    monkeypatch.setenv("GPU_MEMORY_UTILIZATION", "0.7")
+    models = load_settings(AppArgs(profile="rtx5080", env_file=str(env_file)), False).models
+    assert {spec.engine.gpu_memory_utilization for spec in models.values()} == {0.7}
+
+
+def test_wrong_variable_is_a_settings_error(monkeypatch):
+    monkeypatch.setenv("GPU_MEMORY_UTILIZATION", "lots")
+    with pytest.raises(SettingsError, match=r"environment: GPU_MEMORY_UTILIZATION: .*'lots'"):
+        load_settings(AppArgs(), has_gpu=False)
+
+
+def test_keys_never_print(monkeypatch):
+    """Not the settings', nor those of any part of them, as text or as JSON."""
+    monkeypatch.setenv("LLM_BACKEND_API_KEY", "sesame-1, sesame-2")
+    monkeypatch.setenv("LLM_BACKEND_ADMIN_KEY", "sesame-3")
+    monkeypatch.setenv("LLM_BACKEND_CACHE_URL", "redis://:sesame-4@cache")
+    settings = load_settings(AppArgs(), has_gpu=False)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["sesame-1", "sesame-2"]
+    assert [key.get_secret_value() for key in settings.admin_keys] == ["sesame-3"]
+    for text in (str(settings), repr(settings), settings.model_dump_json(), f"{settings}"):
+        assert "sesame" not in text
 
 
 def test_profiles_share_limits_and_switching():
@@ -163,6 +207,58 @@ def test_added_unknown_key_lists_the_valid_ones(configs):
             ["profiles.rtx5080.engine.tool_call_parser", "'hermes'", "harmony"],
         ),
         ("models/qwen-14b.yaml", "name: qwen-14b", "name: other", ["name", "other"]),
+        *(
+            (
+                "models/qwen-14b.yaml",
+                f"{key}: {number}",
+                f"{key}: {text}",
+                [f"profiles.rtx5080.engine.{key}: ", repr(text), "32768", "write the number out"],
+            )
+            for key, number in (("max_model_len", 32768), ("max_num_batched_tokens", 1024))
+            for text in ("32k", "32K", "32 K")
+        ),
+        (
+            "models/qwen-14b.yaml",
+            "attention_backend: TRITON_ATTN",
+            "attention_backend: FLASH_ATTN",
+            ["qwen-14b.yaml: profiles.rtx5080.engine: ", "no fp8 KV cache", "TRITON_ATTN"],
+        ),
+        (
+            "models/qwen-14b.yaml",
+            "max_num_batched_tokens: 1024",
+            "max_num_batched_tokens: 2",
+            ["profiles.rtx5080.engine: max_num_batched_tokens (2)", "max_num_seqs (4)"],
+        ),
+        (
+            "models/qwen-coder.yaml",
+            "      max_num_seqs: 8",
+            "      max_num_seqs: 8\n      max_images: 2",
+            ["qwen-coder.yaml: profiles.rtx5080.engine.max_images", "takes images (vision: true)"],
+        ),
+        (
+            "models/qwen-vl.yaml",
+            "vision: true",
+            "vision: false",
+            ["profiles.rtx5080.engine.max_images", "takes images"],
+        ),
+        (
+            "models/qwen-vl.yaml",
+            "      max_images: 2\n      max_pixels: 1003520\n",
+            "",
+            ["profiles.rtx5080.golden.image needs", "max_images"],
+        ),
+        (
+            "models/qwen-14b.yaml",
+            "      max_num_seqs: 10",
+            "      max_num_seqs: 10\n      kv_cache_dtype: fp8",
+            ["profiles.cpu-demo.engine.kv_cache_dtype does nothing without a GPU"],
+        ),
+        (
+            "models/qwen-14b.yaml",
+            'VLLM_USE_FLASHINFER_SAMPLER: "0"',
+            'VLLM_CPU_KVCACHE_SPACE: "1"',
+            ["profiles.rtx5080.env.VLLM_CPU_KVCACHE_SPACE does nothing on a GPU"],
+        ),
         ("models/qwen-14b.yaml", "  cpu-demo:", "  cpu:", ["profiles.cpu", "'cpu-demo'"]),
         ("backend.yaml", "limits:", "limits: [", ["backend.yaml", "not YAML"]),
     ],
@@ -172,6 +268,7 @@ def test_wrong_value_is_told_with_file_key_and_choices(configs, file, old, new, 
     message = error_of(configs)
     for part in told:
         assert part in message
+    assert "Value error" not in message
 
 
 @pytest.mark.parametrize("content", ["", "just text", "- a\n- list"])
