@@ -11,7 +11,7 @@ _DEMO = "demo/"
 
 
 class CheckpointProblem(Exception):
-    """The weights are not there or not whole."""
+    """The weights are not there, not whole, or do not fit."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -61,6 +61,16 @@ def check(spec: ModelSpec, home: Path) -> Path:
     for name in _weight_files(spec, folder):
         _check_safetensors(spec, folder / name)
     return folder
+
+
+def tensor_bytes(folder: Path) -> int:
+    """What the tensors of a whole checkpoint take, as the headers of its files say."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+        total += path.stat().st_size - 8 - header_bytes
+    return total
 
 
 def _hub_folder(spec: ModelSpec) -> Path:

@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-from serve_app.settings import GPU_ONLY, ModelSpec
+from serve_app.settings import GPU_ONLY, EngineSettings, ModelSpec
 
 # Environment of every engine: no network, no usage reports.
 OFFLINE = {
@@ -49,14 +49,9 @@ def engine_flags(
         # One compiler, not a guess for each request; a small model would write blanks for ever.
         '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
     ]
-    if "generate" in spec.tasks:
-        flags.append(f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}")
     if engine.enforce_eager:
         flags.append("--enforce-eager")
-    if spec.task == "embed":
-        flags.append("--runner=pooling")
-    elif engine.tool_call_parser:
-        flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
+    flags += ["--runner=pooling"] if spec.task == "embed" else _generation_flags(engine)
     if engine.mm_encoder_attn_backend:
         flags.append(f"--mm-encoder-attn-backend={engine.mm_encoder_attn_backend}")
     if spec.vision:
@@ -67,6 +62,13 @@ def engine_flags(
     if can_sleep and device == "cuda":  # the CPU has no memory to move, and knows no such flag
         flags.append("--enable-sleep-mode")
     return flags + (_gpu_flags(spec) if device == "cuda" else _CPU_FLAGS)
+
+
+def _generation_flags(engine: EngineSettings) -> list[str]:
+    flags = [f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}"]
+    if engine.tool_call_parser:
+        flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
+    return flags
 
 
 def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False) -> dict[str, str]:

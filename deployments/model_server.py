@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from deployments import checkpoint, watchdog
+from deployments import checkpoint, engine_memory, watchdog
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import (
     EngineEvent,
@@ -101,6 +101,8 @@ class ModelServer:
         await engine.start(folder, device, grace_s=switching.unload_timeout_s)
         yield EngineStarted(engine.pid)
         await engine.wait_ready(switching.load_timeout_s)
+        if device == "cuda":
+            await asyncio.to_thread(engine_memory.learn, engine.spec, engine.log_text(), self._home)
         if self._settings.is_warm:  # the first sleep makes the buffers that later ones use
             await engine.sleep(switching.load_timeout_s)
             await engine.wake(switching.load_timeout_s)

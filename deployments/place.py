@@ -77,6 +77,17 @@ def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, ses
     lock_file.write_text(json.dumps(holder))
 
 
+def holders(home: Path) -> list[tuple[str, int]]:
+    """Model and session of each engine that holds a place now; several where some sleep."""
+    found = []
+    for path in sorted(lock_file(home).parent.glob("place*.lock")):
+        noted = _read_holder(path)
+        model, session = noted.get("model"), noted.get("session")
+        if isinstance(model, str) and isinstance(session, int) and _is_locked(path):
+            found.append((model, session))
+    return found
+
+
 def session_members(session: int) -> list[psutil.Process]:
     """The living processes of one session."""
     members = []

@@ -263,11 +263,14 @@ class VllmEngine:
             os.close(self._stop_pipe)
             self._stop_pipe = -1
 
-    def _last_error_line(self) -> str:
+    def log_text(self) -> str:
+        """What this engine has logged."""
         with self._log.open("rb") as log:
             log.seek(self._log_offset)
-            text = log.read()[-200_000:].decode(errors="replace")
-        found = _ERROR_LINE.findall(text)
+            return log.read().decode(errors="replace")
+
+    def _last_error_line(self) -> str:
+        found = _ERROR_LINE.findall(self.log_text()[-200_000:])
         # the engine core's error is the cause; what the API server says of it comes after
         causes = [f"{kind}: {what}" for kind, what in found if "See root cause" not in what]
         return causes[-1][:300] if causes else ""

@@ -1,0 +1,95 @@
+"""The memory plan of a checkpoint that lies on this machine, and the room it is to fit into."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from deployments import checkpoint, place
+from deployments.checkpoint_shape import Shape, UnknownShape, shape_of
+from deployments.engine_memory import measured_overhead
+from deployments.gpu_memory import GpuMemory, GpuReader
+from deployments.vram import GIB, Plan, Room, gib, overhead_estimate, plan
+from serve_app.settings import ModelSpec, Settings
+
+_NUM_HOLDERS_NAMED = 3
+
+
+def plan_on_disk(spec: ModelSpec, folder: Path, room: Room, home: Path) -> Plan:
+    """The plan for the checkpoint in `folder`. Raises UnknownShape."""
+    try:
+        shape = shape_of(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError) as exc:
+        raise UnknownShape(f"{folder}: {exc}") from exc
+    return _plan(spec, shape, checkpoint.tensor_bytes(folder), room, home)
+
+
+def plan_on_paper(spec: ModelSpec, shape: Shape, room: Room, home: Path) -> Plan:
+    """The plan for a checkpoint that is not here. Raises UnknownShape."""
+    return _plan(spec, shape, shape.weights_bytes(), room, home)
+
+
+def _plan(spec: ModelSpec, shape: Shape, weights_bytes: int, room: Room, home: Path) -> Plan:
+    measured = measured_overhead(spec, home) if room.device == "cuda" else None
+    space = spec.env.get("VLLM_CPU_KVCACHE_SPACE")
+    return plan(
+        spec.name,
+        spec.checkpoint,
+        shape,
+        spec.engine,
+        room,
+        weights_bytes=weights_bytes,
+        overhead=measured or overhead_estimate(spec.vision, room.device),
+        kv_space_bytes=int(float(space) * GIB) if space else None,
+    )
+
+
+def host_room(home: Path) -> Room:
+    """The memory of this machine; what its present engines hold comes back with an unload."""
+    memory = psutil.virtual_memory()
+    return Room(
+        "cpu",
+        total_bytes=memory.total,
+        free_bytes=memory.available,
+        returned_bytes=sum(session_bytes(session) for _, session in place.holders(home)),
+    )
+
+
+def card_room(card: GpuReader, settings: Settings) -> Room:
+    """The memory of the card; what its present engines hold comes back with an unload.
+
+    Where the driver does not tell what a process holds (WSL2, other process numbers in a
+    container), they count with what their settings let the one that is awake fill.
+    """
+    memory = card.read()
+    engines = place.holders(Path(settings.home))
+    own = {p.pid for _, session in engines for p in place.session_members(session)}
+    returned_bytes = sum(size for pid, _, size in _holders(memory) if pid in own)
+    if not returned_bytes:
+        specs = [settings.models[model] for model, _ in engines if model in settings.models]
+        share = max((spec.engine.gpu_memory_utilization or 0 for spec in specs), default=0)
+        returned_bytes = int(share * memory.total_bytes)
+    others = [(name, size) for pid, name, size in _holders(memory) if pid not in own and size]
+    return Room(
+        "cuda",
+        total_bytes=memory.total_bytes,
+        free_bytes=memory.free_bytes,
+        returned_bytes=returned_bytes,
+        holders=tuple(f"process {name} {gib(size)}" for name, size in others[:_NUM_HOLDERS_NAMED]),
+    )
+
+
+def session_bytes(session: int) -> int:
+    """What the processes of one session hold of this machine's memory, shared pages in parts."""
+    total = 0
+    for process in place.session_members(session):
+        with suppress(psutil.Error, OSError):  # it has just ended
+            total += process.memory_full_info().pss
+    return total
+
+
+def _holders(memory: GpuMemory) -> list[tuple[int, str, int]]:
+    """Process number, name with number, and bytes, the largest first."""
+    found = [(int(name.split()[0]), name, size) for name, size in memory.holders.items()]
+    return sorted(found, key=lambda holder: -holder[2])
