@@ -8,19 +8,22 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoint, scaling
+from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine_args import OFFLINE
+from deployments.host_memory import open_host_memory
 from deployments.residency import Parting, Problem
 from deployments.scaling import ReplicaScaler, ScalingFailed
 from deployments.standby import StandbyKeeper
 from deployments.vllm_engine import base_environment
+from deployments.vram import Plan
 from serve_app.settings import Settings
 
 _SCALE_TIMEOUT_S = 30.0
@@ -33,10 +36,16 @@ class Host(Protocol):
     """The Switchboard's hands."""
 
     async def check(self, target: str) -> None:
-        """Check the model's files. Raises CheckpointProblem."""
+        """Check the model's files, and that it fits. Raises CheckpointProblem."""
 
     async def prepare(self, target: str) -> None:
-        """Check the model's files and read them ahead. Raises CheckpointProblem."""
+        """`check`, and read the files ahead. Raises CheckpointProblem."""
+
+    async def plan(self, target: str) -> Plan | None:
+        """The model's memory plan, with what is free now; None where there can be none."""
+
+    def memory_status(self) -> dict[str, Any]:
+        """What the last unloads have given back."""
 
     def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start an engine and tell of it; the last event is EngineGone."""
@@ -67,6 +76,7 @@ class ServeHost:
         self._settings = settings
         self._servers = servers
         self._scaler = ReplicaScaler(app_name)
+        self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died under its hold
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
         self._standby: StandbyKeeper | None = None
@@ -89,8 +99,20 @@ class ServeHost:
             await self._standby.wait_ready(_STANDBY_READY_S)
 
     async def _check(self, target: str) -> Path:
-        home = Path(self._settings.home)
-        return await asyncio.to_thread(checkpoint.check, self._settings.targets[target], home)
+        spec, home = self._settings.targets[target], Path(self._settings.home)
+        folder = await asyncio.to_thread(checkpoint.check, spec, home)
+        await asyncio.to_thread(self._memory.check, spec, folder)
+        return folder
+
+    async def plan(self, target: str) -> Plan | None:
+        spec, home = self._settings.targets[target], Path(self._settings.home)
+        with suppress(CheckpointProblem):
+            folder = await asyncio.to_thread(checkpoint.locate, spec, home)
+            return await asyncio.to_thread(self._memory.plan, spec, folder)
+        return None
+
+    def memory_status(self) -> dict[str, Any]:
+        return self._memory.cycles.status()
 
     async def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         model = self._settings.targets[target].name
@@ -123,7 +145,8 @@ class ServeHost:
         if may_sleep and await self._put_to_sleep(model):
             self._note_asleep(target)
         else:
-            await self._end_replica(model)
+            async with self._memory.unloading(model):
+                await self._end_replica(model)
 
     def asleep(self) -> tuple[str, ...]:
         return tuple(self._asleep)

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.conductor import Conductor, problem_of
+from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
 from deployments.residency import Cause, LeaseHeld, State, Ticket
 from deployments.serve_host import Host, ServeHost
@@ -71,9 +72,11 @@ class Switchboard:
         problem = await problem_of(self._host.check(target), target)
         would = self._conductor.machine.would_switch(target)
         if problem:
-            blocker = {"kind": "files", "code": problem.code, "message": problem.message}
+            kind = "memory" if problem.code == DOES_NOT_FIT else "files"
+            blocker = {"kind": kind, "code": problem.code, "message": problem.message}
             would["blockers"] = [*would["blockers"], blocker]
-        return {"dry_run": True} | would
+        plan = await self._host.plan(model)
+        return {"dry_run": True} | would | {"memory": plan and asdict(plan)}
 
     async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
         """Make no model resident; answers like `begin_switch`."""
@@ -156,6 +159,7 @@ class Switchboard:
             "load_seconds": {m: round(s, 2) for m, s in machine.switch_seconds.items()},
             "dashboard": self._host.dashboard_url(),
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
+            "memory": self._host.memory_status(),
         }
 
     def _check_known(self, target: str) -> None:

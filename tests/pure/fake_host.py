@@ -3,10 +3,12 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from typing import Any
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineEvent, EngineGone, EngineReady, EngineVerifying
 from deployments.residency import Parting, Problem
+from deployments.vram import Plan
 
 BROKEN = Problem("engine_ended", "the engine ended")
 
@@ -18,6 +20,7 @@ class FakeHost:
         self.found: tuple[str, int, str] | None = None  # what runs already
         self.faults: dict[str, deque[Problem | Exception]] = defaultdict(deque)  # of the next loads
         self.refusals: dict[str, Problem] = {}  # what the check of the files finds
+        self.plans: dict[str, Plan] = {}
         self.sockets: dict[str, str] = {}  # where a model's engine listens, if it matters
         self.release_fault: Exception | None = None
         self.find, self.prepare_, self.load, self.unload = gates = [
@@ -48,6 +51,12 @@ class FakeHost:
     async def check(self, model: str) -> None:
         if model in self.refusals:
             raise CheckpointProblem(self.refusals[model])
+
+    async def plan(self, model: str) -> Plan | None:
+        return self.plans.get(model)
+
+    def memory_status(self) -> dict[str, Any]:
+        return {"freed_last_bytes": None, "drift_bytes": 0, "warning": None}
 
     async def prepare(self, model: str) -> None:
         self.num_prepared += 1

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from deployments.residency import GOLDEN_MISMATCH, Phase, Problem, State
 from deployments.switchboard import Switchboard
 from deployments.view import Event, GatewayNews, View, WaitingAges
+from deployments.vram import Overhead, Plan, Room, plan
 from serve_app.errors import LeaseRefused, NotFound, UnknownModel
-from serve_app.settings import AppArgs, Settings, load_settings
+from serve_app.settings import AppArgs, EngineSettings, Settings, load_settings
 from serve_app.switchboard_client import HandleClient, SwitchboardClient
 from tests.pure.fake_host import BROKEN, FakeHost
+from tests.pure.test_vram import SHAPE
 
 A, B, C = "qwen-14b", "qwen-coder", "qwen-vl"
 MISMATCH = Problem(GOLDEN_MISMATCH, "it answers wrongly")
@@ -25,6 +28,13 @@ COLD = ["queued", "preparing", "loading", "verifying", "ready"]
 SWITCH = ["queued", "preparing", "draining", "unloading", "loading", "verifying", "ready"]
 
 pytestmark = pytest.mark.timeout(20)
+
+
+def small_plan() -> Plan:
+    """Of a model that is too large for its card."""
+    engine = EngineSettings(max_model_len=64, max_num_seqs=1, max_num_batched_tokens=64)
+    overhead, room = Overhead(1000, "estimate"), Room("cuda", 10_000)
+    return plan(B, "x", SHAPE, engine, room, weights_bytes=20_000, overhead=overhead)
 
 
 class Stage:
@@ -512,6 +522,34 @@ async def test_unknown_models_and_tickets_are_refused(stage: Stage) -> None:
 # --- dry run, unload, lease ---
 
 
+async def test_a_dry_run_tells_the_memory_plan_and_what_does_not_fit(stage: Stage) -> None:
+    board = await stage.serving()
+    assert (await board.would_switch(B))["memory"] is None  # nobody can tell
+    made = stage.host.plans[B] = small_plan()
+    stage.host.refusals[B] = Problem("does_not_fit", "it does not fit")
+    would = await board.would_switch(B)
+    assert would["memory"] == asdict(made)
+    assert json.loads(json.dumps(would["memory"]))["fits"] is False
+    assert [(b["kind"], b["code"]) for b in would["blockers"]] == [("memory", "does_not_fit")]
+
+
+async def test_a_model_that_does_not_fit_is_refused_while_the_old_one_serves(
+    stage: Stage,
+) -> None:
+    board = await stage.serving()
+    stage.host.refusals[B] = Problem("does_not_fit", "it does not fit")
+    ticket = await board.begin_switch(B, None, WAIT_S)
+    assert ticket["state"] == "failed"
+    assert ticket["error"]["code"] == "does_not_fit"
+    assert (stage.host.releases, stage.host.loads) == ([], [A])
+    assert (await stage.view()).holder == A
+
+
+async def test_status_tells_what_the_last_unload_gave_back(stage: Stage) -> None:
+    board = await stage.serving()
+    assert (await board.status())["memory"] == stage.host.memory_status()
+
+
 async def test_a_dry_run_changes_nothing(stage: Stage) -> None:
     """It tells of the switch and of what speaks against it, and no event follows."""
     board = await stage.serving()
@@ -521,6 +559,7 @@ async def test_a_dry_run_changes_nothing(stage: Stage) -> None:
     stage.host.refusals[B] = MISSING
     blockers = (await board.would_switch(B))["blockers"]
     assert [blocker["code"] for blocker in blockers] == ["checkpoint_missing"]
+    assert [blocker["kind"] for blocker in blockers] == ["files"]
     assert (await stage.view(), await board.events(None, 0)) == (before, here)
     assert (stage.host.num_prepared, stage.host.loads) == (1, [A])
 
