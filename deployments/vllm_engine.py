@@ -30,7 +30,13 @@ _LOG_LIMIT_BYTES = 20_000_000  # then the log is set aside once as <name>.log.1
 _POLL_S = 0.05
 _STANDBY_TIMEOUT_S = 3.0  # it forks in milliseconds
 _SCRIPT_TIMEOUT_S = 20.0
-_DROPPED = {"OMP_NUM_THREADS"}  # Ray sets it to 1 in its workers; vLLM chooses for itself
+_DROPPED = {
+    "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers; vLLM chooses for itself
+    # an engine checks no keys
+    "LLM_BACKEND_API_KEY",
+    "LLM_BACKEND_ADMIN_KEY",
+    "LLM_BACKEND_CACHE_URL",
+}
 _ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
 
 

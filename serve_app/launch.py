@@ -41,7 +41,7 @@ def run_server(config: Path, say: Say) -> int:
     except PreflightProblem as exc:
         say(f"Can not start: {exc}.")
         return 1
-    deployed = _with_address(config, host, port, Path(settings.home))
+    deployed = with_address(config, host, port, Path(settings.home))
     log = Path(settings.home) / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -83,7 +83,7 @@ def _run_serve(
         _stop_server(server, settings, say)
 
 
-def _with_address(config: Path, host: str, port: int, home: Path) -> Path:
+def with_address(config: Path, host: str, port: int, home: Path) -> Path:
     """The file to deploy: `config`, or a copy where the environment names another address."""
     raw = yaml.safe_load(config.read_text())
     wanted = {"host": host, "port": port}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.vllm_engine import base_environment
 from serve_app.machine import Machine, MachineError, export_file, read_machine
 from serve_app.settings import PROJECT
 
@@ -78,6 +79,18 @@ def test_exported_file_does_not_replace_the_environment(env_file, monkeypatch):
     assert os.environ["HF_HOME"] == "/from/environment"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def test_no_engine_inherits_a_secret(monkeypatch):
+    secrets = {
+        str(field.alias)
+        for field in Machine.model_fields.values()
+        if "Secret" in str(field.annotation)
+    }
+    assert len(secrets) == 3
+    for name in [*secrets, "HF_HOME"]:
+        monkeypatch.setenv(name, "sesame")
+    assert {k for k, v in base_environment().items() if v == "sesame"} == {"HF_HOME"}
 
 
 def test_example_names_every_variable_and_sets_none():
