@@ -21,6 +21,9 @@ logger = logging.getLogger("llm_backend.engine_memory")
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB memory")
 _KV_ROOM = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
 _LIMIT = re.compile(r"Desired GPU memory utilization is \([\d.]+, ([\d.]+) GiB\)")
+_ROUNDING_GIB = 0.005  # of each
+# What sizes the KV cache and leaves the overhead as it is: a start with less teaches for more.
+_NOT_OVERHEAD = {"max_model_len", "gpu_memory_utilization"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,12 @@ class EngineReport:
 
     @property
     def overhead_bytes(self) -> int:
-        """What is neither weights nor KV cache; 0.01 GiB is as fine as vLLM tells."""
-        return self.limit_bytes - self.weights_bytes - self.kv_room_bytes
+        """What is neither weights nor KV cache.
+
+        Rounded in its favour: the engine did start, and the plan should not deny it.
+        """
+        rounding_bytes = int(3 * _ROUNDING_GIB * GIB)
+        return self.limit_bytes - self.weights_bytes - self.kv_room_bytes - rounding_bytes
 
 
 def read_report(log: str) -> EngineReport | None:
@@ -81,6 +88,8 @@ def _record(spec: ModelSpec, home: Path) -> Path:
 def _fingerprint(spec: ModelSpec) -> str:
     """Of everything the overhead depends on."""
     settings = spec.model_dump(
-        mode="json", include={"checkpoint", "revision", "engine", "env", "task"}
+        mode="json",
+        include={"checkpoint", "revision", "engine", "env", "task"},
+        exclude={"engine": _NOT_OVERHEAD},
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 from deployments import place
 from deployments.checkpoint import CheckpointProblem
 from deployments.checkpoint_shape import UnknownShape
-from deployments.gpu_memory import GpuReader
+from deployments.gpu_memory import GpuReader, open_card
 from deployments.memory_plan import card_room, host_room, plan_on_disk, session_bytes
 from deployments.residency import Problem
 from deployments.vram import Plan, gib
@@ -75,6 +75,12 @@ class MemoryCycles:
         }
 
 
+def open_host_memory(settings: Settings) -> "HostMemory":
+    """The memory of this machine."""
+    is_gpu = settings.device == "cuda"
+    return HostMemory(settings, open_card(settings.visible_devices) if is_gpu else None)
+
+
 class HostMemory:
     """The card's memory, or the host's where there is no card.
 
@@ -113,7 +119,7 @@ class HostMemory:
         if made and not made.fits:
             message = f"{spec.name} does not fit: {made.reason}"
             if made.advice:
-                message += f"; it would fit with {', or with '.join(made.advice)}"
+                message += f"; what would help: {', or '.join(made.advice)}"
             raise CheckpointProblem(Problem(DOES_NOT_FIT, message))
 
     @asynccontextmanager

@@ -137,11 +137,11 @@ def _plan(spec: ModelSpec, room: Room, settings: Settings, known: Any) -> Plan:
 def _text(settings: Settings, room: Room, plans: Sequence[Plan], asleep_bytes: int) -> str:
     """A line a model, and below it what is wrong or worth knowing."""
     first = plans[0]
-    what = "card" if room.device == "cuda" else "host"
-    may = (
-        f"an engine may fill {gib(first.limit_bytes)}, {gib(first.headroom_bytes)} stay for others"
-    )
-    head = ("model", "weights", "overhead", "KV/token", "KV room", "fits tokens", "wanted", "")
+    what, may = "host", f"{gib(room.available_bytes)} free"
+    if room.device == "cuda":
+        what, may = "card", f"an engine may fill {gib(first.limit_bytes)}"
+        may += f", {gib(first.headroom_bytes)} stay for others"
+    head = ("model", "weights", "overhead", "KV/token", "KV room", "tokens", "wanted", "")
     rows = [head, *(_row(p) for p in plans)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [f"{settings.profile}: {what} {gib(room.total_bytes)}; {may}", ""]
@@ -152,12 +152,12 @@ def _text(settings: Settings, room: Room, plans: Sequence[Plan], asleep_bytes: i
     for p in plans:
         if p.reason:
             lines.append(f"{p.model} does not fit: {p.reason}.")
-            lines += [f"  it would fit with {remedy}" for remedy in p.advice]
+            lines += [f"  would help: {remedy}" for remedy in p.advice]
         else:
             lines += [f"{p.model}: {note}." for note in p.advice]
     if any(p.overhead_source == "estimate" for p in plans):
         lines.append("~ an estimate, until the engine has measured it at its first start.")
-    lines.append(f"Disk, and host memory with all models asleep: {gib(asleep_bytes)}.")
+    lines.append(f"Disk: {gib(asleep_bytes)}; as much host memory, if all were asleep at once.")
     return "\n".join(lines)
 
 

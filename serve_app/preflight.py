@@ -11,6 +11,7 @@ import yaml
 
 from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
+from deployments.host_memory import open_host_memory
 from serve_app.auth import check_bound
 from serve_app.machine import MachineError, read_machine
 from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
@@ -62,8 +63,9 @@ def check_all(path: Path) -> Settings:
     _check_ray()
     _check_place(home)
     if settings.default_model:
+        spec = settings.models[settings.default_model]
         try:
-            checkpoint.check(settings.models[settings.default_model], home)
+            open_host_memory(settings).check(spec, checkpoint.check(spec, home))
         except CheckpointProblem as exc:
             raise PreflightProblem(exc.problem.message) from exc
     return settings

@@ -100,7 +100,7 @@ def test_model_that_does_not_fit_the_card_is_refused_with_what_would_help(tmp_pa
     assert refused.value.problem.code == "does_not_fit"
     assert refused.value.problem.message == (
         "qwen-14b does not fit: weights 27.50 GiB and overhead 1.20 GiB leave no room for a KV "
-        "cache in 13.53 GiB; it would fit with a checkpoint of at most 9.33 GiB, or with a card "
+        "cache in 13.53 GiB; what would help: a checkpoint of at most 9.33 GiB, or a card "
         "with 38 GiB"
     )
 
@@ -119,7 +119,9 @@ def test_card_that_somebody_else_fills_is_refused_before_the_old_engine_is_drain
     card = FakeCard(2 * GIB, holders={"99999999 (blender)": 9 * GIB, "99999998 (x)": 0})
     with pytest.raises(CheckpointProblem) as refused:
         HostMemory(settings, card).check(settings.models["qwen-14b"], folder)
-    assert "held by: process 99999999 (blender) 9.00 GiB; it would" in refused.value.problem.message
+    assert (
+        "held by: process 99999999 (blender) 9.00 GiB; what would" in refused.value.problem.message
+    )
 
 
 @pytest.mark.parametrize("is_named", [True, False])

@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_told_by_text_json_and_exit_code():
     code, output = run("qwen-14b", "--memory", "12GB")
     assert code == 1
     assert "DOES NOT FIT" in output
-    assert "it would fit with a card with 16 GiB" in output
+    assert "would help: a card with 16 GiB" in output
     code, body = run_json("qwen-coder", "--checkpoint", "Qwen/Qwen2.5-Coder-7B-Instruct")
     assert (code, body["models"][0]["fits"]) == (1, False)
     assert body["models"][0]["advice"]

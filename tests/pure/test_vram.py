@@ -195,7 +195,7 @@ def test_card_that_others_fill_is_told_with_who_holds_it():
         "13.53 GiB are needed, and other programs leave 6.00 GiB of the GPU's 15.92 GiB free; "
         "held by: process 7 (blender) 9.00 GiB"
     )
-    assert made.advice == ("end programs that hold 7.53 GiB",)
+    assert made.advice == ("ending programs that hold 7.53 GiB",)
 
 
 def test_what_the_present_engine_gives_back_counts_as_free():
@@ -224,9 +224,17 @@ def plan_on_host(
 
 def test_host_needs_weights_overhead_and_the_set_kv_space():
     assert plan_on_host(3 * GIB).fits
-    made = plan_on_host(3 * GIB - 1)
-    assert "3.00 GiB are needed" in made.reason
-    assert "host's 8.00 GiB" in made.reason
+    made = plan_on_host(3 * GIB - GIB // 100)
+    assert made.reason == (
+        "3.00 GiB are needed, and other programs leave 2.99 GiB of the host's 8.00 GiB free"
+    )
+    assert made.advice == ("ending programs that hold 0.01 GiB",)
+
+
+def test_smaller_kv_space_is_advised_where_it_helps():
+    made = plan_on_host(4 * GIB, 100 * GIB)
+    assert made.advice == ("VLLM_CPU_KVCACHE_SPACE: 2",)
+    assert plan_on_host(4 * GIB, 2 * GIB).fits
 
 
 def test_kv_space_too_small_for_the_context_is_told():
