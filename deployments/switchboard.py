@@ -75,7 +75,7 @@ class Switchboard:
             kind = "memory" if problem.code == DOES_NOT_FIT else "files"
             blocker = {"kind": kind, "code": problem.code, "message": problem.message}
             would["blockers"] = [*would["blockers"], blocker]
-        plan = await self._host.plan(model)
+        plan = await self._host.plan(target)
         return {"dry_run": True} | would | {"memory": plan and asdict(plan)}
 
     async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_plan_takes_the_measured_overhead(spec, tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 1, "overhead_bytes": 2}'])
 def test_damaged_record_is_no_record(spec, tmp_path, content):
     learn(spec, WEIGHTS + KV_ROOM + LIMIT, tmp_path)
-    (tmp_path / "memory" / "qwen-14b.json").write_text(content)
+    (tmp_path / "memory" / "qwen-14b-generate.json").write_text(content)
     assert measured_overhead(spec, tmp_path) is None
 
 

@@ -64,7 +64,7 @@ def write_checkpoint(folder: Path, name: str, num_bytes: int = 10) -> Path:
 @contextmanager
 def engine_in_place(home: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own that is noted as the engine which holds the place."""
-    lock_file = home / "run" / "place.lock"
+    lock_file = place.lock_file(home)
     lock_file.parent.mkdir(parents=True)
     with lock_file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -228,6 +228,16 @@ async def test_unload_goes_on_where_it_can_not_be_measured(tmp_path, when):
             card.error = RuntimeError("driver")
             has_unloaded = True
     assert has_unloaded
+    assert memory.cycles.status()["cycles"] == []
+
+
+async def test_engines_that_may_sleep_are_no_cycles(tmp_path):
+    """What sleepers leave in the place is no leak."""
+    settings = settings_of("cpu-demo", tmp_path).model_copy(update={"residency": "warm"})
+    memory = HostMemory(settings, None)
+    with engine_in_place(tmp_path, "qwen-vl"):
+        async with memory.unloading("qwen-vl"):
+            pass
     assert memory.cycles.status()["cycles"] == []
 
 
