@@ -2,12 +2,13 @@
 
 Precedence, last wins: `configs/backend.yaml`, `configs/profiles/<profile>.yaml`, the `args` of
 `serve_config.yaml`. A model's file holds one block per profile. The environment sets only where
-things lie (`LLM_BACKEND_HOME`).
+things lie (`LLM_BACKEND_HOME`, and `LLM_BACKEND_CACHE_URL`, which may hold a password).
 """
 
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -70,6 +71,17 @@ class Switching(_Frozen):
     probation_s: Annotated[float, Field(ge=0)]
     failed_retry_s: Annotated[float, Field(gt=0)]
     idle_unload_s: dict[str, Annotated[float, Field(gt=0)]]
+
+
+class Cache(_Frozen):
+    """The response cache; see `serve_app/cache`."""
+
+    url: SecretStr | None  # may hold a password
+    ttl_s: Annotated[float, Field(gt=0)]
+    max_bytes: Annotated[int, Field(gt=0)]
+    max_value_bytes: Annotated[int, Field(gt=0)]
+    timeout_s: Annotated[float, Field(gt=0, le=1)]
+    seeded: bool
 
 
 class EngineSettings(_Frozen):
@@ -174,6 +186,7 @@ class Settings(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    cache: Cache
     standby: bool
     residency: ResidencyMode
     max_sleepers: int
@@ -206,6 +219,7 @@ class _BackendFile(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    cache: Cache
 
 
 class _ProfileFile(_Frozen):
@@ -242,6 +256,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         raise SettingsError(
             f"default_model: no model named {default!r}; there are {', '.join(models)}"
         )
+    home = str(Path(args.home).expanduser() if args.home else default_home())
     settings = Settings(
         profile=profile,
         default_model=None if default == "none" else default,
@@ -250,11 +265,12 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         http=backend.http,
         switching=backend.switching,
         probing=backend.probing,
+        cache=_cache_settings(root / "backend.yaml", backend.cache, home),
         standby=profile_file.standby,
         residency=args.residency or profile_file.residency,
         max_sleepers=profile_file.max_sleepers,
         models=models,
-        home=str(Path(args.home).expanduser() if args.home else default_home()),
+        home=home,
     )
     _check_switching(root / "backend.yaml", settings)
     return settings
@@ -274,6 +290,34 @@ def _check_switching(path: Path, settings: Settings) -> None:
             f"{path}: switching.max_wait_s: should be more than {turns_s:g}, which the other "
             f"models' min_resident_s take, but it is {switching.max_wait_s:g}"
         )
+
+
+def _cache_settings(path: Path, cache: Cache, home: str) -> Cache:
+    """With the address that holds, complete. No error repeats one: it may hold a password."""
+    source = f"{path}: cache.url"
+    url = cache.url.get_secret_value() if cache.url else None
+    if given := os.environ.get("LLM_BACKEND_CACHE_URL"):
+        source, url = "LLM_BACKEND_CACHE_URL", None if given == "null" else given
+    if cache.max_value_bytes > cache.max_bytes:
+        raise SettingsError(
+            f"{path}: cache.max_value_bytes: should be at most cache.max_bytes, "
+            f"{cache.max_bytes}, but it is {cache.max_value_bytes}"
+        )
+    if url is None:
+        return cache.model_copy(update={"url": None})
+    try:
+        parts = urlsplit(url)
+        is_known = parts.scheme in ("memory", "disk") or bool(parts.hostname and parts.port != 0)
+    except ValueError:
+        raise SettingsError(f"{source}: not an address") from None
+    if parts.scheme not in ("memory", "disk", "redis", "rediss") or not is_known:
+        choices = "memory://, disk:///folder, redis://host:port/number, rediss://…, null"
+        raise SettingsError(f"{source}: not a store's address; valid: {choices}")
+    if parts.scheme == "disk":
+        if parts.netloc:
+            raise SettingsError(f"{source}: a folder is absolute, with three slashes: disk:///…")
+        url = f"disk://{parts.path or Path(home) / 'cache'}"
+    return cache.model_copy(update={"url": SecretStr(url)})
 
 
 def _read_models(folder: Path, profile: ProfileName) -> dict[str, ModelSpec]:
