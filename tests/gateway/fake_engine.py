@@ -95,7 +95,8 @@ class FakeEngine:
         reason = "abort" if self.fault is Fault.ABORT else "stop"
         choice = {"message": {"role": "assistant", "content": TEXT}, "finish_reason": reason}
         answer = self._head("chat.completion") | {
-            "choices": [{"index": i} | choice for i in range(body.get("n") or 1)]
+            "choices": [{"index": i} | choice for i in range(body.get("n") or 1)],
+            "usage": {"completion_tokens": len(TOKENS)},
         }
         self.last_answer = _json(answer)
         return web.Response(body=self.last_answer, content_type="application/json")
