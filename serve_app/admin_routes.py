@@ -93,6 +93,18 @@ async def status(gateway: Here) -> dict[str, Any]:
     }
 
 
+@routes.get("/admin/cache")
+async def cache(gateway: Here) -> dict[str, Any]:
+    """What the response cache holds, and what it has done since the start."""
+    return await gateway.cache.stats()
+
+
+@routes.delete("/admin/cache")
+async def clear_cache(gateway: Here) -> dict[str, Any]:
+    """Forget all answers, also those being made; says how many were kept."""
+    return {"deleted": await gateway.cache.clear()}
+
+
 def _ticket_status(ticket: dict[str, Any]) -> int:
     return {
         Outcome.DONE: 200,

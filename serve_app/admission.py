@@ -109,6 +109,10 @@ class Admission:
         view = self.view
         return view is not None and view.state is State.SERVING and view.holder == model
 
+    def serving_epoch(self, model: str) -> int | None:
+        """The epoch in which `model` serves, if it does."""
+        return self.view.epoch if self.view and self.is_resident(model) else None
+
     def last_failure(self, model: str) -> int:
         """The number of the model's newest failure; 0: none."""
         failure = self.view.failures.get(model) if self.view else None

@@ -1,6 +1,8 @@
 """The ASGI messages that a response written by hand sends, and the one it waits for."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.types import Receive
@@ -26,3 +28,18 @@ async def expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout)
     while (await receive())["type"] != "http.disconnect":
         pass
     presence.reschedule(asyncio.get_running_loop().time())
+
+
+@asynccontextmanager
+async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
+    """Run the block to its end or until the client is gone, which is no error."""
+    try:
+        async with asyncio.timeout(None) as presence:
+            watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not presence.expired():
+            raise

@@ -105,6 +105,7 @@ class EngineAnswer(Response):
         self._job = job
         self._has_started = False
         self._num_events = 0  # of the stream that were sent
+        self.error: BackendError | None = None  # that it ends with, before the client is told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -242,6 +243,7 @@ class EngineAnswer(Response):
             await send(start(200, event_stream_headers() | headers))
 
     async def _fail(self, send: Send, error: BackendError) -> None:
+        self.error = error
         if self._has_started:
             event = error_event(error, self._job.dialect, self._num_events)
             await send(chunk(event, is_last=True))

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from deployments.residency import State
 from deployments.view import View
 from serve_app.admission import Admission
+from serve_app.cache.responses import ResponseCache
 from serve_app.forwarding import EngineSessions
 from serve_app.settings import ModelSpec, Settings
 from serve_app.switchboard_client import SwitchboardClient
@@ -32,6 +33,7 @@ class Gateway:
         self.switchboard = switchboard
         self.admission = Admission(settings.limits, gateway=uuid.uuid4().hex)
         self.sessions = EngineSessions()
+        self.cache = ResponseCache(settings)
         self.started_at = int(time.time())
         self._tasks = [_spawn(self._follow()), _spawn(self._report())]
 
@@ -42,6 +44,7 @@ class Gateway:
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks)
         await self.sessions.close()
+        await self.cache.close()
 
     async def _follow(self) -> None:
         """Keep the view; while the Switchboard is away, the last one holds."""

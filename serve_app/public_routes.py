@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 
 from serve_app import requests
 from serve_app.admission import Intent, Wish
-from serve_app.auth import check_admin, check_user
+from serve_app.auth import check_admin, check_user, namespace_of
+from serve_app.cache.shared_answer import Question
 from serve_app.checking import check_counts, check_fields, check_length, check_vision
 from serve_app.content import pictures
 from serve_app.forwarding import EngineAnswer, Job
@@ -57,18 +58,38 @@ async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
     deadline = now + gateway.settings.limits.request_timeout_s
     wait_deadline = min(deadline, now + requests.max_wait_s(request))
     intent = requests.intent(request)
+    wants_cache = requests.wants_cache(request)
     if intent is Intent.FORCE:
         check_admin(request)
-    job = await _read_job(call, request, gateway, deadline)
+    job, value = await _read_job(call, request, gateway, deadline)
     target = requests.target(job.model, call.task, gateway.settings.models)
     wish = Wish(target, deadline, intent, wait_deadline, gateway.admission.last_failure(target))
-    if intent is Intent.FORCE and not gateway.admission.is_resident(target):
-        await ask(gateway.switchboard.begin_switch(target, 0.0, None))
-    return EngineAnswer(gateway.admission, gateway.sessions, wish, job)
+
+    async def make() -> EngineAnswer:
+        if intent is Intent.FORCE and not gateway.admission.is_resident(target):
+            await ask(gateway.switchboard.begin_switch(target, 0.0, None))
+        return EngineAnswer(gateway.admission, gateway.sessions, wish, job)
+
+    question = Question(
+        path=call.path,
+        body=value,
+        model=job.model,
+        target=target,
+        namespace=namespace_of(request),
+        terms=(intent, request.headers.get("x-max-wait")),
+        deadline=deadline,
+        epoch=gateway.admission.serving_epoch(target),
+        dialect=call.dialect,
+        is_refused=not wants_cache,
+    )
+    return await gateway.cache.answer(question, make)
 
 
-async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: float) -> Job:
-    """What the engine is to be sent. Raises InvalidRequest, UnknownModel, and their like."""
+async def _read_job(
+    call: Call, request: Request, gateway: Gateway, deadline: float
+) -> tuple[Job, dict[str, Any]]:
+    """What the engine is to be sent, and its JSON. Raises InvalidRequest, UnknownModel, and their
+    like."""
     limits, models = gateway.settings.limits, gateway.settings.models
     raw, value = await requests.read_json(request, limits.max_body_bytes, deadline)
     model = requests.wanted_model(value, models)
@@ -79,7 +100,7 @@ async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: fl
     found = pictures(body, value)
     check_vision(found, models[model])
     has_changed = await prepare(found, limits) if found else False
-    return Job(
+    job = Job(
         model=model,
         path=call.path,
         body=json.dumps(value).encode() if has_changed else raw,
@@ -87,6 +108,7 @@ async def _read_job(call: Call, request: Request, gateway: Gateway, deadline: fl
         ending=call.ending(body.num_choices),
         dialect=call.dialect,
     )
+    return job, value
 
 
 def _add(call: Call) -> None:

@@ -133,6 +133,14 @@ def intent(request: Request) -> Intent:
         raise InvalidRequest(f"X-Switch must be one of {choices}.", "X-Switch") from None
 
 
+def wants_cache(request: Request) -> bool:
+    """Whether `X-Cache` lets an answer be given again. Raises InvalidRequest."""
+    value = request.headers.get("x-cache", "on").strip().lower()
+    if value not in ("on", "off"):
+        raise InvalidRequest("X-Cache must be one of on, off.", "X-Cache")
+    return value == "on"
+
+
 def max_wait_s(request: Request) -> float:
     """Seconds that `X-Max-Wait` lets a request wait; without, infinite. Raises InvalidRequest."""
     value = request.headers.get("x-max-wait")

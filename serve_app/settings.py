@@ -8,6 +8,7 @@ Precedence, last wins: `configs/backend.yaml`, `configs/profiles/<profile>.yaml`
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -116,6 +117,17 @@ def _refuse_thousands(value: Any) -> Any:
 
 
 Tokens = Annotated[int, Field(gt=0), BeforeValidator(_refuse_thousands)]
+
+
+class Cache(_Frozen):
+    """The response cache; see `serve_app/cache`."""
+
+    url: SecretStr | None  # may hold a password
+    ttl_s: Annotated[float, Field(gt=0)]
+    max_bytes: Annotated[int, Field(gt=0)]
+    max_value_bytes: Annotated[int, Field(gt=0)]
+    timeout_s: Annotated[float, Field(gt=0, le=1)]
+    seeded: bool
 
 
 class EngineSettings(_Frozen):
@@ -257,6 +269,7 @@ class Settings(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    cache: Cache
     standby: bool
     residency: ResidencyMode
     max_sleepers: int
@@ -266,7 +279,6 @@ class Settings(_Frozen):
     visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES
     api_keys: tuple[SecretStr, ...] = ()
     admin_keys: tuple[SecretStr, ...] = ()
-    cache_url: SecretStr | None = None  # it may hold a password
 
     @property
     def targets(self) -> dict[str, ModelSpec]:
@@ -293,6 +305,7 @@ class _BackendFile(_Frozen):
     switching: Switching
     probing: Probing
     memory: Memory
+    cache: Cache
 
 
 class _ProfileFile(_Frozen):
@@ -329,7 +342,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
     machine = _machine(args.env_file)
     named = profile or machine.profile or args.profile
     profile = named if named != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
-    home = machine.home or args.home or "~/.cache/llm-backend"
+    home = str(Path(machine.home or args.home or "~/.cache/llm-backend").expanduser())
     root = Path(args.config_dir)
     backend = _read(root / "backend.yaml", _BackendFile)
     profile_file = _read(root / "profiles" / f"{profile}.yaml", _ProfileFile)
@@ -350,16 +363,16 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
         http=backend.http,
         switching=backend.switching,
         probing=backend.probing,
+        cache=_cache_settings(root / "backend.yaml", backend.cache, machine.cache_url, home),
         standby=profile_file.standby,
         residency=args.residency or profile_file.residency,
         max_sleepers=profile_file.max_sleepers,
         memory=backend.memory,
         models=models,
-        home=str(Path(home).expanduser()),
+        home=home,
         visible_devices=machine.visible_devices,
         api_keys=machine.api_keys,
         admin_keys=machine.admin_keys,
-        cache_url=machine.cache_url,
     )
     _check_switching(root / "backend.yaml", settings)
     return settings
@@ -388,6 +401,36 @@ def _check_switching(path: Path, settings: Settings) -> None:
             f"{path}: switching.max_wait_s: should be more than {turns_s:g}, which the other "
             f"models' min_resident_s take, but it is {switching.max_wait_s:g}"
         )
+
+
+def _cache_settings(path: Path, cache: Cache, given: SecretStr | None, home: str) -> Cache:
+    """With the address that holds, complete; `given` by the environment, it beats the file's. No
+    error repeats one: it may hold a password."""
+    source = f"{path}: cache.url"
+    url = cache.url.get_secret_value() if cache.url else None
+    if given:
+        source, url = "LLM_BACKEND_CACHE_URL", given.get_secret_value()
+        url = None if url == "null" else url
+    if cache.max_value_bytes > cache.max_bytes:
+        raise SettingsError(
+            f"{path}: cache.max_value_bytes: should be at most cache.max_bytes, "
+            f"{cache.max_bytes}, but it is {cache.max_value_bytes}"
+        )
+    if url is None:
+        return cache.model_copy(update={"url": None})
+    try:
+        parts = urlsplit(url)
+        is_known = parts.scheme in ("memory", "disk") or bool(parts.hostname and parts.port != 0)
+    except ValueError:
+        raise SettingsError(f"{source}: not an address") from None
+    if parts.scheme not in ("memory", "disk", "redis", "rediss") or not is_known:
+        choices = "memory://, disk:///folder, redis://host:port/number, rediss://…, null"
+        raise SettingsError(f"{source}: not a store's address; valid: {choices}")
+    if parts.scheme == "disk":
+        if parts.netloc:
+            raise SettingsError(f"{source}: a folder is absolute, with three slashes: disk:///…")
+        url = f"disk://{parts.path or Path(home) / 'cache'}"
+    return cache.model_copy(update={"url": SecretStr(url)})
 
 
 def _read_models(

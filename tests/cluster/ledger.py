@@ -32,7 +32,7 @@ class Ledger:
 
 def ask_whole(http: httpx.Client, model: str, ledger: Ledger, tokens: int) -> None:
     body = {"model": model, "messages": CAPITAL, "temperature": 0, "max_tokens": tokens}
-    answer = http.post("/v1/chat/completions", json=body)
+    answer = http.post("/v1/chat/completions", json=body, headers={"X-Cache": "off"})
     if answer.status_code == 200:
         value = answer.json()
         if answer.headers["x-model"] != model or value["model"] != model:

@@ -1,0 +1,148 @@
+"""An answer as it is kept: JSON, checked again when it is read, and given again as a new one."""
+
+import asyncio
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from starlette.types import Message
+
+from serve_app.cache.policy import Route, Value
+
+_DATA = "data: "
+_DONE = "data: [DONE]"
+_LARGE_BYTES = 65536  # some 2 ms of reading JSON
+_PREFIX = re.compile(r"[a-z]+[-_]")
+
+_T = TypeVar("_T")
+
+
+class Recording(BaseModel):
+    """A whole answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    made_at: float  # Unix time
+    is_stream: bool
+    parts: list[str]  # a plain answer's body, or a stream's events in order, without comments
+
+    def dump(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    def replay(self) -> bytes:
+        """The body of the same answer as one that was made just now: with an id and a time of its
+        own, the same in all events of a stream."""
+        whole = "".join(f"{part}\n\n" for part in self.parts) if self.is_stream else self.parts[0]
+        return Stamper().feed(whole.encode(), is_last=True)
+
+
+def load(raw: bytes, route: Route) -> Recording | None:
+    """What was kept, or None if it is not what `record` once made."""
+    try:
+        recording = Recording.model_validate_json(raw)
+    except ValueError:
+        return None
+    return recording if _is_whole(route, recording.is_stream, recording.parts) else None
+
+
+def record(route: Route, messages: Sequence[Message]) -> Recording | None:
+    """The answer that went by in `messages`, if it may be kept."""
+    start, *rest = messages or [{}]
+    if start.get("status") != 200 or not rest or rest[-1].get("more_body"):
+        return None
+    kind = _content_type(start)
+    is_stream = kind == "text/event-stream"
+    if not is_stream and kind != "application/json":
+        return None
+    try:
+        body = b"".join(message.get("body", b"") for message in rest).decode()
+    except UnicodeDecodeError:
+        return None
+    parts = [e for e in body.split("\n\n") if e and not e.startswith(":")] if is_stream else [body]
+    if not _is_whole(route, is_stream, parts):
+        return None
+    return Recording(made_at=time.time(), is_stream=is_stream, parts=parts)
+
+
+async def aside(num_bytes: int, work: Callable[[], _T]) -> _T:
+    """Read so many bytes; many of them in a thread, so that others' streams go on meanwhile."""
+    return await asyncio.to_thread(work) if num_bytes > _LARGE_BYTES else work()
+
+
+class Stamper:
+    """Gives one answer an id and a time of its own."""
+
+    def __init__(self) -> None:
+        self._id, self._created = uuid.uuid4().hex, int(time.time())
+        self._rest = b""
+
+    def feed(self, piece: bytes, *, is_last: bool) -> bytes:
+        """As much of the answer as can be stamped, `piece` being the next of it: whole events of a
+        stream, else nothing before the last piece."""
+        whole, separator, self._rest = (self._rest + piece).rpartition(b"\n\n")
+        if is_last:
+            whole, separator, self._rest = whole + separator + self._rest, b"", b""
+        return b"\n\n".join(self._stamp(part) for part in whole.split(b"\n\n")) + separator
+
+    def _stamp(self, part: bytes) -> bytes:
+        """Stamp a plain answer's body or one event; what carries no JSON object stays as it is."""
+        prefix, found, data = part.partition(b"data: ")
+        if not found or (prefix and not prefix.endswith(b"\n")):  # no event
+            prefix, found, data = b"", b"", part
+        try:
+            value = json.loads(data)
+        except ValueError:
+            return part
+        if not isinstance(value, dict):
+            return part
+        return prefix + found + _dumps(self._stamped(value)).encode()
+
+    def _stamped(self, value: Value) -> Value:
+        """Responses and Anthropic's messages carry theirs one level further inside an event."""
+        for part in (value, value.get("response"), value.get("message")):
+            if isinstance(part, dict):
+                if isinstance(part.get("id"), str):
+                    prefix = _PREFIX.match(part["id"])
+                    part["id"] = (prefix[0] if prefix else "") + self._id
+                for name in ("created", "created_at"):
+                    if name in part:
+                        part[name] = self._created
+        return value
+
+
+def _is_whole(route: Route, is_stream: bool, parts: list[str]) -> bool:
+    try:
+        if not is_stream:
+            (body,) = parts
+            return route.is_whole(json.loads(body))
+        events = parts
+        if route.ends_with_done:
+            *events, last = parts
+            if last != _DONE:
+                return False
+        return route.is_whole_stream([_data(event) for event in events])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _data(event: str) -> Value:
+    """The JSON of an event's one line of data. Raises ValueError."""
+    (line,) = (line for line in event.split("\n") if line.startswith(_DATA))
+    value: Value = json.loads(line.removeprefix(_DATA))
+    if "error" in value and value["error"] is not None:
+        raise ValueError("an error event")
+    return value
+
+
+def _content_type(start: Message) -> str:
+    headers: Iterable[tuple[bytes, bytes]] = start["headers"]
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    return kind.decode("latin-1").partition(";")[0].strip().lower()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,198 @@
+"""What one client gets of the cache, as plain ASGI.
+
+`X-Cache` tells a client what was done:
+
+    hit                   given again; with `; switch=avoided` if its model does not serve now
+    miss                  made for this client, and kept if it is whole
+    shared                made once for several who asked the same at the same time
+    uncacheable           made; such a request's answer is not kept
+    off                   made; the client or the settings want no cache
+
+A hit has a new id and time, the usage and `X-Model` of the answer that was kept, and `Age`. It has
+no `X-Epoch`: no load of the model answered.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
+from serve_app.cache.flight import Flight
+from serve_app.cache.recording import Recording, Stamper, aside
+from serve_app.errors import (
+    BackendError,
+    DeadlineExceeded,
+    Dialect,
+    ModelNotResident,
+    error_event,
+)
+
+_OF_ITS_OWN_TIME = (DeadlineExceeded, ModelNotResident)  # errors that depend on who asked, and when
+_GRACE_S = 5.0  # past the deadline: what is made ends by itself first, with its error
+
+
+@dataclass(frozen=True)
+class Question:
+    """A checked request, as the cache sees it."""
+
+    path: str
+    body: dict[str, Any]
+    model: str
+    target: str  # the model with the task that the path asks for
+    namespace: str  # of the caller; no other finds its answers
+    terms: tuple[object, ...]  # on which it waits: only who has the same terms is served at once
+    deadline: float  # in the event loop's time
+    epoch: int | None  # in which its target serves, if it does
+    dialect: Dialect
+    is_refused: bool  # the client wants no cache
+
+
+@dataclass
+class Counts:
+    """What became of the questions since the start."""
+
+    hits: int = 0
+    switches_avoided: int = 0  # hits for a model that did not serve
+    misses: int = 0
+    shared: int = 0
+    uncacheable: int = 0
+    off: int = 0
+    stored: int = 0
+    too_large: int = 0
+    garbage: int = 0  # values that nobody here has written
+
+
+class Labelled(Response):
+    """An answer that the cache has nothing to do with, and says so."""
+
+    def __init__(self, answer: ASGIApp, label: str) -> None:
+        super().__init__()
+        self._answer, self._label = answer, label
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_labelled(message: Message) -> None:
+            await send(_labelled(message, self._label))
+
+        await self._answer(scope, receive, send_labelled)
+
+
+class SharedAnswer(Response):
+    """One client's part in a flight.
+
+    Who joins one gets what it brings, under an id of its own; its failure too, except one that says
+    only that the time of the client who came first was over. This one, who came later, then asks
+    once more.
+    """
+
+    def __init__(
+        self,
+        join: Callable[[Scope], tuple[Flight, bool]],
+        counts: Counts,
+        question: Question,
+    ) -> None:
+        super().__init__()
+        self._join, self._counts, self._question = join, counts, question
+        self._has_begun = False  # the head is with the client
+        self._has_content = False  # and more than comments
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with while_client_stays(receive):
+            try:
+                async with asyncio.timeout_at(self._question.deadline + _GRACE_S):
+                    if not await self._ride(scope, send, is_last_try=False):
+                        await self._ride(scope, send, is_last_try=True)
+            except BackendError as error:
+                if not self._has_begun:
+                    raise
+                event = error_event(error, self._question.dialect, num_events=0)
+                await send(chunk(event, is_last=True))
+            except TimeoutError:  # it reads nothing, so it can be told nothing
+                if not self._has_begun:
+                    raise
+
+    async def _ride(self, scope: Scope, send: Send, *, is_last_try: bool) -> bool:
+        """Whether the client has its answer; if not, it is to ask once more."""
+        flight, is_first = self._join(scope)
+        with flight.aboard():
+            found = (None if is_first else flight.recorded) or await flight.found()
+            if found:
+                await self._replay(found, send)
+                return True
+            if is_first:
+                self._counts.misses += 1
+                return await self._follow(flight, send, "miss", None, is_last_try=True)
+            self._counts.shared += 1
+            return await self._follow(flight, send, "shared", Stamper(), is_last_try=is_last_try)
+
+    async def _replay(self, found: Recording, send: Send) -> None:
+        self._counts.hits += 1
+        is_serving = self._question.epoch is not None
+        self._counts.switches_avoided += not is_serving
+        headers = {
+            "content-type": "application/json",
+            "x-model": self._question.model,
+            "x-cache": "hit" if is_serving else "hit; switch=avoided",
+            "age": str(max(0, int(time.time() - found.made_at))),
+        }
+        if found.is_stream:
+            headers |= event_stream_headers()
+        body = await aside(sum(map(len, found.parts)), found.replay)
+        if not self._has_begun:
+            await send(start(200, headers | {"content-length": str(len(body))}))
+        await send(chunk(body, is_last=True))
+
+    async def _follow(
+        self,
+        flight: Flight,
+        send: Send,
+        label: str,
+        stamper: Stamper | None,
+        *,
+        is_last_try: bool,
+    ) -> bool:
+        """Send what the flight brings, its head together with the first piece of its body."""
+        head: Message = {}
+        position = 0
+        while messages := await flight.after(position):
+            position += len(messages)
+            may_repeat = not is_last_try and isinstance(flight.error, _OF_ITS_OWN_TIME)
+            for message in messages:
+                if message["type"] == "http.response.start":
+                    head = _labelled(message, label)
+                    continue
+                body, is_last = message.get("body", b""), not message.get("more_body")
+                if may_repeat and not self._has_content:
+                    return False
+                if stamper and head["status"] == 200:
+                    body = stamper.feed(body, is_last=is_last)
+                await self._send(send, head, body, is_stamped=stamper is not None, is_last=is_last)
+        return True
+
+    async def _send(
+        self, send: Send, head: Message, body: bytes, *, is_stamped: bool, is_last: bool
+    ) -> None:
+        if not body and not is_last:
+            return
+        if not self._has_begun:
+            self._has_begun = True
+            await send(_without_length(head) if is_stamped else head)
+        elif head["status"] != 200:  # heartbeats went out: only an event can carry what came
+            body = b"data: " + body + b"\n\n"
+        self._has_content = self._has_content or not body.startswith(b":")  # no heartbeat
+        await send(chunk(body, is_last=is_last))
+
+
+def _labelled(message: Message, label: str) -> Message:
+    if message["type"] != "http.response.start":
+        return message
+    return {**message, "headers": [*message["headers"], (b"x-cache", label.encode())]}
+
+
+def _without_length(head: Message) -> Message:
+    headers = [(name, value) for name, value in head["headers"] if name != b"content-length"]
+    return {**head, "headers": headers}
