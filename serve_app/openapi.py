@@ -16,6 +16,8 @@ from serve_app.errors import (
     ContextTooLong,
     DeadlineExceeded,
     Dialect,
+    Forbidden,
+    InvalidKey,
     MethodNotAllowed,
     ModelNotResident,
     Overloaded,
@@ -99,6 +101,10 @@ _SENT: list[BackendError] = [
     UploadTimeout("The body did not come in time."),
     BodyTooLarge("The body is larger than 20971520 bytes."),
     UnsupportedMediaType("The body must be sent as application/json."),
+]
+_KEYS: list[BackendError] = [
+    InvalidKey("This API key is not valid."),
+    Forbidden("This needs an admin key."),
 ]
 _ENGINE: list[BackendError] = [
     _UNKNOWN,
@@ -189,6 +195,8 @@ def _add_errors(value: dict[str, Any]) -> None:
             errors: list[BackendError] = [MethodNotAllowed("PUT is not allowed here.")]
             if "requestBody" in operation or operation.get("parameters"):
                 errors += _SENT if method == "post" else [_BAD]
+            if not path.startswith("/health"):
+                errors += _KEYS
             if path in engine_paths or path.startswith("/admin"):
                 errors += _ENGINE
             if "{" in path:

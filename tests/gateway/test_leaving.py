@@ -72,7 +72,7 @@ async def test_leaving_mid_stream_aborts(backend: Backend, is_reset: bool) -> No
     engine.next_token.clear()
     messages = [{"role": "user", "content": "hi"}]
     body = json.dumps({"model": A, "stream": True, "messages": messages}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     reader, writer = await backend.raw(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     async with asyncio.timeout(5):
         await reader.readuntil(b'"role":"assistant"')
@@ -88,7 +88,7 @@ async def test_leaving_mid_stream_aborts(backend: Backend, is_reset: bool) -> No
 async def test_leaving_before_the_body_is_complete_takes_no_place(backend: Backend) -> None:
     """Half a body is nobody's request."""
     engine = await backend.serving()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     _, writer = await backend.raw(f'{head}Content-Length: 100\r\n\r\n{{"model":'.encode())
     writer.close()
     assert (await backend.asking())[0] == 200
