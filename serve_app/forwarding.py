@@ -27,6 +27,7 @@ from serve_app.errors import (
     error_event,
     error_response,
 )
+from serve_app.observation import observation
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
@@ -107,6 +108,7 @@ class EngineAnswer(Response):
         self._num_events = 0  # of the stream that were sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        observation().target = self._wish.model
         try:
             async with asyncio.timeout(None) as presence:
                 watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
@@ -124,6 +126,7 @@ class EngineAnswer(Response):
         loop = asyncio.get_running_loop()
         while True:
             permit = await self._admit(send)
+            observation().queued_s = permit.queued_s
             began = loop.time()
             try:
                 async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
@@ -242,6 +245,7 @@ class EngineAnswer(Response):
             await send(start(200, event_stream_headers() | headers))
 
     async def _fail(self, send: Send, error: BackendError) -> None:
+        observation().error_code = error.code or error.type
         if self._has_started:
             event = error_event(error, self._job.dialect, self._num_events)
             await send(chunk(event, is_last=True))
