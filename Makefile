@@ -1,5 +1,6 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
+# make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -7,12 +8,16 @@ TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check pytest env models clean
+# What Debian has and pip has not; each is a package of its own name.
+SYSTEM_TOOLS := prometheus redis-server chromium
+DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
+
+.PHONY: run test check pytest env models clean system observe
 
 run: env models
 	@exec $(BIN)/llm-backend start
 
-test: check pytest
+test: system check pytest
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -22,6 +27,30 @@ check: .venv/.dev
 
 pytest: .venv/.dev models
 	$(BIN)/pytest
+
+# Tests need these and are skipped without. Their packages would start services: policy-rc.d forbids
+# that while they are installed, and they are not to come up with the machine either.
+system:
+	@missing=$$(for tool in $(SYSTEM_TOOLS); do command -v $$tool >/dev/null || echo $$tool; done); \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && echo "Installing" $$missing && $(MAKE) --no-print-directory install-system MISSING="$$(echo $$missing)"; } \
+	  || echo "Not installed, so their tests are skipped:" $$missing
+
+.PHONY: install-system
+install-system:
+	@policy=/usr/sbin/policy-rc.d; [ -e $$policy ] || { \
+	  trap "rm -f $$policy" EXIT INT TERM; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; }; \
+	apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(MISSING) >/dev/null
+	@for service in $(MISSING); do systemctl disable $$service >/dev/null 2>&1 || true; done
+
+observe:
+	@command -v prometheus >/dev/null || { echo "Prometheus is not installed. Install it with" \
+	  "'apt-get install --no-install-recommends prometheus', or use configs/compose.yaml with Docker."; exit 1; }
+	@mkdir -p "$(DATA)/prometheus"
+	@echo 'Prometheus: http://127.0.0.1:9090, where "Alerts" says what is wrong. Ctrl-C stops it.'
+	@exec prometheus --config.file=configs/prometheus/prometheus.yml --log.level=warn \
+	  --storage.tsdb.path="$(DATA)/prometheus" --web.listen-address=127.0.0.1:9090
 
 env: .venv/.$(DEVICE)
 

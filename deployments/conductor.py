@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.checkpoint import CheckpointProblem
-from deployments.engine import EngineGone, EngineReady, EngineVerifying
+from deployments.engine import EngineGone, EngineReady, EngineStarted, EngineVerifying
 from deployments.history import History
 from deployments.residency import (
     Effect,
@@ -27,6 +27,7 @@ from deployments.residency import (
 )
 from deployments.serve_host import Host
 from deployments.state_file import SavedState, load_state, save_state
+from deployments.switch_metrics import SwitchMetrics
 from deployments.view import FailedLoad, LeaseView, View
 from serve_app.settings import Settings
 
@@ -62,7 +63,8 @@ class Conductor:
         self.boot = uuid.uuid4().hex[:8]
         self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
         self.has_started = asyncio.Event()  # what runs is known: events may come
-        self.history = History(self.boot)
+        metrics = SwitchMetrics(list(settings.targets), time.monotonic())
+        self.history = History(self.boot, metrics)
         if self._saved:
             self.history.recall(self._saved.tickets)
         self._told = self.history.position  # those who wait know of the events up to here
@@ -177,6 +179,8 @@ class Conductor:
         try:
             async for event in self._host.hold(load.model, load.epoch):
                 match event:
+                    case EngineStarted():
+                        self.history.metrics.started(load.model, event)
                     case EngineVerifying():
                         self.machine.verifying(time.monotonic(), load.epoch)
                     case EngineReady(socket):
@@ -187,8 +191,13 @@ class Conductor:
         except Exception:
             logger.exception("lost hold of %s", load.model)
         machine = self.machine
-        if load.epoch == machine.epoch and machine.state in (State.SERVING, State.DRAINING):
-            self.history.tell("engine_lost", model=load.model, epoch=load.epoch, **asdict(problem))
+        has_served = machine.state in (State.SERVING, State.DRAINING)
+        is_loading = machine.state in (State.LOADING, State.VERIFYING)
+        if load.epoch == machine.epoch and (has_served or is_loading):
+            self.history.metrics.lost(load.model, problem, has_served=has_served)
+            if has_served:
+                fields = {"model": load.model, "epoch": load.epoch} | asdict(problem)
+                self.history.tell("engine_lost", **fields)
         machine.engine_lost(time.monotonic(), load.epoch, problem)
         self.settle()
 

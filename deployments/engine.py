@@ -6,8 +6,12 @@ engine's death and the replica's death all reach the Switchboard through one cal
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from deployments.residency import Problem
+
+# Forked from the standby, started plainly, or woken where it slept.
+StartWay = Literal["standby", "exec", "wake"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,8 @@ class EngineStarted:
     """The engine's process runs."""
 
     pid: int
+    way: StartWay
+    free_bytes: int | None = None  # of the card before it; None where nobody looked
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deployments.residency import Lease, Outcome, Phase, Residency, Ticket
+from deployments.switch_metrics import SwitchMetrics
 from deployments.view import Event, EventPage, LeaseView, lease_json, ticket_json
 
 _NUM_TICKETS = 200
@@ -30,6 +31,7 @@ class History:
     """One boot's tickets and events, the oldest forgotten; the Switchboard lets it observe."""
 
     boot: str
+    metrics: SwitchMetrics
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
     _tickets: dict[str, Ticket] = field(default_factory=dict)  # the oldest first
@@ -78,7 +80,10 @@ class History:
             self._held = machine.held
             self.lease = _lease_view(self._held, now) if self._held else None
             self.tell("lease", lease=lease_json(self.lease))
+            if self._held and self._held.until is None:
+                self.metrics.leased(self._held.model)
         self._running = machine.running
+        self.metrics.at(machine.state, now)
 
     def tell(self, kind: str, **data: Any) -> None:
         """One more event."""
@@ -138,6 +143,7 @@ class History:
             history=ticket.history[: n + 1],
         )
         self.tell("switch", **ticket_json(then, at, machine.waits_for() if is_now else None))
+        self.metrics.entered(ticket, n)
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:
             self.switch_s = at - next(a for p, a in ticket.history if p is not Phase.QUEUED)

@@ -81,7 +81,7 @@ class ModelServer:
         self._problem = None
         if await self._wake(epoch, target):  # (1)
             assert self._engine is not None
-            yield EngineStarted(self._engine.pid)
+            yield EngineStarted(self._engine.pid, "wake")
         else:  # (2)
             await self.release()
             spec = self._settings.targets[target]
@@ -96,10 +96,10 @@ class ModelServer:
     async def _load(self, engine: VllmEngine) -> AsyncIterator[EngineEvent]:
         folder = checkpoint.locate(engine.spec, self._home)
         device, switching = self._settings.device, self._settings.switching
-        await self._prove_memory_freed(engine.spec)
+        free_bytes = await self._prove_memory_freed(engine.spec)
         self._golden = GoldenAnswer(engine.spec, folder, device, self._home)
         await engine.start(folder, device, grace_s=switching.unload_timeout_s)
-        yield EngineStarted(engine.pid)
+        yield EngineStarted(engine.pid, "standby" if engine.is_forked else "exec", free_bytes)
         await engine.wait_ready(switching.load_timeout_s)
         if device == "cuda":
             await asyncio.to_thread(engine_memory.learn, engine.spec, engine.log_text(), self._home)
@@ -124,15 +124,16 @@ class ModelServer:
         self._turn(is_asleep=False)
         return True
 
-    async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> None:
-        """Raises EngineFailed."""
+    async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> int | None:
+        """How much is free, where that can be known. Raises EngineFailed."""
         share = spec.engine.gpu_memory_utilization
         if self._settings.device != "cuda" or not share:
-            return
+            return None
         card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if card:
-            timeout_s = self._settings.switching.unload_timeout_s
-            await wait_until_memory_freed(card, share, timeout_s, held_bytes)
+        if card is None:
+            return None
+        timeout_s = self._settings.switching.unload_timeout_s
+        return (await wait_until_memory_freed(card, share, timeout_s, held_bytes)).free_bytes
 
     async def _verify(self) -> None:
         engine, golden = self._engine, self._golden

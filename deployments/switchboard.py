@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from prometheus_client import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -137,6 +138,10 @@ class Switchboard:
         wait_s = min(timeout_s, _MAX_EVENTS_WAIT_S)
         await self._conductor.until(lambda: after != self._conductor.history.position, wait_s)
         return self._conductor.history.page(after)
+
+    async def metrics(self) -> list[Metric]:
+        """What it has counted of its switches, for a gateway's page."""
+        return self._conductor.history.metrics.families(time.monotonic())
 
     async def status(self) -> dict[str, Any]:
         """Everything an admin wants to know of residency."""

@@ -54,6 +54,7 @@ class VllmEngine:
         self.epoch = epoch  # of its last load or waking
         self._can_sleep = can_sleep
         self.pid = 0
+        self.is_forked = False  # from the standby
         self.ended = asyncio.Event()
         self.exit_code: int | None = None
         self._home = home
@@ -79,6 +80,7 @@ class VllmEngine:
             environment = self._environment(device)
             try:
                 await self._start_by_standby(flags, environment, grace_s, lock_fd)
+                self.is_forked = True
             except StandbyRefused:
                 await self._start_by_script(flags, environment, grace_s, lock_fd)
         finally:

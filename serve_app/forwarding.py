@@ -27,6 +27,7 @@ from serve_app.errors import (
     error_event,
     error_response,
 )
+from serve_app.observation import observation
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
@@ -108,6 +109,7 @@ class EngineAnswer(Response):
         self.error: BackendError | None = None  # that it ends with, before the client is told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        observation().target = self._wish.model
         try:
             async with asyncio.timeout(None) as presence:
                 watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
@@ -125,6 +127,7 @@ class EngineAnswer(Response):
         loop = asyncio.get_running_loop()
         while True:
             permit = await self._admit(send)
+            observation().queued_s = permit.queued_s
             began = loop.time()
             try:
                 async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
@@ -244,6 +247,7 @@ class EngineAnswer(Response):
 
     async def _fail(self, send: Send, error: BackendError) -> None:
         self.error = error
+        observation().error_code = error.code or error.type
         if self._has_started:
             event = error_event(error, self._job.dialect, self._num_events)
             await send(chunk(event, is_last=True))

@@ -15,6 +15,7 @@ from deployments.view import View
 from serve_app.admission import Admission
 from serve_app.cache.responses import ResponseCache
 from serve_app.forwarding import EngineSessions
+from serve_app.metrics import GatewayMetrics
 from serve_app.settings import ModelSpec, Settings
 from serve_app.switchboard_client import SwitchboardClient
 
@@ -34,6 +35,7 @@ class Gateway:
         self.admission = Admission(settings.limits, gateway=uuid.uuid4().hex)
         self.sessions = EngineSessions()
         self.cache = ResponseCache(settings)
+        self.metrics = GatewayMetrics(settings)
         self.started_at = int(time.time())
         self._tasks = [_spawn(self._follow()), _spawn(self._report())]
 

@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import admin_routes, public_routes
+from serve_app import admin_routes, metrics_page, public_routes
 from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
@@ -23,6 +23,8 @@ from serve_app.errors import (
     error_response,
 )
 from serve_app.gateway import Gateway
+from serve_app.measuring import Measuring
+from serve_app.observation import observation
 from serve_app.openapi import document
 from serve_app.requests import invalid_field
 from serve_app.settings import Settings
@@ -38,6 +40,7 @@ routes = APIRouter()
 routes.include_router(public_routes.open_routes)
 routes.include_router(public_routes.routes)
 routes.include_router(admin_routes.routes)
+routes.include_router(metrics_page.routes)
 
 
 def build_http(gateway: Gateway) -> FastAPI:
@@ -62,6 +65,7 @@ def build_http(gateway: Gateway) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -99,6 +103,7 @@ class _HeaderLimits:
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
+    observation().error_code = exc.code or exc.type
     status, headers, body = error_response(exc, dialect_of(request.url.path))
     return Response(body, status, dict(headers))
 

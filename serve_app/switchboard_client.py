@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Protocol, TypeVar
 
+from prometheus_client import Metric
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -34,6 +35,7 @@ class SwitchboardClient(Protocol):
     async def ticket(self, ticket_id: str) -> dict[str, Any]: ...
     async def tickets(self, limit: int) -> list[dict[str, Any]]: ...
     async def status(self) -> dict[str, Any]: ...
+    async def metrics(self) -> list[Metric]: ...
 
 
 class HandleClient:
@@ -79,6 +81,10 @@ class HandleClient:
 
     async def status(self) -> dict[str, Any]:
         return await self._ask("status")
+
+    async def metrics(self) -> list[Metric]:
+        families: list[Metric] = await self._handle.metrics.remote()
+        return families
 
     async def _ask(self, method: str, *args: Any) -> dict[str, Any]:
         answer: dict[str, Any] = await getattr(self._handle, method).remote(*args)

@@ -13,6 +13,26 @@ from tests.gateway.voices import VOICES, json_bytes
 
 TOKENS = ["Grüß", "e aus ", "東京", " 🎬", ' "finish_reason":"stop" [DONE]\n\ndata: [DONE]']
 TEXT = "".join(TOKENS)
+METRICS = """\
+# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0",model_name="m"} 50.0
+# HELP vllm:prompt_tokens_created Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_created gauge
+vllm:prompt_tokens_created{engine="0",model_name="m"} 1.7e+09
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+# HELP vllm:request_prefill_time_seconds Histogram of time spent in PREFILL phase.
+# TYPE vllm:request_prefill_time_seconds histogram
+vllm:request_prefill_time_seconds_bucket{engine="0",le="0.3",model_name="m"} 1.0
+vllm:request_prefill_time_seconds_bucket{engine="0",le="+Inf",model_name="m"} 1.0
+vllm:request_prefill_time_seconds_count{engine="0",model_name="m"} 1.0
+vllm:request_prefill_time_seconds_sum{engine="0",model_name="m"} 0.1
+# HELP process_open_fds Number of open file descriptors.
+# TYPE process_open_fds gauge
+process_open_fds 40.0
+"""
 DEATH = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -61,11 +81,14 @@ class FakeEngine:
         self.bodies: list[bytes] = []
         self.num_running = self.max_running = 0
         self.last_answer = b""
+        self.metrics, self.metrics_gate = METRICS, asyncio.Event()  # its own page
+        self.metrics_gate.set()
         self.raw_answer: tuple[int, bytes] | None = None  # instead of an answer
         app = web.Application(client_max_size=2**26)
         for path in [*VOICES, *COUNTED]:
             app.router.add_post(path, self._post)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01
         )
@@ -79,6 +102,10 @@ class FakeEngine:
         await self._runner.cleanup()
         with suppress(FileNotFoundError):
             os.unlink(self.path)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        await self.metrics_gate.wait()
+        return web.Response(text=self.metrics)
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

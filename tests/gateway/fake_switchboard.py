@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from prometheus_client import Metric
 from ray.exceptions import RayError
 
 from deployments.residency import State
@@ -26,6 +27,9 @@ class FakeSwitchboard:
         self.listened: list[tuple[str, int] | None] = []
         self.happened: list[Event] = []
         self.answer: dict[str, Any] | Exception = {"id": "sw-1", "state": "running"}
+        self.counted: list[Metric] = []  # what it tells of itself, while `telling` is set
+        self.telling = asyncio.Event()
+        self.telling.set()
         self._changed = asyncio.Condition()
 
     # --- for tests ---
@@ -120,6 +124,11 @@ class FakeSwitchboard:
 
     async def status(self) -> dict[str, Any]:
         return await self._asked("status")
+
+    async def metrics(self) -> list[Metric]:
+        await self.telling.wait()
+        await self._check_presence()
+        return self.counted
 
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
         """A page of all events after a number, of none without; waits like the real one."""

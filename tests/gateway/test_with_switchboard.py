@@ -129,3 +129,17 @@ async def test_a_dry_run_and_an_unload_over_http(whole: Whole) -> None:
     async with asyncio.timeout(5), whole.chat(A) as response:
         assert response.status == 200
     assert whole.host.loads == [A, A]
+
+
+async def test_a_switch_shows_on_the_page(whole: Whole) -> None:
+    """What the Switchboard counts stands beside what the gateway does."""
+    async with whole.chat(B) as response:
+        assert response.status == 200
+    async with whole.client.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    switched = f'{{from="{A}",result="done",to="{B}"}} 1.0'
+    assert f"llm_backend_switches_total{switched}" in lines
+    assert f'llm_backend_switch_causes_total{{cause="request",to="{B}"}} 1.0' in lines
+    assert not [line for line in lines if "_created" in line]
+    assert f'llm_backend_resident{{model="{B}"}} 1.0' in lines
+    assert f'llm_backend_queue_wait_seconds_count{{model="{B}"}} 1.0' in lines

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+USAGE = {"prompt_tokens": 21, "total_tokens": 26, "completion_tokens": 5}
+
 
 def json_bytes(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
@@ -22,7 +24,7 @@ class Chat:
             {"index": i, "finish_reason": reason} | self._whole(text)
             for i in range(self.num_choices)
         ]
-        return json_bytes(self._head(self.kind) | {"choices": choices})
+        return json_bytes(self._head(self.kind) | {"choices": choices, "usage": USAGE})
 
     def first(self) -> list[bytes]:
         return [self._piece(i, "", None, is_first=True) for i in range(self.num_choices)]
@@ -33,7 +35,7 @@ class Chat:
     def last(self, text: str, reason: str) -> list[bytes]:
         pieces = [self._piece(i, "", reason) for i in range(self.num_choices)]
         if (self.body.get("stream_options") or {}).get("include_usage"):
-            usage = self._head(self.chunk_kind) | {"choices": [], "usage": {"t": 1}}
+            usage = self._head(self.chunk_kind) | {"choices": [], "usage": USAGE}
             pieces.append(b"data: " + json_bytes(usage) + b"\n\n")
         return pieces
 

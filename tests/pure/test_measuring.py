@@ -1,0 +1,113 @@
+"""The ASGI layer that measures, around applications that answer as a test says."""
+
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serve_app.measuring import Measuring
+from serve_app.metrics import GatewayMetrics
+from serve_app.observation import observation
+from serve_app.settings import AppArgs, load_settings
+
+A = "qwen-14b"
+JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
+
+
+@pytest.fixture
+def metrics() -> GatewayMetrics:
+    settings = load_settings(AppArgs(profile="cpu-demo", home="/nonexistent"), has_gpu=False)
+    return GatewayMetrics(settings)
+
+
+async def answer(
+    metrics: GatewayMetrics,
+    *pieces: bytes,
+    kind: str = JSON,
+    target: str | None = A,
+    **headers: str,
+) -> list[Message]:
+    """Put an answer of these pieces through the layer; what came out of it."""
+    passed: list[Message] = []
+    named = {"content-type": kind} | {k.replace("_", "-"): v for k, v in headers.items()}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        observation().target = target
+        encoded = [(k.encode(), v.encode()) for k, v in named.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": encoded})
+        for number, piece in enumerate(pieces, 1):
+            more = number < len(pieces)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def send(message: Message) -> None:
+        passed.append(message)
+
+    await Measuring(app, metrics)({"type": "http"}, _nothing, send)
+    assert [m["body"] for m in passed[1:]] == list(pieces)
+    return passed
+
+
+async def _nothing() -> Message:
+    raise AssertionError("nobody reads here")
+
+
+def value(metrics: GatewayMetrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0
+
+
+async def test_a_cache_hit_is_no_work_of_the_engine(metrics: GatewayMetrics) -> None:
+    """It counts as a hit, and as a switch avoided where its header says so; its usage is old."""
+    body = b'{"usage":{"prompt_tokens":7,"completion_tokens":3}}'
+    await answer(metrics, body, target=None, x_model=A, x_cache="hit; switch=avoided")
+    await answer(metrics, body, target=None, x_model=A, x_cache="hit")
+    await answer(metrics, body, x_model=A, x_cache="miss")
+    await answer(metrics, body, target=None, x_model=A, x_cache="shared")
+    await answer(metrics, b"{}", x_model=A, x_cache="a word of tomorrow")
+    assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="hit") == 2
+    assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="miss") == 1
+    assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="shared") == 1
+    assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="other") == 1
+    assert value(metrics, "llm_backend_switches_avoided_total", model=A) == 1
+    assert value(metrics, "llm_backend_generated_tokens_total", model=A) == 3
+    await answer(metrics, b"data: x\n\n", b"data: [DONE]\n\n", kind=EVENTS, x_cache="hit")
+    assert value(metrics, "llm_backend_time_to_first_token_seconds_count", model=A) == 0
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+async def test_usage_is_found_however_the_stream_is_cut(metrics: GatewayMetrics, cut: int) -> None:
+    """As messages and responses name it too; and a text that speaks of usage is none."""
+    end = b'data: {"usage":{"input_tokens":11,"output_tokens":4}}\n\ndata: [DONE]\n\n'
+    said = b'data: {"content":"\\"usage\\":{\\"output_tokens\\":99}"}\n\n'
+    await answer(metrics, said, said, end[:cut], end[cut:], kind=EVENTS)
+    assert value(metrics, "llm_backend_prompt_tokens_total", model=A) == 11
+    assert value(metrics, "llm_backend_generated_tokens_total", model=A) == 4
+
+
+async def test_a_target_with_a_task_counts_for_its_model(metrics: GatewayMetrics) -> None:
+    await answer(metrics, b"{}", target="qwen-vl:embed")
+    labels = {"route": "unmatched", "status": "2xx", "outcome": "complete"}
+    assert value(metrics, "llm_backend_requests_total", model="qwen-vl", **labels) == 1
+
+
+async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> None:
+    """The layer outside answers 500; the exception goes on to it."""
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ZeroDivisionError
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    with pytest.raises(ZeroDivisionError):
+        await Measuring(broken, metrics)({"type": "http"}, _nothing, send)
+    labels = {"route": "unmatched", "model": "none", "status": "5xx", "outcome": "error"}
+    assert value(metrics, "llm_backend_requests_total", **labels) == 1
+
+
+async def test_requests_at_once_are_told_apart(metrics: GatewayMetrics) -> None:
+    """What is observed of one is not observed of the next on the same connection's task."""
+    await answer(metrics, b"{}", target=A)
+    await answer(metrics, b"{}", target=None)
+    labels = {"route": "unmatched", "status": "2xx", "outcome": "complete"}
+    assert value(metrics, "llm_backend_requests_total", model=A, **labels) == 1
+    assert value(metrics, "llm_backend_requests_total", model="none", **labels) == 1
