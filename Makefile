@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: run test check pytest env models clean
 
 run: env models
-	@exec $(BIN)/llm-backend start
+	@exec $(BIN)/llm-backend start --foreground
 
 test: check pytest
 

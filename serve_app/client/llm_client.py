@@ -70,13 +70,13 @@ class LLMClient:
 
     # --- for everybody ---
 
-    async def health_check(self) -> dict[str, Any]:
+    async def health_check(self, timeout_s: float | None = None) -> dict[str, Any]:
         """`GET /health`: state, resident model, what is in flight and queued."""
-        return await self._models.ask("GET", "/health", self._deadline())
+        return await self._models.ask("GET", "/health", self._deadline(timeout_s))
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """Every model, resident or not, with its status and capabilities."""
-        listed = await self._models.ask("GET", "/v1/models", self._deadline())
+        listed = await self._models.ask("GET", "/v1/models", self._deadline(timeout_s))
         models: list[dict[str, Any]] = listed["data"]
         return models
 
@@ -221,9 +221,9 @@ class LLMClient:
         ended: dict[str, Any] | None = answer["ended"]
         return ended
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self, timeout_s: float | None = None) -> dict[str, Any]:
         """Everything the backend knows of residency: `GET /admin/status`."""
-        return await self._admin.ask("GET", "/admin/status", self._deadline())
+        return await self._admin.ask("GET", "/admin/status", self._deadline(timeout_s))
 
     def events(self, last_id: str | None = None) -> AsyncGenerator[Event, None]:
         """What happens from now on, or after the event `last_id`; endless.
