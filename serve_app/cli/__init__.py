@@ -5,7 +5,7 @@ Nothing heavy is imported before a command needs it: `--help` and completion ans
 
 import typer
 
-from serve_app.cli import asking, cache, chat, residency, start
+from serve_app.cli import asking, cache, chat, logs, residency, start
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ start.register(app)
 asking.register(app)
 residency.register(app)
 chat.register(app)
+logs.register(app)
 cache.register(app)
 
 

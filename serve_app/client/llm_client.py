@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from serve_app.client.events import Event, follow
 from serve_app.client.lease import HeldLease, hold, unique_owner
+from serve_app.client.logs import lines
 from serve_app.client.streaming import chunks
 from serve_app.client.switching import OnProgress, Ticket, follow_switch
 from serve_app.client.transport import Clock, Deadline, Transport
@@ -46,8 +47,8 @@ class LLMClient:
         self.base_url = url.rstrip("/").removesuffix("/v1")
         self.timeout_s = timeout_s
         self._clock = clock or Clock()
-        admin_key = admin_key or os.environ.get("LLM_BACKEND_ADMIN_KEY")
-        api_key = api_key or _first_key(os.environ.get("LLM_BACKEND_API_KEY")) or admin_key
+        admin_key = _first_key(admin_key or os.environ.get("LLM_BACKEND_ADMIN_KEY"))
+        api_key = _first_key(api_key or os.environ.get("LLM_BACKEND_API_KEY")) or admin_key
         # Two pools: a lease is renewed and a switch followed while hundreds of chats wait.
         self._models = Transport(self.base_url, api_key, self._clock)
         self._admin = Transport(self.base_url, admin_key or api_key, self._clock)
@@ -231,6 +232,13 @@ class LLMClient:
         After an interruption it comes again by itself and misses nothing, or says so by a `gap`.
         """
         return follow(self._admin, last_id, self.timeout_s)
+
+    def logs(
+        self, service: str = "all", num_lines: int = 200, follow: bool = False
+    ) -> AsyncGenerator[str, None]:
+        """The last lines of a service's log (`gateway`, a model's name, `all`, …); with `follow`,
+        also what is added to it."""
+        return lines(self._admin, service, num_lines, follow, self._deadline())
 
     async def ask_admin(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """The answer of an admin route that has no method of its own here."""

@@ -1,10 +1,15 @@
 """Starting and stopping: what is in the way is one sentence, and nothing is left behind."""
 
+import fcntl
 import os
+import pty
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import termios
+import threading
 from pathlib import Path
 
 import psutil
@@ -12,6 +17,7 @@ import pytest
 
 from serve_app.settings import PROJECT
 from tests.cluster.server import (
+    START_TIMEOUT_S,
     Server,
     free_port,
     make_config,
@@ -117,3 +123,75 @@ def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) ->
         wait_until(lambda: server.get("/health")["state"] == "idle", 60, "it is unloaded")
         assert server.watch().engines() == {}
         assert "Paris" in server.chat("qwen-14b").text
+
+
+class Terminal:
+    """A program in a terminal of its own, which `close` closes under it."""
+
+    def __init__(self, *command: str, environment: dict[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.shown = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._master, 4096):
+                self.shown += data.decode(errors="replace")
+        except OSError:  # the last program at the terminal has ended
+            pass
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def close(self) -> None:
+        self._reader.join(10)
+        os.close(self._master)
+
+
+def test_start_in_a_terminal_outlives_it_and_stop_ends_all(tmp_path: Path) -> None:
+    """It asks for the model, returns when that serves; then a stop leaves nothing."""
+    home, port = make_home(tmp_path), free_port()
+    config = str(make_config(tmp_path, home, port))
+    ray_tmp = tempfile.mkdtemp(prefix="llmb-", dir="/tmp")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": ray_tmp, "LLM_BACKEND_HOME": str(home), "TERM": "xterm"}
+    program = str(Path(sys.executable).with_name("llm-backend"))
+
+    def family() -> list[str]:
+        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+        return [line for line in lines if str(home) in line or ray_tmp in line or config in line]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, env=environment, check=False
+        )
+
+    terminal = Terminal(program, "start", "--config", config, environment=environment)
+    try:
+        wait_until(lambda: "Which model" in terminal.shown, 30, "it asks")
+        terminal.type("2\n")
+        assert terminal.process.wait(START_TIMEOUT_S) == 0, terminal.shown
+        terminal.close()
+        assert f"Ready: qwen-coder serves on http://127.0.0.1:{port}" in terminal.shown
+        assert "Ctrl-C" not in terminal.shown
+        answer = run("chat", "qwen-coder", "What is the capital of France?", "--temperature", "0")
+        assert "Paris" in answer.stdout, answer.stderr
+        assert run("health").returncode == 0
+    finally:
+        stopped = run("stop", "--config", config)
+        shutil.rmtree(ray_tmp, ignore_errors=True)
+    assert stopped.stdout.endswith("Stopped; nothing is left running.\n"), stopped
+    assert family() == []
+    assert run("stop", "--config", config).stdout == f"No server of {home} is running.\n"
+    assert run("health").returncode == 3

@@ -256,3 +256,79 @@ def test_a_shell_can_complete() -> None:
         check=False,
     )
     assert done.stdout.split() == ["switch"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with logs, and no server."""
+    monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path))
+    monkeypatch.delenv("LLM_BACKEND_URL", raising=False)
+    (tmp_path / "logs").mkdir()
+    lines = "INFO 01-01 10:00:00 [a] old\nERROR 11-22 19:00:00 [b] out of memory\n  File x\n"
+    (tmp_path / "logs" / "qwen-14b.log").write_text(lines)
+    (tmp_path / "logs" / "gateway.log").write_text('{"event": "up"}\n')
+    return tmp_path
+
+
+def test_logs_of_a_dead_server_are_read_from_its_files(home: Path) -> None:
+    """The last lines say why."""
+    last = CliRunner().invoke(app, ["logs", A, "-n", "2"])
+    assert last.stdout == "ERROR 11-22 19:00:00 [b] out of memory\n  File x\n"
+    every = CliRunner().invoke(app, ["logs", "all"])
+    assert every.stdout.splitlines()[0] == 'gateway | {"event": "up"}'
+    assert len(every.stdout.splitlines()) == 4
+    assert CliRunner().invoke(app, ["logs", A, "--since", "2000-01-01"]).stdout.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["redis"], 1, "redis has written nothing in"),
+        (["nope"], 1, "There is no such log; there are gateway, switchboard, "),
+        ([A, "--since", "soon"], 2, "'soon' is no time."),
+    ],
+)
+def test_logs_that_can_not_be_shown_are_told(
+    home: Path, arguments: list[str], code: int, message: str
+) -> None:
+    """In one line."""
+    result = CliRunner().invoke(app, ["logs", *arguments])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+async def test_logs_are_followed(home: Path) -> None:
+    """Until Ctrl-C."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "serve_app.cli", "logs", A, "-f", "-n", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"  File x\n"
+        with (home / "logs" / "qwen-14b.log").open("a") as log:
+            log.write("more\n")
+        assert await process.stdout.readline() == b"more\n"
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+async def test_logs_of_a_remote_backend_come_over_http(front: Front, cli: Cli) -> None:
+    """Each service's lines from the moment that was asked for."""
+    old, new = "ERROR 01-01 10:00:00 [a] x", "ERROR 2999-01-01 10:00:00 [b] y"
+    text = "".join(f"{name} | {line}\n" for name in (A, B) for line in (old, new, "  File"))
+    front.app = script = Scripted()
+    script.answers.extend([text.encode()] * 2)
+    assert (await cli("logs", "-n", "7")).stdout == text
+    shown = (await cli("logs", "--since", "1h")).stdout.splitlines()
+    assert shown == [f"{name} | {line}" for name in (A, B) for line in (new, "  File")]
+    assert {request.path for request in script.requests} == {"/admin/logs/all"}
+
+
+async def test_logs_of_a_remote_backend_are_followed(front: Front, cli: Cli) -> None:
+    """To the end of its stream; heartbeats are no lines."""
+    front.app = script = Scripted()
+    script.answers.append(f": nothing yet\n\nevent: {A}\ndata: one\n\n".encode())
+    assert (await cli("logs", A, "-f")).stdout == "one\n"
