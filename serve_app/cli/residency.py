@@ -69,6 +69,7 @@ def lease(
     minutes: Annotated[float | None, typer.Option(help="How long, from when it serves.")] = None,
     seconds: Annotated[float | None, typer.Option(help="The same in seconds.")] = None,
     owner: Annotated[str | None, typer.Option(help="Shown to others; default: user@host.")] = None,
+    task: Task = None,
     end: Annotated[bool, typer.Option("--end", help="End the lease, whoever holds it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +87,7 @@ def lease(
     who = owner or f"{getpass.getuser()}@{socket.gethostname()}"
 
     def ask(on_progress: Callable[[Ticket], None]) -> Coroutine[Any, Any, Ticket]:
-        return here.client.take_lease(model, duration_s, who, on_progress)
+        return here.client.take_lease(model, duration_s, who, on_progress, task=task)
 
     watch(here, ask, as_json)
     if not as_json:

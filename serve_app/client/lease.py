@@ -28,7 +28,14 @@ class HeldLease:
     model: str
     owner: str
     seconds: float
+    task: str | None = None
     lost: str | None = None
+
+
+def lease_body(model: str, seconds: float, owner: str, task: str | None) -> dict[str, Any]:
+    """The body of `POST /admin/lease`."""
+    body = {"model": model, "seconds": seconds, "owner": owner}
+    return body | ({"task": task} if task else {})
 
 
 def unique_owner() -> str:
@@ -58,7 +65,7 @@ async def hold(
 
 async def _renew(line: Transport, held: HeldLease) -> None:
     """Ask for the lease anew at each third of its time, while it still stands."""
-    body = {"model": held.model, "seconds": held.seconds, "owner": held.owner}
+    body = lease_body(held.model, held.seconds, held.owner, held.task)
     pause_s = held.seconds / 3
     while held.lost is None:
         await line.clock.sleep(pause_s)

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from serve_app.client.events import Event, follow
-from serve_app.client.lease import HeldLease, hold, unique_owner
+from serve_app.client.lease import HeldLease, hold, lease_body, unique_owner
 from serve_app.client.logs import lines
 from serve_app.client.streaming import chunks
 from serve_app.client.switching import OnProgress, Ticket, follow_switch
@@ -187,6 +187,8 @@ class LLMClient:
         seconds: float = 600.0,
         owner: str | None = None,
         on_progress: OnProgress | None = None,
+        *,
+        task: str | None = None,
     ) -> AbstractAsyncContextManager[HeldLease]:
         """Keep `model` resident for the length of an `async with`, which begins when it serves.
 
@@ -198,10 +200,12 @@ class LLMClient:
             LeaseHeld: somebody else has a lease.
             SwitchFailed: the model could not be loaded.
         """
-        held = HeldLease(model, owner or unique_owner(), seconds)
-        return hold(
-            self._admin, held, lambda: self.take_lease(model, seconds, held.owner, on_progress)
-        )
+        held = HeldLease(model, owner or unique_owner(), seconds, task)
+
+        async def take() -> Ticket:
+            return await self.take_lease(model, seconds, held.owner, on_progress, task=task)
+
+        return hold(self._admin, held, take)
 
     async def take_lease(
         self,
@@ -210,10 +214,11 @@ class LLMClient:
         owner: str,
         on_progress: OnProgress | None = None,
         *,
+        task: str | None = None,
         timeout_s: float = _SWITCH_S,
     ) -> Ticket:
         """A lease that nobody renews, from when `model` serves; raises like `lease`."""
-        body = {"model": model, "seconds": seconds, "owner": owner}
+        body = lease_body(model, seconds, owner, task)
         return await self._follow("/admin/lease", body, on_progress, timeout_s)
 
     async def end_lease(self) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from serve_app.client.errors import APIError, DeadlineExceeded, Unreachable, err
 
 _MAX_CONNECTIONS = 200  # the backend queues 256; more of ours wait here, without a socket each
 _CONNECT_S = 10.0
+_KEEP_ALIVE_S = 2.0  # less than any server's: a connection it closes just now loses a request
 _JITTER = 0.25  # so that a hundred that were sent away together do not come back together
 # A fault that somebody has to see, and a refusal that the caller asked for: not sent again.
 _FINAL_CODES = {"model_load_failed", "model_not_resident"}
@@ -61,7 +62,7 @@ class Transport:
             base_url=base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=_CONNECT_S),  # a deadline bounds the rest
-            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS),
+            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_S),
             verify=url.scheme == "https",  # saves reading the certificates where none is met
             trust_env=not _is_loopback(url.host),  # no proxy on the way to this machine
         )

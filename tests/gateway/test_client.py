@@ -43,9 +43,9 @@ async def test_a_chat_is_the_answer_as_openai_shapes_it(llm: LLMClient, backend:
     )
 
 
-@pytest.mark.parametrize("num", [10, 100])
+@pytest.mark.parametrize(("num", "limits"), [(10, {}), (100, {"max_queued": 40})])
 async def test_a_gather_is_answered_whole(llm: LLMClient, backend: Backend, num: int) -> None:
-    """Two are in service and four queue here: the rest is sent away and comes again."""
+    """Two are in service and some queue here: the rest is sent away and comes again."""
     await backend.serving(A)
     asked = [llm.chat(model=A, messages=MESSAGES) for _ in range(num)]
     answers = await asyncio.gather(*asked)

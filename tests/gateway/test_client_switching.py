@@ -162,6 +162,14 @@ async def test_a_lease_that_an_admin_overrides_is_lost_and_not_taken_back(whole:
     assert whole.host.loads == [A, B, A]
 
 
+async def test_a_lease_can_be_of_a_task(whole: Whole, llm: LLMClient) -> None:
+    """The same model doing something else is another thing to keep."""
+    async with llm.lease("qwen-vl", task="embed"):
+        held = whole.board._conductor.machine.held
+        assert held
+        assert held.model == "qwen-vl:embed"
+
+
 async def test_a_lease_of_a_model_that_fails_raises(whole: Whole, llm: LLMClient) -> None:
     """And leaves no lease behind."""
     whole.host.faults[B].extend([BROKEN] * 3)
