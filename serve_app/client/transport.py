@@ -158,4 +158,5 @@ def translated(base_url: str) -> Iterator[None]:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    is_here = host in ("localhost", "::1", "0.0.0.0")  # noqa: S104  an address to connect to
+    return is_here or host.startswith("127.")

@@ -1,15 +1,12 @@
 """Starting and stopping: what is in the way is one sentence, and nothing is left behind."""
 
-import fcntl
 import os
-import pty
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import termios
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +22,7 @@ from tests.cluster.server import (
     running,
     wait_until,
 )
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -125,73 +123,87 @@ def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) ->
         assert "Paris" in server.chat("qwen-14b").text
 
 
-class Terminal:
-    """A program in a terminal of its own, which `close` closes under it."""
+class Desk:
+    """A home, a port and a program to run there, as a user has them."""
 
-    def __init__(self, *command: str, environment: dict[str, str]) -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    def __init__(self, folder: Path) -> None:
+        self.home, self.port = make_home(folder), free_port()
+        self.config = str(make_config(folder, self.home, self.port))
+        self.ray_tmp = tempfile.mkdtemp(prefix="llmb-", dir="/tmp")
+        self.program = str(Path(sys.executable).with_name("llm-backend"))
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        own = {"RAY_TMPDIR": self.ray_tmp, "LLM_BACKEND_HOME": str(self.home), "TERM": "xterm"}
+        self.environment = inherited | own
+
+    def start(self) -> Terminal:
+        """In a terminal, where it asks; answered with the second model."""
+        terminal = Terminal(
+            *(self.program, "start", "--config", self.config), environment=self.environment
         )
-        os.close(slave)
-        self.shown = ""
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        try:
-            while data := os.read(self._master, 4096):
-                self.shown += data.decode(errors="replace")
-        except OSError:  # the last program at the terminal has ended
-            pass
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def close(self) -> None:
-        self._reader.join(10)
-        os.close(self._master)
-
-
-def test_start_in_a_terminal_outlives_it_and_stop_ends_all(tmp_path: Path) -> None:
-    """It asks for the model, returns when that serves; then a stop leaves nothing."""
-    home, port = make_home(tmp_path), free_port()
-    config = str(make_config(tmp_path, home, port))
-    ray_tmp = tempfile.mkdtemp(prefix="llmb-", dir="/tmp")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"RAY_TMPDIR": ray_tmp, "LLM_BACKEND_HOME": str(home), "TERM": "xterm"}
-    program = str(Path(sys.executable).with_name("llm-backend"))
-
-    def family() -> list[str]:
-        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-        return [line for line in lines if str(home) in line or ray_tmp in line or config in line]
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, env=environment, check=False
-        )
-
-    terminal = Terminal(program, "start", "--config", config, environment=environment)
-    try:
-        wait_until(lambda: "Which model" in terminal.shown, 30, "it asks")
+        wait_until(lambda: "Which model" in terminal.shown, 60, "it asks")
         terminal.type("2\n")
-        assert terminal.process.wait(START_TIMEOUT_S) == 0, terminal.shown
-        terminal.close()
-        assert f"Ready: qwen-coder serves on http://127.0.0.1:{port}" in terminal.shown
-        assert "Ctrl-C" not in terminal.shown
-        answer = run("chat", "qwen-coder", "What is the capital of France?", "--temperature", "0")
-        assert "Paris" in answer.stdout, answer.stderr
-        assert run("health").returncode == 0
-    finally:
-        stopped = run("stop", "--config", config)
-        shutil.rmtree(ray_tmp, ignore_errors=True)
+        return terminal
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=False,
+        )
+
+    def family(self) -> list[str]:
+        """What runs of this server, by its command lines."""
+        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+        marks = (str(self.home), self.ray_tmp, self.config)
+        return [line for line in lines if any(mark in line for mark in marks)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.run("stop", "--config", desk.config)
+    shutil.rmtree(desk.ray_tmp, ignore_errors=True)
+
+
+def test_start_in_a_terminal_outlives_it_and_stop_ends_all(desk: Desk) -> None:
+    """It asks for the model, returns when that serves; then a stop leaves nothing."""
+    terminal = desk.start()
+    assert terminal.process.wait(START_TIMEOUT_S) == 0, terminal.shown
+    terminal.close()
+    assert f"Ready: qwen-coder serves on http://127.0.0.1:{desk.port}" in terminal.shown
+    assert "Ctrl-C" not in terminal.shown
+    answer = desk.run("chat", "qwen-coder", "What is the capital of France?", "--temperature", "0")
+    assert "Paris" in answer.stdout, answer.stderr
+    assert desk.run("health").returncode == 0
+    stopped = desk.run("stop", "--config", desk.config)
     assert stopped.stdout.endswith("Stopped; nothing is left running.\n"), stopped
-    assert family() == []
-    assert run("stop", "--config", config).stdout == f"No server of {home} is running.\n"
-    assert run("health").returncode == 3
+    assert desk.family() == []
+    again = desk.run("stop", "--config", desk.config)
+    assert again.stdout == f"No server of {desk.home} is running.\n"
+    assert desk.run("health").returncode == 3
+
+
+def test_ctrl_c_at_the_terminal_while_starting_leaves_nothing(desk: Desk) -> None:
+    """Half a server is ended in the same order as a whole one."""
+    terminal = desk.start()
+    wait_until(lambda: any("raylet" in line for line in desk.family()), 120, "Ray is starting")
+    terminal.type("\x03")
+    assert terminal.process.wait(120) == 130, terminal.shown
+    terminal.close()
+    assert "Traceback" not in terminal.shown
+    wait_until(lambda: not desk.family(), 30, "nothing is left")
+
+
+def test_what_is_in_the_way_is_said_at_the_terminal_too(desk: Desk) -> None:
+    """After the question, in one sentence."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", desk.port))
+        taken.listen()
+        terminal = desk.start()
+        assert terminal.process.wait(60) == 1
+    terminal.close()
+    assert "1  qwen-14b  (Enter)" in terminal.shown
+    assert f"Can not start: port {desk.port} is taken by" in terminal.shown

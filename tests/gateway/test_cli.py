@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from serve_app import running
 from serve_app.cli import app
-from tests.gateway.conftest import A, B, Backend, Front, Whole
+from tests.gateway.conftest import A, B, Backend, Front, Whole, until
 from tests.gateway.fake_engine import TEXT
 from tests.gateway.scripted import Scripted
 from tests.pure.fake_host import BROKEN
+from tests.terminal import Terminal
 
 Cli = Callable[..., Awaitable[Result]]
-SHOWN = TEXT.replace("\x00", "")
 
 
 @pytest.fixture
@@ -189,6 +189,39 @@ async def test_a_chat_prints_nothing_that_steers_the_terminal(backend: Backend, 
         patch.setattr(fake_engine, "TOKENS", tokens)
         result = await cli("chat", A, "hello")
     assert result.stdout == "]0;titletext\n2J\n"
+
+
+async def test_a_talk_goes_on_after_a_stopped_answer(whole: Whole) -> None:
+    """Ctrl-C ends the answer, Ctrl-D the talk; what was stopped is not part of it."""
+    engine = whole.engines[A]
+    terminal = Terminal(
+        *(sys.executable, "-m", "serve_app.cli", "chat", "--url", whole.url),
+        environment=dict(os.environ),
+    )
+    try:
+        await until(lambda: ">>> " in terminal.shown, 30)
+        engine.next_token.clear()
+        terminal.type("one\n")
+        async with asyncio.timeout(10):
+            await engine.begun.acquire()
+        terminal.type("\x03")
+        await until(lambda: "(stopped)" in terminal.shown, 10)
+        engine.next_token.set()
+        for text in ("two", "three"):
+            terminal.type(f"{text}\n")
+            shown = f"{text}\r\n" + (TEXT + "\n>>> ").replace("\n", "\r\n")
+            await until(lambda shown=shown: shown in terminal.shown, 10)
+        terminal.type("/image /nowhere.png\n")
+        await until(lambda: "There is no file /nowhere.png." in terminal.shown, 10)
+        terminal.type("\x04")
+        assert await asyncio.to_thread(terminal.process.wait, 10) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        await asyncio.to_thread(terminal.close)
+    asked = [json.loads(body)["messages"] for body in engine.bodies]
+    said = [(m["role"], m["content"]) for m in asked[-1]]
+    assert said == [("user", "two"), ("assistant", TEXT), ("user", "three")]
 
 
 async def test_the_cache_is_shown_and_cleared(front: Front, cli: Cli) -> None:

@@ -185,3 +185,38 @@ def test_the_question_offers_what_would_be_loaded(config: Path, tmp_path: Path) 
     assert background.models_of(config, None) == (names, "qwen-vl")
     save_state(tmp_path / "home" / "run" / "residency.json", SavedState("qwen-coder", 7))
     assert background.models_of(config, None) == (names, "qwen-coder")
+
+
+@pytest.fixture
+def keeper(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is started in place of the launcher: a script for the test to write."""
+    script = tmp_path / "keeper"
+    script.touch(mode=0o700)
+    raw = yaml.safe_load(config.read_text())
+    raw["applications"][0]["args"]["default_model"] = "none"
+    config.write_text(yaml.safe_dump(raw))
+    monkeypatch.setattr(sys, "executable", str(script))
+    return script
+
+
+def test_a_start_that_fails_says_what_was_said(config: Path, keeper: Path) -> None:
+    """And its exit code."""
+    keeper.write_text("#!/bin/sh\necho starting; echo 'no memory' >&2; exit 3\n")
+    *_, last = steps = list(background.start(config))
+    assert [line for step in steps for line in step.lines] == ["starting", "no memory"]
+    assert (last.exit_code, last.is_ready, last.url) == (3, False, None)
+
+
+def test_a_start_that_is_given_up_ends_what_it_started(
+    config: Path, keeper: Path, tmp_path: Path
+) -> None:
+    """In order, and it is waited for."""
+    ended = tmp_path / "ended"
+    keeper.write_text(
+        f"#!/bin/sh\ntrap 'kill $!; touch {ended}; exit' TERM\necho up\nsleep 600 & wait\n"
+    )
+    steps = background.start(config)
+    while not next(steps).lines:
+        pass
+    steps.close()
+    assert ended.exists()
