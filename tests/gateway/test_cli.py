@@ -18,6 +18,7 @@ from serve_app.cli import app
 from tests.gateway.conftest import A, B, Backend, Front, Whole, until
 from tests.gateway.fake_engine import TEXT
 from tests.gateway.scripted import Scripted
+from tests.gateway.test_pictures import address, encoded
 from tests.pure.fake_host import BROKEN
 from tests.terminal import Terminal
 
@@ -165,14 +166,16 @@ async def test_a_chat_answers_a_prompt_or_standard_input(whole: Whole, cli: Cli)
     assert [messages[0]["content"] for messages in asked] == ["say something", "hello", "hello"]
 
 
-async def test_a_chat_shows_pictures(whole: Whole, cli: Cli, tmp_path: Path) -> None:
+async def test_a_chat_shows_pictures(backend: Backend, cli: Cli, tmp_path: Path) -> None:
     """As data addresses: the backend fetches nothing."""
+    engine = await backend.serving("qwen-vl")
     picture = tmp_path / "shot.png"
-    picture.write_bytes(b"\x89PNG")
-    await cli("chat", A, "what is this", "--image", str(picture), "--system", "be brief")
-    system, user = json.loads(whole.engines[A].bodies[-1])["messages"]
+    picture.write_bytes(encoded())
+    asked = ["chat", "qwen-vl", "what is this", "--image", str(picture), "--system", "be brief"]
+    assert (await cli(*asked)).exit_code == 0
+    system, user = json.loads(engine.bodies[-1])["messages"]
     assert system == {"role": "system", "content": "be brief"}
-    assert user["content"][0]["image_url"]["url"] == "data:image/png;base64,iVBORw=="
+    assert user["content"][0]["image_url"]["url"] == address(encoded())
     other = tmp_path / "notes.txt"
     other.touch()
     assert (await cli("chat", A, "x", "--image", str(other))).stderr == f"{other} is no picture.\n"
