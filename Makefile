@@ -15,7 +15,7 @@ DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 .PHONY: run test check pytest env models clean system observe
 
 run: env models
-	@exec $(BIN)/llm-backend start
+	@exec $(BIN)/llm-backend start --foreground
 
 test: system check pytest
 

@@ -73,6 +73,15 @@ def tensor_bytes(folder: Path) -> int:
     return total
 
 
+def size_bytes(spec: ModelSpec, home: Path) -> int | None:
+    """What its weights take on disk; None where they are not here, or not whole."""
+    try:
+        folder = locate(spec, home)
+        return sum((folder / name).stat().st_size for name in _weight_files(spec, folder))
+    except (CheckpointProblem, OSError):
+        return None
+
+
 def _hub_folder(spec: ModelSpec) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from deployments import process_identity
 from deployments.engine import EngineFailed
 from deployments.residency import Problem
 
@@ -71,8 +72,8 @@ def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, ses
         "epoch": epoch,
         "supervisor": supervisor,
         "session": session,
-        "numbering": _pid_numbering(),
-        "start_ticks": _start_ticks(session),
+        "numbering": process_identity.numbering(),
+        "start_ticks": process_identity.start_ticks(session),
     }
     lock_file.write_text(json.dumps(holder))
 
@@ -128,30 +129,15 @@ def _kill_orphans(lock_file: Path) -> None:
         return
     if psutil.pid_exists(supervisor) and _is_supervisor(supervisor):
         return
-    if holder.get("numbering") != _pid_numbering():  # (1)
+    if holder.get("numbering") != process_identity.numbering():  # (1)
         return
-    if _start_ticks(session) not in (None, holder.get("start_ticks")):  # (2)
+    if process_identity.start_ticks(session) not in (None, holder.get("start_ticks")):  # (2)
         return
     for process in session_members(session):
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
-
-
-def _pid_numbering() -> str:
-    """Names the boot and the container within which a process number means one process."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])  # the 22nd field; the name may hold spaces
 
 
 def _is_supervisor(pid: int) -> bool:

@@ -6,10 +6,12 @@ import time
 import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from deployments.checkpoint import size_bytes
 from deployments.residency import State
 from deployments.view import View
 from serve_app.admission import Admission
@@ -37,6 +39,8 @@ class Gateway:
         self.cache = ResponseCache(settings)
         self.metrics = GatewayMetrics(settings)
         self.started_at = int(time.time())
+        self._sizes: dict[str, int | None] = {}  # of the weights, in bytes
+        asyncio.get_running_loop().run_in_executor(None, self._measure_weights)
         self._tasks = [_spawn(self._follow()), _spawn(self._report())]
 
     async def close(self) -> None:
@@ -77,6 +81,11 @@ class Gateway:
                 self.admission.changed.set()
                 await asyncio.sleep(_RETRY_S)
 
+    def _measure_weights(self) -> None:
+        """In a thread: it reads files, and may import the hub's library to find them."""
+        home = Path(self.settings.home)
+        self._sizes = {n: size_bytes(spec, home) for n, spec in self.settings.models.items()}
+
     def health(self) -> dict[str, Any]:
         """The body of `GET /health`."""
         view = self.admission.view
@@ -104,6 +113,7 @@ class Gateway:
             "root": spec.checkpoint,
             "revision": spec.revision,
             "untrained": spec.untrained,
+            "size_bytes": self._sizes.get(spec.name),
             "max_model_len": spec.engine.max_model_len,
             "tasks": spec.tasks,
             "capabilities": {

@@ -1,4 +1,7 @@
-"""Runs `serve run` in the foreground: says what happens, and stops everything on Ctrl-C."""
+"""Runs `serve run`: says what happens, and stops everything it started on Ctrl-C or SIGTERM.
+
+As a program, `python -m serve_app.launch CONFIG`, it is what keeps a server in the background.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ from typing import Any
 import yaml
 
 from deployments import place
-from serve_app import haproxy
+from serve_app import haproxy, running
 from serve_app.machine import export_file
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
@@ -24,6 +27,8 @@ from serve_app.settings import Settings
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
 _DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller, in its log
+
+_HOW_TO_STOP = "Ctrl-C stops it."
 
 Say = Callable[[str], None]
 
@@ -69,11 +74,14 @@ def _run_serve(
             env=os.environ | environment,
             start_new_session=True,
         )
+    home = Path(settings.home)
     try:
+        running.note(home, server.pid, address, settings.profile)
         if not _wait_until_ready(address, settings, server, log, say):
             say(_last_lines(log))
             return 1
-        say("Ctrl-C stops it.")
+        running.note_ready(home)
+        say(_HOW_TO_STOP)
         server.wait()
         say(f"Serve ended by itself with exit code {server.returncode}; its log is {log}")
         return 1
@@ -81,6 +89,7 @@ def _run_serve(
         return 0
     finally:
         _stop_server(server, settings, say)
+        running.forget(home)
 
 
 def with_address(config: Path, host: str, port: int, home: Path) -> Path:
@@ -184,3 +193,12 @@ def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) 
         if not place.is_taken(home)
         else f"An engine of {home} is still running"
     )
+
+
+def _print(line: str) -> None:
+    if line != _HOW_TO_STOP:  # in the background it does not
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_server(Path(sys.argv[1]), _print))

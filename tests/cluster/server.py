@@ -1,5 +1,5 @@
-"""A real server for tests: `llm-backend start` on a free port, with a home and a Ray session of its
-own, so that it runs beside a backend in use; and a watch on its process table."""
+"""A real server for tests: `llm-backend start --foreground` on a free port, with a home and a Ray
+session of its own, so that it runs beside a backend in use; and a watch on its process table."""
 
 import os
 import shutil
@@ -203,7 +203,10 @@ def start(folder: Path, **args: Any) -> Server:
     ray_tmp = Path(tempfile.mkdtemp(prefix="llmb-", dir="/tmp"))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("llm-backend")), "start", "--config", str(config)],
+        [
+            *(str(Path(sys.executable).with_name("llm-backend")), "start", "--foreground"),
+            *("--config", str(config)),
+        ],
         env=environment | {"RAY_TMPDIR": str(ray_tmp)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

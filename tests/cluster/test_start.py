@@ -5,6 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ import pytest
 
 from serve_app.settings import PROJECT
 from tests.cluster.server import (
+    START_TIMEOUT_S,
     Server,
     free_port,
     make_config,
@@ -19,6 +22,7 @@ from tests.cluster.server import (
     running,
     wait_until,
 )
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -117,3 +121,89 @@ def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) ->
         wait_until(lambda: server.get("/health")["state"] == "idle", 60, "it is unloaded")
         assert server.watch().engines() == {}
         assert "Paris" in server.chat("qwen-14b").text
+
+
+class Desk:
+    """A home, a port and a program to run there, as a user has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.port = make_home(folder), free_port()
+        self.config = str(make_config(folder, self.home, self.port))
+        self.ray_tmp = tempfile.mkdtemp(prefix="llmb-", dir="/tmp")
+        self.program = str(Path(sys.executable).with_name("llm-backend"))
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        own = {"RAY_TMPDIR": self.ray_tmp, "LLM_BACKEND_HOME": str(self.home), "TERM": "xterm"}
+        self.environment = inherited | own
+
+    def start(self) -> Terminal:
+        """In a terminal, where it asks; answered with the second model."""
+        terminal = Terminal(
+            *(self.program, "start", "--config", self.config), environment=self.environment
+        )
+        wait_until(lambda: "Which model" in terminal.shown, 60, "it asks")
+        terminal.type("2\n")
+        return terminal
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=False,
+        )
+
+    def family(self) -> list[str]:
+        """What runs of this server, by its command lines."""
+        lines = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+        marks = (str(self.home), self.ray_tmp, self.config)
+        return [line for line in lines if any(mark in line for mark in marks)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.run("stop", "--config", desk.config)
+    shutil.rmtree(desk.ray_tmp, ignore_errors=True)
+
+
+def test_start_in_a_terminal_outlives_it_and_stop_ends_all(desk: Desk) -> None:
+    """It asks for the model, returns when that serves; then a stop leaves nothing."""
+    terminal = desk.start()
+    assert terminal.process.wait(START_TIMEOUT_S) == 0, terminal.shown
+    terminal.close()
+    assert f"Ready: qwen-coder serves on http://127.0.0.1:{desk.port}" in terminal.shown
+    assert "Ctrl-C" not in terminal.shown
+    answer = desk.run("chat", "qwen-coder", "What is the capital of France?", "--temperature", "0")
+    assert "Paris" in answer.stdout, answer.stderr
+    assert desk.run("health").returncode == 0
+    stopped = desk.run("stop", "--config", desk.config)
+    assert stopped.stdout.endswith("Stopped; nothing is left running.\n"), stopped
+    assert desk.family() == []
+    again = desk.run("stop", "--config", desk.config)
+    assert again.stdout == f"No server of {desk.home} is running.\n"
+    assert desk.run("health").returncode == 3
+
+
+def test_ctrl_c_at_the_terminal_while_starting_leaves_nothing(desk: Desk) -> None:
+    """Half a server is ended in the same order as a whole one."""
+    terminal = desk.start()
+    wait_until(lambda: any("raylet" in line for line in desk.family()), 120, "Ray is starting")
+    terminal.type("\x03")
+    assert terminal.process.wait(120) == 130, terminal.shown
+    terminal.close()
+    assert "Traceback" not in terminal.shown
+    wait_until(lambda: not desk.family(), 30, "nothing is left")
+
+
+def test_what_is_in_the_way_is_said_at_the_terminal_too(desk: Desk) -> None:
+    """After the question, in one sentence."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", desk.port))
+        taken.listen()
+        terminal = desk.start()
+        assert terminal.process.wait(60) == 1
+    terminal.close()
+    assert "1  qwen-14b  (Enter)" in terminal.shown
+    assert f"Can not start: port {desk.port} is taken by" in terminal.shown

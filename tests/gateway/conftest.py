@@ -16,9 +16,11 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.residency import State
+from deployments.switchboard import Switchboard
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.gateway.sse import Stream, check
+from tests.pure.fake_host import FakeHost
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
@@ -29,6 +31,7 @@ from serve_app.settings import AppArgs, Settings, load_settings
 
 A, B = "qwen-14b", "qwen-coder"
 CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 class Front:
@@ -141,6 +144,26 @@ class Backend:
         await self.gateway.close()
 
 
+class Whole:
+    """Two engines, their host, the Switchboard, a gateway, and a client."""
+
+    def __init__(self, front: Front, settings: Settings, folder: Path) -> None:
+        self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B)}
+        self.host = FakeHost()
+        self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
+        own = settings.model_copy(update={"home": str(folder), "default_model": A})
+        self.board = Switchboard(own, self.host)
+        self.gateway = Gateway(own, self.board)
+        front.app = build_http(self.gateway)
+        self.url = f"http://127.0.0.1:{front.port}"
+        self.client = aiohttp.ClientSession(self.url)
+
+    def chat(self, model: str, stream: bool = False, **headers: str) -> Any:
+        body = {"model": model, "messages": MESSAGES, "stream": stream}
+        named = {"X-" + name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(CHAT, json=body, headers=named)
+
+
 async def until(is_true: Callable[[], object], deadline_s: float = 5) -> None:
     """Run the loop until `is_true`, or fail."""
     async with asyncio.timeout(deadline_s):
@@ -194,3 +217,27 @@ async def backend(
     await backend.in_step()
     yield backend
     await backend.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def whole(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Whole]:
+    whole = Whole(front, settings, tmp_path)
+    for engine in whole.engines.values():
+        await engine.start()
+    await until(lambda: whole.gateway.admission.is_resident(A))
+    yield whole
+    await whole.client.close()
+    await whole.gateway.close()
+    await whole.board.close()
+    for engine in whole.engines.values():
+        await engine.stop()
+    assert not whole.host.loaded_while_other_resident

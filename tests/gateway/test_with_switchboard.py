@@ -2,57 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
-import aiohttp
-import pytest
-
-from deployments.switchboard import Switchboard
-from serve_app.gateway import Gateway
-from serve_app.ingress import build_http
-from serve_app.settings import Settings
-from tests.gateway.conftest import CHAT, A, B, Front, error_of, until
-from tests.gateway.fake_engine import FakeEngine
+from tests.gateway.conftest import A, B, Whole, error_of, until
 from tests.gateway.sse import check
-from tests.pure.fake_host import FakeHost
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-class Whole:
-    """Two engines, their host, the Switchboard, a gateway, and a client."""
-
-    def __init__(self, front: Front, settings: Settings, folder: Path) -> None:
-        self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B)}
-        self.host = FakeHost()
-        self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
-        own = settings.model_copy(update={"home": str(folder), "default_model": A})
-        self.board = Switchboard(own, self.host)
-        self.gateway = Gateway(own, self.board)
-        front.app = build_http(self.gateway)
-        self.client = aiohttp.ClientSession(f"http://127.0.0.1:{front.port}")
-
-    def chat(self, model: str, stream: bool = False, **headers: str) -> Any:
-        body = {"model": model, "messages": MESSAGES, "stream": stream}
-        named = {"X-" + name.replace("_", "-"): value for name, value in headers.items()}
-        return self.client.post(CHAT, json=body, headers=named)
-
-
-@pytest.fixture
-async def whole(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Whole]:
-    whole = Whole(front, settings, tmp_path)
-    for engine in whole.engines.values():
-        await engine.start()
-    await until(lambda: whole.gateway.admission.is_resident(A))
-    yield whole
-    await whole.client.close()
-    await whole.gateway.close()
-    await whole.board.close()
-    for engine in whole.engines.values():
-        await engine.stop()
-    assert not whole.host.loaded_while_other_resident
 
 
 async def test_a_request_brings_its_model(whole: Whole) -> None:

@@ -1,0 +1,161 @@
+"""`health`, `status`, `models`, `events`: what one may know, changing nothing."""
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serve_app.cli import tables
+from serve_app.cli.connection import FAILED, Connection, Json, connected
+
+if TYPE_CHECKING:
+    from serve_app.client import Event
+
+_LOOK_S = 5.0  # a part that says nothing so long is not well
+
+
+def register(app: typer.Typer) -> None:
+    for command in (health, status, models, events):
+        app.command()(connected(command))
+
+
+def health(here: Connection, as_json: Json = False) -> None:
+    """Whether each part is well, one line each; fails unless all that should serve does."""
+    parts = here.run(_parts(here))
+    if as_json:
+        typer.echo(json.dumps(parts))
+    else:
+        typer.echo(tables.columns([(p["part"], p["state"], p["detail"]) for p in parts]))
+    if any(part["state"] == "problem" for part in parts):
+        raise typer.Exit(FAILED)
+
+
+async def _parts(here: Connection) -> list[dict[str, str]]:
+    from serve_app.client import LLMError
+
+    health = await here.client.health_check(_LOOK_S)
+    counts = f"{health['in_flight']} in flight, {health['queued']} queued"
+    parts = [_part("gateway", "ok", f"{here.url}, {counts}")]
+    parts.append(_part("place", *_place(health)))
+    for model in await here.client.models(_LOOK_S):
+        is_well = model["status"] != "failed"
+        detail = model.get("reason") or model["status"]
+        parts.append(_part(model["id"], "ok" if is_well else "problem", detail))
+    try:
+        status = await here.client.status(_LOOK_S)
+        parts.append(_part("switchboard", "ok", f"epoch {status['epoch']}"))
+        parts.append(_part("dashboard", "ok", str(status["dashboard"])))
+    except LLMError as exc:
+        parts.append(_part("switchboard", "problem", str(exc)))
+    return parts
+
+
+def _place(health: dict[str, Any]) -> tuple[str, str]:
+    if health["state"] == "failed":
+        return "problem", "no model could be loaded"
+    if health["state"] == "serving":
+        return "ok", f"{health['resident']} serves"
+    return "ok", "no model is resident" if health["state"] == "idle" else "a switch is under way"
+
+
+def _part(part: str, state: str, detail: str) -> dict[str, str]:
+    return {"part": part, "state": state, "detail": detail}
+
+
+def status(here: Connection, as_json: Json = False) -> None:
+    """What is resident: since when, and until when."""
+    status = here.run(here.client.status(_LOOK_S))
+    if as_json:
+        typer.echo(json.dumps(status))
+        return
+    listed = here.run(here.client.models(_LOOK_S))
+    typer.echo(residency_table(status, {model["id"]: model for model in listed}))
+    for ticket in [status["switch"], *status["queued_switches"]]:
+        if ticket:
+            eta = "" if ticket["eta_s"] is None else f", about {ticket['eta_s']:.0f} s left"
+            typer.echo(f"switch to {ticket['to'] or 'no model'}: {ticket['phase']}{eta}")
+    for model, waiting in status["waiting"].items():
+        typer.echo(f"{waiting['requests']} wait for {model}, the longest {waiting['oldest_s']} s")
+    for model, failure in status["failures"].items():
+        typer.echo(f"{model} failed: {failure['message']}")
+
+
+def residency_table(status: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
+    """The one model in the place, as `ollama ps` shows those that run."""
+    header = ("MODEL", "TASK", "STATE", "SINCE", "SIZE", "UNTIL")
+    if status["resident"] is None:
+        return tables.columns([header, ("-", "-", status["state"], "-", "-", "-")])
+    name, _, task = status["resident"].partition(":")
+    model = models.get(name, {})
+    since = status["serving_for_s"]
+    row = (
+        name,
+        task or model.get("task") or "-",
+        status["state"],
+        "-" if since is None else f"{tables.duration(since)} ago",
+        tables.size(model.get("size_bytes")),
+        _until(status["lease"], status["resident"]),
+    )
+    return tables.columns([header, row])
+
+
+def _until(lease: dict[str, Any] | None, resident: str) -> str:
+    if lease is None or lease["model"] != resident:
+        return "another is wanted"
+    if lease["until"] is None:
+        return f"leased to {lease['owner']}"
+    left = (datetime.fromisoformat(lease["until"]) - datetime.now(UTC)).total_seconds()
+    return f"{tables.duration(max(0.0, left))} from now, leased to {lease['owner']}"
+
+
+def models(here: Connection, as_json: Json = False) -> None:
+    """Every model: where it stands, what it can, and the checkpoint behind the name."""
+    listed = here.run(here.client.models(_LOOK_S))
+    if as_json:
+        typer.echo(json.dumps(listed))
+        return
+    rows = [("MODEL", "STATUS", "TASKS", "CONTEXT", "CHECKPOINT")]
+    for model in listed:
+        note = " (untrained)" if model["untrained"] else ""
+        context = str(model["max_model_len"])
+        tasks = ", ".join(model["tasks"])
+        rows.append((model["id"], model["status"], tasks, context, f"{model['root']}{note}"))
+    typer.echo(tables.columns(rows))
+
+
+def events(
+    here: Connection,
+    as_json: Json = False,
+    after: Annotated[str | None, typer.Option(help="Go on after this event's id.")] = None,
+) -> None:
+    """What happens to the models, as it happens, until Ctrl-C."""
+
+    async def follow() -> None:
+        async for event in here.client.events(after):
+            if as_json:
+                value = {"id": event.id, "event": event.kind, "data": event.data}
+                typer.echo(json.dumps(value))
+            elif line := event_line(event):
+                typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
+
+    here.run(follow())
+
+
+def event_line(event: "Event") -> str | None:
+    """One event for people; None for one that says nothing to them."""
+    data = event.data
+    match event.kind:
+        case "switch":
+            error = f": {data['error']['message']}" if data["error"] else ""
+            way = f"{data['from'] or 'no model'} -> {data['to'] or 'no model'}"
+            return f"{data['id']}  {way}  {data['phase']} after {data['seconds']:.1f} s{error}"
+        case "failure":
+            return f"{data['model']} failed: {data['message']}"
+        case "lease":
+            lease = data["lease"]
+            return f"lease of {lease['model']} for {lease['owner']}" if lease else "lease ended"
+        case "connected":
+            return None
+        case _:
+            return f"{event.kind.replace('_', ' ')} {json.dumps(data) if data else ''}".strip()

@@ -1,0 +1,137 @@
+"""`chat`: a model answers in the terminal."""
+
+import base64
+import mimetypes
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve_app.cli.connection import Connection, connected, fail
+
+_MAX_IMAGE_BYTES = 15_000_000  # in base64 it has to stay under the backend's 20 MiB
+
+Message = dict[str, Any]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(connected(chat))
+
+
+def chat(
+    here: Connection,
+    model: Annotated[
+        str | None, typer.Argument(help="Without it: the one that is resident.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="Answer this and end. Read from standard input where that is no terminal."
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Show it this picture.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What it is told before everything.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Talk to a model. Ctrl-C ends an answer, Ctrl-D the talk; `/image PATH` shows a picture."""
+    if model and prompt is None and " " in model:
+        model, prompt = None, model
+    name = model or here.run(_usual_model(here))
+    talk = _Talk(here, name, system, {"temperature": temperature, "max_tokens": max_tokens})
+    images = [_data_address(path) for path in image or []]
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is not None:
+        talk.answer(prompt, images)
+    else:
+        _converse(talk, images)
+
+
+class _Talk:
+    """One conversation; an answer that was stopped or broke off is not part of it."""
+
+    def __init__(
+        self, here: Connection, model: str, system: str | None, options: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self._here, self._options = here, options
+        self._messages: list[Message] = [_message("system", system)] if system else []
+
+    def answer(self, text: str, images: list[str]) -> None:
+        """Print the answer as it comes. Raises LLMError, KeyboardInterrupt."""
+        asked = [*self._messages, _message("user", text, images)]
+        told = self._here.run(self._print(asked))
+        self._messages = [*asked, _message("assistant", told)]
+
+    async def _print(self, messages: list[Message]) -> str:
+        told = ""
+        try:
+            async for chunk in self._here.client.stream(
+                model=self.model, messages=messages, **self._options
+            ):
+                for choice in chunk["choices"]:
+                    piece = choice["delta"].get("content") or ""
+                    told += piece
+                    typer.echo(_shown(piece), nl=False)
+        finally:
+            typer.echo()
+        return told
+
+
+def _converse(talk: _Talk, images: list[str]) -> None:
+    from serve_app.client import LLMError
+
+    typer.echo(f"{talk.model}; Ctrl-D ends the talk")
+    while True:
+        try:
+            text = input(">>> ").strip()
+        except EOFError:
+            typer.echo()
+            return
+        if text.startswith("/image "):
+            path = Path(text.removeprefix("/image ").strip()).expanduser()
+            if path.is_file():
+                images.append(_data_address(path))
+            else:
+                typer.echo(f"There is no file {path}.", err=True)
+        elif text:
+            try:
+                talk.answer(text, images)
+                images = []
+            except LLMError as exc:
+                typer.echo(str(exc), err=True)
+            except KeyboardInterrupt:
+                typer.echo("(stopped)", err=True)
+
+
+async def _usual_model(here: Connection) -> str:
+    health = await here.client.health_check()
+    if not health["resident"]:
+        names = [str(model["id"]) for model in await here.client.models()]
+        fail(f"No model is resident; name one of {', '.join(names)}.")
+    return str(health["resident"])
+
+
+def _message(role: str, text: str, images: list[str] | None = None) -> Message:
+    if not images:
+        return {"role": role, "content": text}
+    shown = [{"type": "image_url", "image_url": {"url": address}} for address in images]
+    return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
+
+
+def _data_address(path: Path) -> str:
+    kind, _ = mimetypes.guess_type(path.name)
+    if not kind or not kind.startswith("image/"):
+        fail(f"{path} is no picture.")
+    if path.stat().st_size > _MAX_IMAGE_BYTES:
+        fail(f"{path} is larger than {_MAX_IMAGE_BYTES // 10**6} MB.")
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _shown(text: str) -> str:
+    """Without what would steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or c.isprintable())

@@ -1,0 +1,96 @@
+"""`logs`: what the parts have written, also when they are dead."""
+
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.connection import Connection, connected, fail
+from serve_app.cli.log_times import moment, since
+
+_LOOK_S = 0.3
+_MANY = 5000  # lines that are searched for --since
+_MODELS = Path(__file__).resolve().parent.parent.parent / "configs" / "models"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(connected(logs))
+
+
+def logs(
+    here: Connection,
+    service: Annotated[
+        str, typer.Argument(help="gateway, switchboard, serve, standby, redis, a model, or all.")
+    ] = "all",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=_MANY)] = 50,
+    begin: Annotated[
+        str | None, typer.Option("--since", help="`10m`, `2h`, `14:30` or a date with a time.")
+    ] = None,
+) -> None:
+    """What a part of the server has written. Read from this machine's files, or, with an address,
+    from the backend there."""
+    now = datetime.now().astimezone()
+    try:
+        first = moment(begin, now) if begin else None
+    except ValueError:
+        raise typer.BadParameter(f"{begin!r} is no time.", param_hint="--since") from None
+    if here.is_remote:
+        here.run(_print_remote(here, service, follow, lines, first, now))
+    else:
+        _print_local(service, follow, lines, first, now)
+
+
+def _print_local(
+    service: str, follow: bool, num_lines: int, first: datetime | None, now: datetime
+) -> None:
+    from serve_app.logs import SERVICES, Follower, paths_of
+    from serve_app.settings import default_home
+
+    home = default_home()
+    models = sorted(path.stem for path in _MODELS.glob("*.yaml"))
+    paths = paths_of(service, home, models)
+    if not paths:
+        fail(f"There is no such log; there are {', '.join([*SERVICES, *models, 'all'])}.")
+    if not follow and not any(path.exists() for path in paths.values()):
+        fail(f"{service} has written nothing in {home / 'logs'} yet.")
+    num_read = num_lines if first is None else _MANY
+    with ExitStack() as opened:
+        followers = {}
+        for name, path in paths.items():
+            followers[name] = Follower(path, num_read)
+            opened.callback(followers[name].close)
+        for name, follower in followers.items():
+            past = follower.past if follow else follower.past + follower.end_line()
+            for line in past if first is None else since(past, first, now):
+                _print(name, line, service)
+        while follow:
+            for name, follower in followers.items():
+                for line in follower.new_lines():
+                    _print(name, line, service)
+            time.sleep(_LOOK_S)
+
+
+def _print(name: str, line: str, service: str) -> None:
+    typer.echo(f"{name} | {line}" if service == "all" else line)
+
+
+async def _print_remote(
+    here: Connection,
+    service: str,
+    follow: bool,
+    num_lines: int,
+    first: datetime | None,
+    now: datetime,
+) -> None:
+    """With `first`, lines without a time of their own belong to the one before them."""
+    num_read = num_lines if first is None else _MANY
+    begun: set[str] = set()  # whose lines have come to `first`
+    async for line in here.client.logs(service, num_read, follow):
+        name = line.partition(" | ")[0] if service == "all" else service
+        if first is None or name in begun or since([line], first, now):
+            begun.add(name)
+            typer.echo(line)

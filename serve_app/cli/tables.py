@@ -1,0 +1,42 @@
+"""Values as lines of text: the same in a terminal and in a pipe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """The rows below each other, each column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`, `2 days`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} days"
+
+
+def size(num_bytes: float | None) -> str:
+    """In MB or GB, as disks are sold."""
+    if num_bytes is None:
+        return "-"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def fields(value: dict[str, Any]) -> str:
+    """An object's plain values, one a line."""
+    return columns([(name.replace("_", " "), _plain(v)) for name, v in value.items()])
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,41 @@
+"""Server-sent events, as a client reads them."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a stream, up to its empty line; an empty `data` is a comment or a position."""
+
+    event: str = "message"
+    data: str = ""
+    id: str | None = None
+    retry_s: float | None = None
+
+
+async def blocks(lines: AsyncIterator[str]) -> AsyncGenerator[Block, None]:
+    """The blocks of a stream; one that the stream's end cuts is dropped, as the standard says."""
+    fields: dict[str, str] = {}
+    data: list[str] = []
+    async for line in lines:
+        if not line:
+            yield _block(fields, data)
+            fields, data = {}, []
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            data.append(value)
+        elif name:  # a comment has none
+            fields[name] = value
+
+
+def _block(fields: dict[str, str], data: list[str]) -> Block:
+    retry = fields.get("retry", "")
+    return Block(
+        event=fields.get("event") or "message",
+        data="\n".join(data),
+        id=fields.get("id"),
+        retry_s=int(retry) / 1000 if retry.isdecimal() else None,
+    )
