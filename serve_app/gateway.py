@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from deployments.gpu_watch import NO_GPU, gpu_json
 from deployments.residency import State
 from deployments.view import View
 from serve_app.admission import Admission
@@ -86,6 +87,7 @@ class Gateway:
             "epoch": view.epoch if view else 0,
             "in_flight": self.admission.num_in_flight,
             "queued": self.admission.num_queued,
+            "gpu": gpu_json(view.gpu if view else NO_GPU),
         }
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:

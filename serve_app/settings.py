@@ -120,6 +120,13 @@ class Probing(_Frozen):
 Port = Annotated[int, Field(gt=1023, lt=65536)] | None
 
 
+class GpuSettings(_Frozen):
+    """How the card is watched."""
+
+    alarm_at: Annotated[float, Field(gt=0.1, le=1)]  # share of its memory in use
+    interval_s: Annotated[float, Field(gt=0)]
+
+
 class ModelProfile(_Frozen):
     """One profile's block in a model's file: the checkpoint behind the name, and its engine."""
 
@@ -185,6 +192,7 @@ class Settings(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    gpu: GpuSettings
     standby: bool
     residency: ResidencyMode
     max_sleepers: int
@@ -217,6 +225,7 @@ class _BackendFile(_Frozen):
     http: Http
     switching: Switching
     probing: Probing
+    gpu: GpuSettings
 
 
 class _ProfileFile(_Frozen):
@@ -262,6 +271,7 @@ def load_settings(args: AppArgs, has_gpu: bool) -> Settings:
         http=backend.http,
         switching=backend.switching,
         probing=backend.probing,
+        gpu=backend.gpu,
         standby=profile_file.standby,
         residency=args.residency or profile_file.residency,
         max_sleepers=profile_file.max_sleepers,
