@@ -25,10 +25,13 @@ pytest: .venv/.dev models
 
 env: .venv/.$(DEVICE)
 
-# The demo models, where there is no GPU: built once into ~/.cache/llm-backend.
+# Without a GPU the demo models, built once into ~/.cache/llm-backend; with one, what the default
+# model lacks, after saying how much that is.
 models: env
 ifeq ($(DEVICE),cpu)
 	@PYTHONPATH=deployments/engine_site $(BIN)/python -m deployments.demo_models
+else
+	@$(BIN)/llm-backend pull --default
 endif
 
 .venv/bin/python:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from serve_app.launch import run_server
+from serve_app.pull_command import pull
 from serve_app.settings import PROJECT
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, help="Three models, one GPU.")
@@ -23,6 +24,9 @@ def start(
 ) -> None:
     """Start the server in the foreground; Ctrl-C stops everything it started."""
     raise typer.Exit(run_server(config, lambda line: typer.echo(line)))
+
+
+app.command()(pull)
 
 
 def main() -> None:
