@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from serve_app.doctor_command import doctor
 from serve_app.launch import run_server
 from serve_app.pull_command import pull
 from serve_app.settings import PROJECT
@@ -26,6 +27,7 @@ def start(
     raise typer.Exit(run_server(config, lambda line: typer.echo(line)))
 
 
+app.command()(doctor)
 app.command()(pull)
 
 
