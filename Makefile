@@ -1,5 +1,6 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
+# make test-gpu   on a machine with the card: its models, switches and speeds, with a report
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -7,7 +8,7 @@ TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check pytest env models clean
+.PHONY: run test test-gpu check pytest env models clean
 
 run: env models
 	@exec $(BIN)/llm-backend start
@@ -22,6 +23,13 @@ check: .venv/.dev
 
 pytest: .venv/.dev models
 	$(BIN)/pytest
+
+# Without a GPU it skips, saying why.
+test-gpu: .venv/.dev
+ifeq ($(DEVICE),gpu)
+	@$(BIN)/llm-backend pull
+endif
+	$(BIN)/pytest tests/gpu -m gpu -s
 
 env: .venv/.$(DEVICE)
 

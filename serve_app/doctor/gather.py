@@ -61,7 +61,7 @@ def gather(config: Path) -> Machine:
         memory_available_bytes=memory.available,
         disks=_disks(settings),
         ports=_ports(port),
-        is_serving=home is not None and place.is_taken(home / "run" / "place.lock"),
+        is_serving=home is not None and place.is_taken(home),
         ray_address=running_ray(),
         weights=_weights(settings),
     )

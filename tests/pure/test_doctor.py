@@ -1,5 +1,6 @@
 """The doctor's judgements, on machines made by hand; and a look at this one."""
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typer.testing import CliRunner
 from deployments.gpu import GpuProcess, GpuReading
 from serve_app.cli import app
 from serve_app.doctor.facts import Card, Disk, Finding, Level, Machine, Port, Torch, Weights
+from serve_app.doctor.gather import gather
 from serve_app.doctor.gpu_checks import can_run
 from serve_app.doctor.report import diagnose, exit_code, json_of, lines_of
-from serve_app.settings import AppArgs, Settings, load_settings
+from serve_app.settings import PROJECT, AppArgs, Settings, load_settings
 
 GIB = 2**30
 EVERYWHERE = "0.0.0.0"  # noqa: S104  judged, not bound
@@ -378,6 +380,16 @@ def test_command_looks_at_this_machine(monkeypatch, tmp_path):
     assert "2 API and 0 admin keys" in by_check["keys"]["text"]
     assert "secret" not in result.output
     assert "can not start" in by_check["older notes"]["text"]
+
+
+def test_server_that_runs_is_seen_by_its_lock(monkeypatch, tmp_path):
+    """Its ports and its Ray are then no problem."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "place-qwen-14b.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path))
+        assert gather(PROJECT / "serve_config.yaml").is_serving
+    assert not gather(PROJECT / "serve_config.yaml").is_serving
 
 
 def test_command_says_what_is_wrong_with_the_settings(tmp_path):
