@@ -124,6 +124,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             listed = hub.revisions[commit][path]
             content = hub.lies.get(path, listed)
             begin = 0 if hub.ignores_ranges else start
+            if begin >= len(content) > 0:
+                self.send_error(416)
+                return
             self.send_response(206 if begin else 200)
             self.send_header("X-Repo-Commit", commit)
             self.send_header("ETag", f'"{digest_of(path, listed)}"')
