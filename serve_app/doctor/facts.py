@@ -82,8 +82,6 @@ class Machine:
     settings: Settings | None  # None where they can not be used
     settings_problem: str | None
     host: str  # the address that the server binds
-    num_api_keys: int
-    num_admin_keys: int
     card: Card | None
     card_problem: str | None  # why there is none
     has_nvidia_hardware: bool  # on the PCI bus, or given by WSL2

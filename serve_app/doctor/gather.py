@@ -46,8 +46,6 @@ def gather(config: Path) -> Machine:
         settings=settings,
         settings_problem=settings_problem,
         host=host,
-        num_api_keys=_num_keys("LLM_BACKEND_API_KEY"),
-        num_admin_keys=_num_keys("LLM_BACKEND_ADMIN_KEY"),
         card=card,
         card_problem=card_problem,
         has_nvidia_hardware=_has_nvidia_hardware(),
@@ -121,10 +119,6 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _num_keys(variable: str) -> int:
-    return len([key for key in os.environ.get(variable, "").split(",") if key.strip()])
 
 
 def _disks(settings: Settings | None) -> tuple[Disk, ...]:

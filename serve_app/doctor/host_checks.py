@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from serve_app.auth import is_loopback
 from serve_app.doctor.facts import Disk, Finding, Level, Machine, Port
 
 _GIB = 2**30
 _MIN_FREE_BYTES = 2 * _GIB  # as the start asks for: logs, sockets, Ray's session
 _LOW_FREE_BYTES = 10 * _GIB
 _VOLATILE = {"tmpfs", "ramfs", "overlay"}  # gone after a reboot, or with the container
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 # The standby (0.6 GB), Ray and Serve, an engine's own host memory.
 _HOST_MEMORY_BYTES = 6 * _GIB
 
@@ -134,18 +134,28 @@ def check_ray(machine: Machine) -> Iterator[Finding]:
 
 def check_keys(machine: Machine) -> Iterator[Finding]:
     """That nobody beyond this machine gets in without a key."""
-    num_keys, num_admin = machine.num_api_keys, machine.num_admin_keys
-    text = f"listens on {machine.host} with {num_keys} API and {num_admin} admin keys"
-    if machine.host in _LOOPBACK or (num_keys and num_admin):
-        yield Finding("keys", Level.OK, text)
+    settings = machine.settings
+    if settings is None:
         return
-    missing = "LLM_BACKEND_API_KEY" if not num_keys else "LLM_BACKEND_ADMIN_KEY"
-    yield Finding(
-        "keys",
-        Level.PROBLEM,
-        f"{text}: everybody who reaches this machine could use it",
-        f"set {missing}, or http_options.host: 127.0.0.1 in serve_config.yaml",
-    )
+    num_keys, num_admin = len(settings.api_keys), len(settings.admin_keys)
+    text = f"listens on {machine.host}, with {num_keys} API and {num_admin} admin keys"
+    is_open = not is_loopback(machine.host)
+    if is_open and not num_keys:
+        yield Finding(
+            "keys",
+            Level.PROBLEM,
+            f"{text}: everybody who reaches this machine could use it, so it does not start",
+            "set LLM_BACKEND_API_KEY, or http_options.host: 127.0.0.1 in serve_config.yaml",
+        )
+    elif is_open and not num_admin:
+        yield Finding(
+            "keys",
+            Level.WARNING,
+            f"{text}: each API key is an admin's",
+            "set LLM_BACKEND_ADMIN_KEY",
+        )
+    else:
+        yield Finding("keys", Level.OK, text)
 
 
 def check_offline(machine: Machine) -> Iterator[Finding]:
