@@ -39,12 +39,12 @@ class _Wanted:
     files: tuple[PulledFile, ...]
 
 
-def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool, is_quick: bool) -> Path:
+def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool) -> Path:
     """Have `spec`'s checkpoint on this machine; returns its folder.
 
     The revision is the one that the model's file names; where it names a branch or none, the one
-    that was pulled last, and the newest at the first time or with `is_update`. `is_quick` believes
-    the manifest where all sizes are right; else what is here is read and hashed again.
+    that was pulled last, and the newest at the first time or with `is_update`. What is here already
+    is read and hashed again.
 
     Raises:
         PullProblem: it could not be had, or may not be used; what is served now stays so.
@@ -57,9 +57,6 @@ def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool, is_quick: bool
     if commit is None or is_update:
         commit = hub.newest(repo, "main" if is_fixed else branch)
     known = load_manifest(hub.snapshot(repo, commit))
-    if known and is_quick and _is_whole(hub, known):
-        say(f"{spec.name}: {_title(known)} is here")
-        return hub.snapshot(repo, commit)
     files = known.files if known else _served(repo, hub.files(repo, commit))
     folder = _bring(hub, _Wanted(spec.name, repo, commit, files), say)
     manifest = known or Manifest(repo, commit, datetime.now(UTC).isoformat("T", "seconds"), files)
@@ -134,11 +131,6 @@ def _link(hub: Hub, wanted: _Wanted) -> Path:
     if danger:
         raise PullProblem(f"{wanted.repo} is refused: {danger}")
     return folder
-
-
-def _is_whole(hub: Hub, manifest: Manifest) -> bool:
-    folder = hub.snapshot(manifest.repo, manifest.commit)
-    return all(file.is_whole(folder / file.path) for file in manifest.files)
 
 
 def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Say) -> None:

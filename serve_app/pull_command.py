@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deployments import checkpoint
+from deployments.checkpoint import CheckpointProblem
 from serve_app.preflight import PreflightProblem, read_deployment
 from serve_app.settings import PROJECT, ModelSpec, Settings, SettingsError, load_settings
 
@@ -37,7 +38,9 @@ def pull(
     except (PreflightProblem, SettingsError) as exc:
         typer.echo(f"Can not pull: {exc}.", err=True)
         raise typer.Exit(2) from exc
-    raise typer.Exit(_pull_all(specs, is_update=update, is_quick=default))
+    if default and not update:
+        specs = [spec for spec in specs if not _is_whole(spec, Path(settings.home))]
+    raise typer.Exit(_pull_all(specs, is_update=update))
 
 
 def _settings(config: Path) -> Settings:
@@ -53,7 +56,18 @@ def _wanted(settings: Settings, name: str | None, is_default: bool) -> list[Mode
     return [settings.models[name]]
 
 
-def _pull_all(specs: list[ModelSpec], *, is_update: bool, is_quick: bool) -> int:
+def _is_whole(spec: ModelSpec, home: Path) -> bool:
+    """Whether it could be loaded as it is, whoever brought it here."""
+    try:
+        folder = checkpoint.check(spec, home)
+    except CheckpointProblem:
+        return False
+    revision = f" ({folder.name[:12]})" if checkpoint.is_on_hub(spec) else ""
+    typer.echo(f"{spec.name}: {spec.checkpoint}{revision} is here")
+    return True
+
+
+def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
     """Returns the exit code: 1 when one of them could not be had; the others are, all the same."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -71,7 +85,7 @@ def _pull_all(specs: list[ModelSpec], *, is_update: bool, is_quick: bool) -> int
         elif key not in done:
             done.add(key)
             try:
-                pull_one(Hub(), spec, typer.echo, is_update=is_update, is_quick=is_quick)
+                pull_one(Hub(), spec, typer.echo, is_update=is_update)
             except PullProblem as exc:
                 typer.echo(f"{spec.name}: {exc}.", err=True)
                 code = 1
