@@ -56,6 +56,7 @@ def spec(revision: str | None = None) -> ModelSpec:
         tasks=["generate"],
         task="generate",
         vision=False,
+        port=None,
         checkpoint=REPO,
         revision=revision,
         untrained=True,
