@@ -223,6 +223,7 @@ def _command(tmp_path: Path, fake: FakeHub) -> tuple[list[str], dict[str, str]]:
     (configs / "profiles" / "rtx5080.yaml").write_text(yaml.safe_dump(profile))
     block = spec().model_dump(include={"checkpoint", "engine", "golden"})
     file = {
+        "port": None,
         "name": "tiny",
         "description": "",
         "tasks": ["generate"],
