@@ -1,6 +1,7 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
+# make test-gpu   on a machine with the card: its models, switches and speeds, with a report
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test check pytest env models clean system observe
+.PHONY: run test test-gpu check pytest env models clean system observe
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -51,13 +52,22 @@ observe:
 	@echo 'Prometheus: http://127.0.0.1:9090, where "Alerts" says what is wrong. Ctrl-C stops it.'
 	@exec prometheus --config.file=configs/prometheus/prometheus.yml --log.level=warn \
 	  --storage.tsdb.path="$(DATA)/prometheus" --web.listen-address=127.0.0.1:9090
+# Without a GPU it skips, saying why.
+test-gpu: .venv/.dev
+ifeq ($(DEVICE),gpu)
+	@$(BIN)/llm-backend pull
+endif
+	$(BIN)/pytest tests/gpu -m gpu -s
 
 env: .venv/.$(DEVICE)
 
-# The demo models, where there is no GPU: built once into ~/.cache/llm-backend.
+# Without a GPU the demo models, built once into ~/.cache/llm-backend; with one, what the default
+# model lacks, after saying how much that is.
 models: env
 ifeq ($(DEVICE),cpu)
 	@PYTHONPATH=deployments/engine_site $(BIN)/python -m deployments.demo_models
+else
+	@$(BIN)/llm-backend pull --default
 endif
 
 .venv/bin/python:

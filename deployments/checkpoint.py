@@ -1,9 +1,14 @@
-"""Where a model's weights lie, and whether they are whole: checked before anything is drained."""
+"""Where a model's weights lie, and whether they are whole and safe.
+
+Checked before anything is drained.
+"""
 
 import json
 import struct
 from pathlib import Path
 
+from deployments.checkpoint_manifest import SERVED_FILES, load_manifest
+from deployments.checkpoint_safety import danger_in_folder
 from deployments.residency import Problem
 from serve_app.settings import ModelSpec
 
@@ -11,11 +16,16 @@ _DEMO = "demo/"
 
 
 class CheckpointProblem(Exception):
-    """The weights are not there, not whole, or do not fit."""
+    """The weights are not there, not whole, not to be loaded, or do not fit."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.problem = problem
+
+
+def is_on_hub(spec: ModelSpec) -> bool:
+    """Whether the checkpoint is a name on a Hugging Face hub, and no folder."""
+    return not spec.checkpoint.startswith(_DEMO) and not Path(spec.checkpoint).is_absolute()
 
 
 def locate(spec: ModelSpec, home: Path) -> Path:
@@ -25,15 +35,18 @@ def locate(spec: ModelSpec, home: Path) -> Path:
     the hub's cache without using the network.
 
     Raises:
-        CheckpointProblem: there is no such folder; the message says how to get it.
+        CheckpointProblem: there is no such folder, and the message says how to get it; or it holds
+            what is never loaded: code of its own, pickles, links out of it.
     """
+    roots: list[Path] = []
     if spec.checkpoint.startswith(_DEMO):
         folder = home / "models" / spec.checkpoint.removeprefix(_DEMO)
         remedy = "make models"
     elif Path(spec.checkpoint).is_absolute():
         folder, remedy = Path(spec.checkpoint), "correct its path in configs/models"
     else:
-        folder, remedy = _hub_folder(spec), f"hf download {spec.checkpoint}"
+        folder, remedy = _hub_folder(spec), f"llm-backend pull {spec.name}"
+        roots = [folder.parent.parent, folder.parent.parent.parent]  # a snapshot is links to blobs
     if not (folder / "config.json").is_file():
         raise CheckpointProblem(
             Problem(
@@ -42,16 +55,28 @@ def locate(spec: ModelSpec, home: Path) -> Path:
                 f"get them with: {remedy}",
             )
         )
+    danger = danger_in_folder(folder, roots or [folder])
+    if danger:
+        raise CheckpointProblem(
+            Problem("checkpoint_unsafe", f"the checkpoint of {spec.name} is refused: {danger}")
+        )
     return folder
 
 
 def check(spec: ModelSpec, home: Path) -> Path:
-    """`locate`, and compare every weights file with its own header and the index.
+    """`locate`, and compare every weights file with its own header and the index, and every file
+    that was pulled with the size it had.
 
     Raises:
         CheckpointProblem: a file is missing, cut short or not a safetensors file.
     """
     folder = locate(spec, home)
+    manifest = load_manifest(folder) if is_on_hub(spec) else None
+    for file in manifest.files if manifest else ():
+        if not file.is_whole(folder / file.path):
+            raise _broken(
+                spec, f"{file.path} is missing or has another size than it was pulled with"
+            )
     try:
         json.loads((folder / "config.json").read_text())
     except ValueError as exc:
@@ -84,12 +109,19 @@ def size_bytes(spec: ModelSpec, home: Path) -> int | None:
 
 def _hub_folder(spec: ModelSpec) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(spec.checkpoint, revision=spec.revision, local_files_only=True)
+            snapshot_download(
+                spec.checkpoint,
+                revision=spec.revision,
+                local_files_only=True,
+                allow_patterns=SERVED_FILES,
+            )
         )
+    except IncompleteSnapshotError as exc:  # `check` says what is missing
+        return Path(exc.snapshot_path)
     except LocalEntryNotFoundError:
         return Path("/nonexistent")
 
@@ -127,6 +159,7 @@ def _check_safetensors(spec: ModelSpec, path: Path) -> None:
 
 
 def _broken(spec: ModelSpec, what: str) -> CheckpointProblem:
+    remedy = f"; mend them with: llm-backend pull {spec.name}" if is_on_hub(spec) else ""
     return CheckpointProblem(
-        Problem("checkpoint_broken", f"the weights of {spec.name} are not whole: {what}")
+        Problem("checkpoint_broken", f"the weights of {spec.name} are not whole: {what}{remedy}")
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineGone, EngineReady, EngineStarted, EngineVerifying
+from deployments.gpu import GpuReader
+from deployments.gpu_watch import NO_GPU, GpuWatch, alarm_event
 from deployments.history import History
 from deployments.residency import (
     Effect,
@@ -41,7 +43,9 @@ class Conductor:
     calls `settle` before the next `await`; until `has_started` nobody gives it one.
     """
 
-    def __init__(self, settings: Settings, host: Host) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, open_gpu: Callable[[], GpuReader] | None = None
+    ) -> None:
         switching = settings.switching
         self._settings = settings
         self._host = host
@@ -68,12 +72,15 @@ class Conductor:
         if self._saved:
             self.history.recall(self._saved.tickets)
         self._told = self.history.position  # those who wait know of the events up to here
+        self.gpu = NO_GPU
         self.view = self._make_view(0)
         self._changed = asyncio.Event()  # set, and replaced, with each change that is told
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._start())
         self._spawn(self._keep_time())
+        if open_gpu:
+            self._spawn(self._watch_gpu(GpuWatch(settings.gpu, open_gpu)))
 
     async def close(self) -> None:
         """End its tasks; what they hold goes on."""
@@ -135,6 +142,14 @@ class Conductor:
             except TimeoutError:
                 self.machine.tick(time.monotonic())
                 self.settle()
+
+    async def _watch_gpu(self, watch: GpuWatch) -> None:
+        await self.has_started.wait()
+        async for state in watch.states():
+            if state.is_alarming != self.gpu.is_alarming:
+                self.history.tell("gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at))
+            self.gpu = state
+            self.settle()
 
     def settle(self) -> None:
         """After each event: carry out what was decided, save it, and tell those who watch."""
@@ -240,6 +255,7 @@ class Conductor:
             switch_s=self.history.switch_s,
             lease=self.history.lease,
             asleep=self._host.asleep(),
+            gpu=self.gpu,
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from deployments import place
 from deployments.checkpoint import CheckpointProblem
 from deployments.checkpoint_shape import UnknownShape
-from deployments.gpu_memory import GpuReader, open_card
+from deployments.gpu import GpuReader
+from deployments.gpu_memory import open_card
 from deployments.memory_plan import card_room, host_room, plan_on_disk, session_bytes
 from deployments.residency import Problem
 from deployments.vram import Plan, gib
@@ -157,8 +158,7 @@ class HostMemory:
             card = self._card
 
             def used_bytes() -> int:
-                memory = card.read()
-                return memory.total_bytes - memory.free_bytes
+                return card.read().used_bytes or 0
 
             return used_bytes
         return (lambda: session_bytes(session)) if self._settings.device == "cpu" else None

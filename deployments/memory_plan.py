@@ -9,8 +9,9 @@ import psutil
 from deployments import checkpoint, place
 from deployments.checkpoint_shape import Shape, UnknownShape, shape_of
 from deployments.engine_memory import measured_overhead
-from deployments.gpu_memory import GpuMemory, GpuReader
-from deployments.vram import GIB, Plan, Room, gib, overhead_estimate, plan
+from deployments.gpu import GpuReader
+from deployments.gpu_memory import describe_process
+from deployments.vram import GIB, Plan, Room, overhead_estimate, plan
 from serve_app.settings import ModelSpec, Settings
 
 _NUM_HOLDERS_NAMED = 3
@@ -62,21 +63,22 @@ def card_room(card: GpuReader, settings: Settings) -> Room:
     Where the driver does not tell what a process holds (WSL2, other process numbers in a
     container), they count with what their settings let the one that is awake fill.
     """
-    memory = card.read()
+    reading = card.read()
+    total_bytes, free_bytes = reading.total_bytes or 0, reading.free_bytes or 0
     engines = place.holders(Path(settings.home))
     own = {p.pid for _, session in engines for p in place.session_members(session)}
-    returned_bytes = sum(size for pid, _, size in _holders(memory) if pid in own)
+    returned_bytes = sum(p.used_bytes or 0 for p in reading.processes if p.pid in own)
     if not returned_bytes:
         specs = [settings.models[model] for model, _ in engines if model in settings.models]
         share = max((spec.engine.gpu_memory_utilization or 0 for spec in specs), default=0)
-        returned_bytes = int(share * memory.total_bytes)
-    others = [(name, size) for pid, name, size in _holders(memory) if pid not in own and size]
+        returned_bytes = int(share * total_bytes)
+    others = [p for p in reading.processes if p.pid not in own and p.used_bytes]
     return Room(
         "cuda",
-        total_bytes=memory.total_bytes,
-        free_bytes=memory.free_bytes,
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
         returned_bytes=returned_bytes,
-        holders=tuple(f"process {name} {gib(size)}" for name, size in others[:_NUM_HOLDERS_NAMED]),
+        holders=tuple(f"process {describe_process(p)}" for p in others[:_NUM_HOLDERS_NAMED]),
     )
 
 
@@ -87,9 +89,3 @@ def session_bytes(session: int) -> int:
         with suppress(psutil.Error, OSError):  # it has just ended
             total += process.memory_full_info().pss
     return total
-
-
-def _holders(memory: GpuMemory) -> list[tuple[int, str, int]]:
-    """Process number, name with number, and bytes, the largest first."""
-    found = [(int(name.split()[0]), name, size) for name, size in memory.holders.items()]
-    return sorted(found, key=lambda holder: -holder[2])

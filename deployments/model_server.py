@@ -133,7 +133,8 @@ class ModelServer:
         if card is None:
             return None
         timeout_s = self._settings.switching.unload_timeout_s
-        return (await wait_until_memory_freed(card, share, timeout_s, held_bytes)).free_bytes
+        look = await wait_until_memory_freed(card, share, timeout_s, held_bytes)
+        return look and look.free_bytes
 
     async def _verify(self) -> None:
         engine, golden = self._engine, self._golden

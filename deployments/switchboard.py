@@ -1,6 +1,8 @@
 """The one writer of residency, as gateways and admins meet it."""
 
+import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +11,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.conductor import Conductor, problem_of
+from deployments.gpu import GpuReader, open_nvml
+from deployments.gpu_watch import gpu_admin_json
 from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
 from deployments.residency import Cause, LeaseHeld, State, Ticket
@@ -24,10 +28,12 @@ _MAX_EVENTS_WAIT_S = 60.0
 class Switchboard:
     """Takes reports and wishes to the machine, and answers with what comes of them."""
 
-    def __init__(self, settings: Settings, host: Host) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, open_gpu: Callable[[], GpuReader] | None = None
+    ) -> None:
         self._settings = settings
         self._host = host
-        self._conductor = Conductor(settings, host)
+        self._conductor = Conductor(settings, host, open_gpu)
 
     async def close(self) -> None:
         """End what it does; an engine that runs goes on."""
@@ -162,6 +168,7 @@ class Switchboard:
                 for model, w in machine.waiting().items()
             },
             "load_seconds": {m: round(s, 2) for m, s in machine.switch_seconds.items()},
+            "gpu": gpu_admin_json(self._conductor.gpu),
             "dashboard": self._host.dashboard_url(),
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
             "memory": self._host.memory_status(),
@@ -198,4 +205,10 @@ class SwitchboardDeployment(Switchboard):
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
         end_with_parent()
         app_name = serve.get_replica_context().app_name
-        super().__init__(settings, ServeHost(settings, servers, app_name))
+        # Ray leaves the variable as the user set it in a replica that asks for no GPU.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        super().__init__(
+            settings,
+            ServeHost(settings, servers, app_name),
+            (lambda: open_nvml(visible)) if settings.device == "cuda" else None,
+        )

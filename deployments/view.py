@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from deployments.gpu_watch import NO_GPU, GpuState
 from deployments.residency import GatewayReport, Phase, State, Ticket, Waiting
 
 
@@ -55,6 +56,7 @@ class View:
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
     asleep: tuple[str, ...] = ()  # what is kept asleep, the longest first
+    gpu: GpuState = NO_GPU
 
     @property
     def admitting_epoch(self) -> int | None:
@@ -101,7 +103,7 @@ class Event:
     """Something that an admin may follow; `number` grows by one with each, within a boot."""
 
     number: int
-    kind: str  # switch, engine_lost, failure or lease
+    kind: str  # switch, engine_lost, failure, lease or gpu_alarm
     data: dict[str, Any]
 
 

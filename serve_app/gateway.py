@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from deployments.checkpoint import size_bytes
+from deployments.gpu_watch import NO_GPU, gpu_json
 from deployments.residency import State
 from deployments.view import View
 from serve_app.admission import Admission
@@ -100,6 +101,7 @@ class Gateway:
             "epoch": view.epoch if view else 0,
             "in_flight": self.admission.num_in_flight,
             "queued": self.admission.num_queued,
+            "gpu": gpu_json(view.gpu if view else NO_GPU),
         }
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from deployments.checkpoint import CheckpointProblem, check
 from deployments.checkpoint_shape import UnknownShape, shape_of
-from deployments.gpu_memory import NvmlReader
+from deployments.gpu import GpuUnreadable, open_nvml
 from deployments.memory_plan import host_room, plan_on_disk, plan_on_paper
 from deployments.vram import GIB, MIB, RTX_5080_BYTES, Plan, Room, gib
 from serve_app.settings import (
@@ -115,9 +115,10 @@ def _room(settings: Settings, memory: str | None) -> Room:
     if memory is not None:
         return Room("cuda", card_bytes(memory))
     try:
-        return Room("cuda", NvmlReader(settings.visible_devices).read().total_bytes)
-    except Exception:  # noqa: BLE001  no driver: plan on paper
-        return Room("cuda", RTX_5080_BYTES)
+        total_bytes = open_nvml(settings.visible_devices).read().total_bytes
+    except GpuUnreadable:  # plan on paper
+        total_bytes = None
+    return Room("cuda", total_bytes or RTX_5080_BYTES)
 
 
 def _plan(spec: ModelSpec, room: Room, settings: Settings, known: Any) -> Plan:

@@ -91,27 +91,36 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as exc:
+            holder = port_holder(port)
+            by_whom = f" by {holder}" if holder else ""
             raise PreflightProblem(
-                f"port {port} is taken{_by_whom(port)}; stop that, or change http_options.port "
+                f"port {port} is taken{by_whom}; stop that, or change http_options.port "
                 "in serve_config.yaml"
             ) from exc
 
 
-def _by_whom(port: int) -> str:
+def port_holder(port: int) -> str | None:
+    """Who listens on a port, as `python3 (process 17)`; None where nobody can be seen."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 name = psutil.Process(connection.pid).name()
-                return f" by {name} (process {connection.pid})"
+                return f"{name} (process {connection.pid})"
     except psutil.Error:
         pass
-    return ""
+    return None
 
 
-def _check_ray() -> None:
+def running_ray() -> str | None:
+    """The address of the Ray cluster that a start would meet, if there is one."""
     address = os.environ.get("RAY_ADDRESS")
     if not address and _RAY_CLUSTER_FILE.exists():
         address = _RAY_CLUSTER_FILE.read_text().strip()
+    return address or None
+
+
+def _check_ray() -> None:
+    address = running_ray()
     if address:
         raise PreflightProblem(
             f"a Ray cluster is already running ({address}), and this server starts its own; end it "

@@ -186,6 +186,13 @@ class Probing(_Frozen):
 Port = Annotated[int, Field(gt=1023, lt=65536)] | None
 
 
+class GpuSettings(_Frozen):
+    """How the card is watched."""
+
+    alarm_at: Annotated[float, Field(gt=0.1, le=1)]  # share of its memory in use
+    interval_s: Annotated[float, Field(gt=0)]
+
+
 class ModelProfile(_Frozen):
     """One profile's block in a model's file: the checkpoint behind the name, and its engine."""
 
@@ -270,6 +277,7 @@ class Settings(_Frozen):
     switching: Switching
     probing: Probing
     cache: Cache
+    gpu: GpuSettings
     standby: bool
     residency: ResidencyMode
     max_sleepers: int
@@ -306,6 +314,7 @@ class _BackendFile(_Frozen):
     probing: Probing
     memory: Memory
     cache: Cache
+    gpu: GpuSettings
 
 
 class _ProfileFile(_Frozen):
@@ -364,6 +373,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
         switching=backend.switching,
         probing=backend.probing,
         cache=_cache_settings(root / "backend.yaml", backend.cache, machine.cache_url, home),
+        gpu=backend.gpu,
         standby=profile_file.standby,
         residency=args.residency or profile_file.residency,
         max_sleepers=profile_file.max_sleepers,

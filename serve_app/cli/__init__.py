@@ -6,7 +6,9 @@ Nothing heavy is imported before a command needs it: `--help` and completion ans
 import typer
 
 from serve_app.cli import asking, cache, chat, logs, residency, start
+from serve_app.doctor_command import doctor
 from serve_app.plan_command import plan
+from serve_app.pull_command import pull
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +24,8 @@ residency.register(app)
 chat.register(app)
 logs.register(app)
 cache.register(app)
-app.command()(plan)
+for command in (plan, doctor, pull):
+    app.command()(command)
 
 
 def main() -> None:

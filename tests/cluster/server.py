@@ -195,8 +195,8 @@ def make_config(folder: Path, home: Path, port: int, **args: Any) -> Path:
     return path
 
 
-def start(folder: Path, **args: Any) -> Server:
-    """Start a server under `folder` and wait until a model serves."""
+def start(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Server:
+    """Start a server under `folder` and wait until a model serves, or none is to."""
     home, port = make_home(folder), free_port()
     config = make_config(folder, home, port, **args)
     # Ray's sockets have long names under it, and a socket's path has 107 bytes.
@@ -219,7 +219,7 @@ def start(folder: Path, **args: Any) -> Server:
     try:
         wait_until(
             lambda: "Ctrl-C stops it." in "".join(lines) or process.poll() is not None,
-            START_TIMEOUT_S,
+            timeout_s,
             "the server is ready",
         )
         assert process.poll() is None, "".join(lines)
@@ -233,9 +233,9 @@ def start(folder: Path, **args: Any) -> Server:
 
 
 @contextmanager
-def running(folder: Path, **args: Any) -> Iterator[Server]:
+def running(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Iterator[Server]:
     """A server for the length of a `with`; leaves no process and no session folder."""
-    server = start(folder, **args)
+    server = start(folder, timeout_s, **args)
     try:
         yield server
     finally:

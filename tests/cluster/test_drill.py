@@ -96,6 +96,24 @@ def test_cut_weights_are_refused_before_the_old_model_notices(mended: Drill) -> 
     assert mended.server.get("/health")["epoch"] == epoch
 
 
+@pytest.mark.parametrize("danger", ["auto_map", "pickle", "link"])
+def test_unsafe_checkpoint_is_refused_before_the_old_model_notices(
+    mended: Drill, danger: str
+) -> None:
+    """Code of its own, a pickle, a link out of its folder."""
+    epoch = mended.server.get("/health")["epoch"]
+    if danger == "auto_map":
+        edit(mended.coder / "tokenizer_config.json", lambda v: v.update(auto_map={"A": "b.C"}))
+    elif danger == "pickle":
+        (mended.coder / "pytorch_model.bin").write_bytes(b"")
+    else:
+        (mended.coder / "vocab.json").unlink(missing_ok=True)
+        (mended.coder / "vocab.json").symlink_to("/etc/passwd")
+    ticket = failed_switch(mended)
+    assert (ticket["state"], ticket["error"]["code"]) == ("failed", "checkpoint_unsafe")
+    assert mended.server.get("/health")["epoch"] == epoch
+
+
 def test_vanished_weights_are_refused_with_the_reason(mended: Drill) -> None:
     (mended.coder / "config.json").unlink()
     ticket = failed_switch(mended)

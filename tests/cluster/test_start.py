@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.settings import PROJECT
+from serve_app.settings import PROJECT, default_home
 from tests.cluster.server import (
     START_TIMEOUT_S,
     Server,
@@ -60,6 +60,16 @@ def test_missing_model_is_named_with_the_remedy(tmp_path: Path) -> None:
     line = start_and_fail(make_config(tmp_path, home, free_port()))
     assert "qwen-14b (demo/smollm2-135m-instruct) are not on this machine" in line
     assert "make models" in line
+
+
+def test_unsafe_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Nothing of it is loaded, at a start as at a switch."""
+    home = tmp_path / "home"
+    demo = "smollm2-135m-instruct"
+    shutil.copytree(default_home() / "models" / demo, home / "models" / demo)
+    (home / "models" / demo / "training_args.bin").write_bytes(b"")
+    line = start_and_fail(make_config(tmp_path, home, free_port()))
+    assert "qwen-14b is refused: training_args.bin is a pickle" in line
 
 
 def test_running_ray_cluster_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.gateway.conftest import A, B, Backend, until
 from tests.gateway.fake_engine import TEXT, TOKENS, Fault
 from tests.gateway.sse import check
 
-PICTURE = {"type": "image_url", "image_url": {"url": "https://studio.example/1.png"}}
+HELLO = [{"role": "user", "content": "Hello"}]
 PLAIN = (Fault.RESET, Fault.RESET_BEFORE_ANSWER, Fault.ABORT, Fault.BAD_REQUEST, Fault.DEAD)
 
 
@@ -74,7 +74,7 @@ async def test_a_repeated_question_is_answered_without_the_engine(
     if stream:
         assert check("text/event-stream", second.raw).usage
     else:
-        assert second.value["usage"] == {"completion_tokens": len(TOKENS)}
+        assert second.value["usage"]["completion_tokens"] == len(TOKENS)
 
 
 @pytest.mark.parametrize("intent", ["never", "wait", "force"])
@@ -160,7 +160,6 @@ async def test_another_question_is_not_a_hit(backend: Backend, other: dict[str, 
         {"temperature": None},
         {"temperature": 0.5},
         {"temperature": 0.5, "seed": 1},
-        {"messages": [{"role": "user", "content": [PICTURE]}]},
     ],
     ids=str,
 )
@@ -235,11 +234,11 @@ async def test_failures_are_not_kept(backend: Backend, fault: Fault, stream: boo
     """Whatever came in place of a whole answer, the next one asks the engine."""
     engine = await backend.serving()
     engine.fault = fault
-    body = {"model": A, "messages": [{}], "temperature": 0, "stream": stream}
+    body = {"model": A, "messages": HELLO, "temperature": 0, "stream": stream}
     async with backend.client.post("/v1/chat/completions", json=body) as response:
         assert b'"error"' in await response.read()
     engine.fault = None
-    again = await ask(backend, messages=[{}], stream=stream)
+    again = await ask(backend, messages=HELLO, stream=stream)
     assert (again.label, again.text) == ("miss", TEXT)
 
 

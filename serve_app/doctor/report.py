@@ -1,0 +1,46 @@
+"""All checks in one report: as lines, as JSON, and as an exit code."""
+
+from dataclasses import asdict
+from typing import Any
+
+from serve_app.doctor import gpu_checks, host_checks
+from serve_app.doctor.facts import Finding, Level, Machine
+
+
+def diagnose(machine: Machine) -> list[Finding]:
+    """Every finding, in the order of a start: settings, card, weights, the rest."""
+    first, *rest = host_checks.CHECKS
+    return [f for check in (first, *gpu_checks.CHECKS, *rest) for f in check(machine)]
+
+
+def lines_of(findings: list[Finding]) -> list[str]:
+    """For a terminal: a line a finding, the remedy under it, the sum at the end."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:8} {finding.check:14} {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':8} {'':14} -> {finding.remedy}")
+    counts = {level: sum(f.level == level for f in findings) for level in Level}
+    if not counts[Level.PROBLEM]:
+        verdict = "ready to start"
+    else:
+        verdict = "will not start, or not as it should"
+    warnings, problems = (
+        _counted(counts[level], level) for level in (Level.WARNING, Level.PROBLEM)
+    )
+    lines.append(f"\n{counts[Level.OK]} ok, {warnings}, {problems}: {verdict}")
+    return lines
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def json_of(findings: list[Finding]) -> dict[str, Any]:
+    """The same for programs."""
+    return {"ok": exit_code(findings) == 0, "findings": [asdict(f) for f in findings]}
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """1 when there is a problem; warnings are none."""
+    return int(any(finding.level is Level.PROBLEM for finding in findings))
