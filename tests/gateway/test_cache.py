@@ -341,3 +341,19 @@ async def test_stats_tell_what_it_did(backend: Backend) -> None:
     assert [told[name] for name in asked] == [1, 2, 0, 1, 1]
     assert (told["state"], told["stored"], told["entries"]) == ("ok", 2, 2)
     assert (told["errors"], told["garbage"], told["in_flight"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_hit_shows_on_the_metrics_page_as_no_work(backend: Backend, stream: bool) -> None:
+    """One miss whose tokens count, one hit whose do not."""
+    await backend.serving()
+    for _ in range(2):
+        await ask(
+            backend, stream=stream, stream_options={"include_usage": True} if stream else None
+        )
+    async with backend.client.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    for result in ("miss", "hit"):
+        assert f'llm_backend_cache_lookups_total{{model="{A}",result="{result}"}} 1.0' in lines
+    assert f'llm_backend_generated_tokens_total{{model="{A}"}} 5.0' in lines
+    assert f'llm_backend_queue_wait_seconds_count{{model="{A}"}} 1.0' in lines
