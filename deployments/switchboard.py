@@ -1,7 +1,9 @@
 """The one writer of residency, as gateways and admins meet it."""
 
+import asyncio
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
@@ -11,9 +13,11 @@ from ray.serve.handle import DeploymentHandle
 from deployments.conductor import Conductor, problem_of
 from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
+from deployments.log_keeper import keep_logs_bounded
 from deployments.residency import Cause, LeaseHeld, State, Ticket
 from deployments.serve_host import Host, ServeHost
 from deployments.view import EventPage, GatewayNews, View, lease_json, ticket_json
+from serve_app import journal
 from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import Settings
 
@@ -197,5 +201,7 @@ class SwitchboardDeployment(Switchboard):
 
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
         end_with_parent()
+        journal.write_to_file(Path(settings.home), "switchboard")
+        self._keeping_logs = asyncio.get_running_loop().create_task(keep_logs_bounded(settings))
         app_name = serve.get_replica_context().app_name
         super().__init__(settings, ServeHost(settings, servers, app_name))

@@ -1,6 +1,7 @@
 """The ingress deployment: the ASGI application around one gateway."""
 
 import logging
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +13,8 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import admin_routes, metrics_page, public_routes
+from serve_app import admin_routes, journal, log_routes, metrics_page, public_routes
+from serve_app.access_log import AccessLog
 from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
@@ -41,11 +43,19 @@ routes.include_router(public_routes.open_routes)
 routes.include_router(public_routes.routes)
 routes.include_router(admin_routes.routes)
 routes.include_router(metrics_page.routes)
+routes.include_router(log_routes.routes)
+
+
+class _Application(FastAPI):
+    """FastAPI with the access log around everything, its answers to unexpected errors included."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AccessLog(super().build_middleware_stack())
 
 
 def build_http(gateway: Gateway) -> FastAPI:
     """The ASGI application of one gateway."""
-    app = FastAPI(
+    app = _Application(
         title="llm-backend",
         version="0.1.0",
         openapi_url="/openapi.json",
@@ -104,6 +114,7 @@ class _HeaderLimits:
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
     observation().error_code = exc.code or exc.type
+    journal.note(error_code=exc.code)
     status, headers, body = error_response(exc, dialect_of(request.url.path))
     return Response(body, status, dict(headers))
 
@@ -144,6 +155,7 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
+        journal.write_to_file(Path(settings.home), "gateway")
         self._gateway = Gateway(settings, HandleClient(switchboard))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
