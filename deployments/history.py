@@ -188,7 +188,7 @@ def _log_fields(kind: str, data: dict[str, Any]) -> dict[str, Any]:
                 "seconds": data["seconds"],
                 "reason": data["error"] and data["error"]["message"],
             }
-        case "lease":
-            return {"lease": data["lease"]}
-        case _:
+        case "engine_lost" | "failure":
             return {"reason" if key == "message" else key: value for key, value in data.items()}
+        case _:
+            return {"details": data}

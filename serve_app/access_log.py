@@ -18,7 +18,7 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _TOKENS = re.compile(rb'"(prompt_tokens|completion_tokens)": ?(\d{1,9})')  # a key of the usage
 _USAGE = b'_tokens":'
 # Asked every few seconds by whoever watches: logged only when something is wrong.
-_QUIET = {"/health", "/health/ready", "/metrics"}
+_QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{name}"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ID_HEADER = b"x-request-id"
 
@@ -31,16 +31,20 @@ class AccessLog:
 
     `outcome`: `complete`, `error` (also at the end of a stream that began with 200), `left` (the
     client did), or `broken` (an answer begun and not ended).
+
+    `is_behind_serve`: Serve's proxy names a request that has no name yet, and puts the name on the
+    answer itself; a second such header would make it "name, name" to most clients.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, is_behind_serve: bool) -> None:
         self._app = app
+        self._is_behind_serve = is_behind_serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = _Request(scope, receive, send)
+        request = _Request(scope, receive, send, self._is_behind_serve)
         try:
             await self._app(scope, request.receive, request.send)
         finally:
@@ -50,10 +54,12 @@ class AccessLog:
 class _Request:
     """What is seen of one request as it passes."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, is_behind_serve: bool) -> None:
         self._receive, self._send = receive, send
         self._began = time.perf_counter()
-        self._id = _request_id(scope)
+        given = _given_id(scope)
+        self._id = given or uuid.uuid4().hex
+        self._is_named = is_behind_serve and given is not None
         self._known = journal.begin_request(self._id)
         self._status = 0
         self._is_over = self._has_left = False
@@ -67,8 +73,9 @@ class _Request:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            headers = [(k, v) for k, v in message.get("headers", ()) if k.lower() != _ID_HEADER]
-            message = {**message, "headers": [*headers, (_ID_HEADER, self._id.encode())]}
+            if not self._is_named:
+                headers = [*message.get("headers", ()), (_ID_HEADER, self._id.encode())]
+                message = {**message, "headers": headers}
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if _USAGE in body:
@@ -80,7 +87,7 @@ class _Request:
     def log(self, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")  # never what the client wrote
         outcome = self._outcome()
-        is_quiet = outcome == "complete" and (route in _QUIET or route.startswith("/console"))
+        is_quiet = outcome == "complete" and route in _QUIET
         fields: dict[str, Any] = {
             "method": scope["method"] if scope["method"] in _METHODS else "unknown",
             "route": route,
@@ -96,9 +103,10 @@ class _Request:
         return "left" if self._has_left else "broken"
 
 
-def _request_id(scope: Scope) -> str:
+def _given_id(scope: Scope) -> str | None:
+    """The client's own, if that is harmless."""
     for name, value in scope["headers"]:
         text = value.decode("latin-1")
         if name.lower() == _ID_HEADER and _HARMLESS.fullmatch(text):
             return str(text)
-    return uuid.uuid4().hex
+    return None

@@ -13,7 +13,14 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import admin_routes, journal, log_routes, metrics_page, public_routes
+from serve_app import (
+    admin_routes,
+    console_routes,
+    journal,
+    log_routes,
+    metrics_page,
+    public_routes,
+)
 from serve_app.access_log import AccessLog
 from serve_app.auth import Guard
 from serve_app.errors import (
@@ -44,16 +51,17 @@ routes.include_router(public_routes.routes)
 routes.include_router(admin_routes.routes)
 routes.include_router(metrics_page.routes)
 routes.include_router(log_routes.routes)
+routes.include_router(console_routes.routes)
 
 
 class _Application(FastAPI):
     """FastAPI with the access log around everything, its answers to unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack())
+        return AccessLog(super().build_middleware_stack(), self.state.is_behind_serve)
 
 
-def build_http(gateway: Gateway) -> FastAPI:
+def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
     """The ASGI application of one gateway."""
     app = _Application(
         title="llm-backend",
@@ -63,6 +71,7 @@ def build_http(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     app.state.guard = Guard.of(gateway.settings)
+    app.state.is_behind_serve = is_behind_serve
     app.include_router(routes)
     names = list(gateway.settings.models)
     app.openapi = lambda: document(app, names)  # type: ignore[method-assign]
@@ -159,4 +168,4 @@ class GatewayDeployment:
         self._gateway = Gateway(settings, HandleClient(switchboard))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._gateway)
+        return build_http(self._gateway, is_behind_serve=True)
