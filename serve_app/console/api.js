@@ -56,7 +56,8 @@ export async function request(path, { body, headers, ...options } = {}) {
   if (response.ok) return response;
   const error = await response.json().then((value) => value.error, () => null);
   const failure = new ApiError(response.status, error);
-  if (failure.status === 401 || failure.status === 403) {
+  const isOfThisKey = key === getKey(); // the answer to an older one may come late
+  if (isOfThisKey && (failure.status === 401 || failure.status === 403)) {
     for (const listener of refusalListeners) listener(failure.status, failure.message);
   }
   throw failure;

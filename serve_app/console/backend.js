@@ -33,7 +33,7 @@ export function progress() {
   return { taken: ticket.seconds + passed, left };
 }
 
-/** Looks now; at the models only where something has changed, or nothing tells whether it has. */
+/** Looks now; at the models only where something has changed. */
 export async function look({ isSure = false } = {}) {
   const [health, status] = await Promise.all([
     getJson("/health").catch(() => null),
@@ -42,7 +42,7 @@ export async function look({ isSure = false } = {}) {
   const hasChanged = health?.state !== backend.health?.state || health?.resident !== backend.health?.resident;
   backend.isOnline = health !== null;
   backend.health = health;
-  if (health && (isSure || hasChanged || !status || !backend.models.length)) {
+  if (health && (isSure || hasChanged || !backend.models.length)) {
     const models = await getJson("/v1/models").catch(() => null);
     if (models) backend.models = models.data;
   }
@@ -83,10 +83,9 @@ async function listen() {
     onEvent: async (event) => {
       const data = JSON.parse(event.data);
       if (event.type === "switch") hear(data);
-      if (event.type !== "switch" || !backend.running) {
-        await look({ isSure: true });
-        await lookBack();
-      }
+      const isOver = event.type !== "switch" || !backend.running;
+      await look({ isSure: isOver });
+      if (isOver) await lookBack();
     },
     onState: (state) => {
       if (state === "open") lookBack();

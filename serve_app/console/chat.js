@@ -22,6 +22,7 @@ export function startChat() {
       send();
     }
   });
+  if (!CSS.supports("field-sizing", "content")) prompt.addEventListener("input", () => grow(prompt));
   byId("stop").addEventListener("click", stop);
   byId("clear").addEventListener("click", clear);
   byId("model").addEventListener("change", () => (hasChosen = true));
@@ -31,6 +32,13 @@ export function startChat() {
   startPictures(choosePictureModel);
   subscribe((kind) => kind === "health" && showModels());
   clear();
+}
+
+/** Makes the box as high as its text, where the browser does not do that by itself. */
+function grow(prompt) {
+  if (CSS.supports("field-sizing", "content")) return;
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
 }
 
 /** Ends the answer that is being written; what has come of it stays. */
@@ -89,13 +97,14 @@ function send() {
   }
   const pictures = takePictures();
   const parts = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
-  said.push({ role: "user", content: parts.length ? [...parts, { type: "text", text }] : text });
+  const question = { role: "user", content: parts.length ? [...parts, { type: "text", text }] : text };
   byId("messages").querySelector(".hello")?.remove();
   const images = pictures.map((src, n) => el("img", { src, alt: `Picture ${n + 1} of the question` }));
   byId("messages").append(el("div", { class: "message user" }, ...images, text ? el("p", { class: "text" }, text) : null));
   prompt.value = "";
+  grow(prompt);
   byId("clear").hidden = false;
-  answer();
+  ask(question);
 }
 
 function requestBody(model) {
@@ -114,6 +123,7 @@ function requestBody(model) {
 
 async function answer() {
   const model = byId("model").value;
+  const question = said.at(-1);
   const shown = makeAnswer(model);
   writing = new AbortController();
   showWriting(true);
@@ -121,16 +131,29 @@ async function answer() {
     const response = await request("/v1/chat/completions", { body: requestBody(model), signal: writing.signal });
     await read(response, shown);
     shown.end();
+    said.push({ role: "assistant", content: shown.text });
     announce(`${model} has answered. ${shown.text.slice(0, 300)}`);
   } catch (error) {
-    if (writing.signal.aborted) shown.end("stopped");
-    else shown.fail(error instanceof ApiError ? error.message : "The connection to the backend was lost.");
+    const wasStopped = writing.signal.aborted;
+    if (wasStopped && shown.text && said.includes(question)) said.push({ role: "assistant", content: shown.text });
+    else forget(question); // nothing came of it: it is not part of what follows
+    if (wasStopped) shown.end("stopped");
+    else shown.fail(error instanceof ApiError ? error.message : "The connection to the backend was lost.", () => ask(question));
   } finally {
     writing = null;
     showWriting(false);
-    if (shown.text) said.push({ role: "assistant", content: shown.text });
-    else said.pop(); // nothing came of the question: it is not part of what follows
   }
+}
+
+function ask(question) {
+  if (writing) return;
+  said.push(question);
+  answer();
+}
+
+function forget(question) {
+  const place = said.indexOf(question);
+  if (place >= 0) said.splice(place, 1); // a new chat may have begun
 }
 
 async function read(response, shown) {
@@ -174,8 +197,9 @@ function makeAnswer(model) {
     keepAtEnd(() => element.append(...children));
   };
   const meta = (how) => {
-    const parts = [how, shown.usage?.completion_tokens && count(shown.usage.completion_tokens, "token"), seconds(elapsed())];
-    if (first !== null) parts.push(`first word after ${seconds(first)}`);
+    const tokens = shown.usage?.completion_tokens;
+    const parts = [how, tokens && count(tokens, "token"), seconds(elapsed())];
+    if (first > 1) parts.push(`first word after ${seconds(first)}`);
     return el("p", { class: "meta" }, parts.filter(Boolean).join(" · "));
   };
   const shown = {
@@ -192,7 +216,15 @@ function makeAnswer(model) {
       frame ||= requestAnimationFrame(draw);
     },
     end: (how = null) => close(meta(how)),
-    fail: (why) => close(el("p", { class: "error", role: "alert" }, why)),
+    fail(why, again) {
+      const retry = el("button", { class: "second" }, "Ask again");
+      const box = el("div", { class: "error" }, el("p", { role: "alert" }, why), retry);
+      retry.addEventListener("click", () => {
+        retry.remove();
+        again();
+      });
+      close(box);
+    },
   };
   say();
   byId("messages").append(element);
@@ -204,7 +236,8 @@ function makeAnswer(model) {
 function waitingWords(model, elapsed) {
   const running = backend.running?.ticket;
   if (!running || running.to === null) {
-    return elapsed < 1 ? `${model} reads` : `${model} reads, ${seconds(elapsed)}`;
+    const doing = backend.health?.resident === model ? `${model} reads` : `Waiting for ${model}`;
+    return elapsed < 1 ? doing : `${doing}, ${seconds(elapsed)}`;
   }
   const { taken, left } = progress();
   const of = left === null ? "" : ` of about ${seconds(taken + left)}`;

@@ -5,6 +5,7 @@ import { byId, el, seconds } from "./dom.js";
 
 const PHASES = ["preparing", "draining", "unloading", "loading", "verifying"];
 const GIB = 2 ** 30;
+const OUTCOMES = { rolled_back: "rolled back", failed: "failed" };
 const CAUSES = {
   start: "at the start",
   admin: "by an admin",
@@ -56,17 +57,21 @@ function showGpu(gpu) {
 const line = (name, value) => el("p", { class: "gpu-line" }, el("span", {}, name), el("span", {}, value));
 
 function showTickets() {
-  const over = backend.tickets.filter((ticket) => !["queued", "running"].includes(ticket.state));
+  const over = backend.tickets.filter(
+    (ticket) => !["queued", "running"].includes(ticket.state) && phasesOf(ticket).length,
+  );
   byId("legend").hidden = !over.length;
   const longest = Math.max(1, ...over.map((ticket) => ticket.seconds));
   const rows = over.map((ticket) => row(ticket, longest));
   byId("recent").replaceChildren(...(rows.length ? rows : [el("li", { class: "empty" }, "None yet")]));
 }
 
+const phasesOf = (ticket) => ticket.phases.filter((phase) => PHASES.includes(phase.phase));
+
 function row(ticket, longest) {
   const isBad = ticket.state !== "done";
   const way = `${ticket.from ?? "empty"} → ${ticket.to ?? "empty"}`;
-  const phases = ticket.phases.filter((phase) => PHASES.includes(phase.phase) && phase.seconds > 0);
+  const phases = phasesOf(ticket);
   const spoken = phases.map((phase) => `${phase.phase} ${seconds(phase.seconds)}`).join(", ");
   const bar = el("div", { class: "phases", role: "img", "aria-label": spoken || "no phases" });
   bar.style.width = `${Math.max(8, (ticket.seconds / longest) * 100)}%`;
@@ -78,8 +83,8 @@ function row(ticket, longest) {
   return el(
     "li",
     { class: isBad ? "bad" : null },
-    el("p", { class: "what", title: `${ticket.id}, ${CAUSES[ticket.cause] ?? ticket.cause}` }, el("span", {}, way), el("span", {}, isBad ? "failed" : seconds(ticket.seconds))),
+    el("p", { class: "what", title: `${ticket.id}, ${CAUSES[ticket.cause] ?? ticket.cause}` }, el("span", {}, way), el("span", {}, OUTCOMES[ticket.state] ?? seconds(ticket.seconds))),
     bar,
-    isBad ? el("p", { class: "why" }, ticket.error?.message ?? ticket.state) : null,
+    isBad ? el("p", { class: "why", title: ticket.error?.message }, ticket.error?.message ?? ticket.state) : null,
   );
 }

@@ -46,7 +46,7 @@ function show() {
 
 function showState() {
   const { health, isOnline, running } = backend;
-  const state = isOnline ? health.state : "offline";
+  const state = !isOnline ? "offline" : running ? "switching" : health.state;
   byId("state").dataset.state = state;
   const words = {
     serving: `${health?.resident} serves`,
@@ -73,15 +73,20 @@ function showModel(model) {
   const status = statusOf(model);
   entry.card.dataset.status = status;
   entry.where.replaceChildren(...whereabouts(model, status));
-  setText(entry.reason, model.reason && status === "failed" ? model.reason : "");
+  const isTold = failed?.to === model.id && !backend.running; // below, at length
+  setText(entry.reason, model.reason && status === "failed" && !isTold ? model.reason : "");
   entry.reason.hidden = !entry.reason.textContent;
   entry.act.hidden = status === "resident" || status === "loading";
   entry.act.disabled = !backend.isOnline;
   if (status === "resident" || status === "loading") entry.confirm.hidden = true;
 }
 
+/** Of the running switch, the ticket knows more than the last look at the models. */
 function statusOf(model) {
-  return backend.running?.ticket.to === model.id ? "loading" : model.status;
+  const ticket = backend.running?.ticket;
+  if (ticket?.to === model.id) return "loading";
+  const isLeaving = ticket?.from === model.id && ["unloading", "loading", "verifying"].includes(ticket.phase);
+  return isLeaving ? "absent" : model.status;
 }
 
 function whereabouts(model, status) {
@@ -95,7 +100,7 @@ function whereabouts(model, status) {
     if (health) parts.push(` · epoch ${health.epoch} · ${health.in_flight} in flight`);
     const lease = backend.status?.lease;
     if (lease?.model === model.id) parts.push(` · leased to ${lease.owner}`);
-  } else if (status === "loading") parts.push("Coming");
+  } else if (status === "loading") parts.push(capital(backend.running?.ticket.phase ?? "loading"));
   else if (status === "failed") parts.push("Could not be loaded");
   else parts.push("Not resident");
   if (waiting) parts.push(` · ${count(waiting, "request waits", "requests wait")}`);
@@ -201,29 +206,31 @@ function showSwitch() {
 }
 
 function running(ticket) {
+  const isGoingBack = ticket.error !== null;
   const verb = ticket.to === null ? "Unloading" : ticket.from ? "Switching to" : "Loading";
+  const heading = isGoingBack ? `Bringing ${ticket.from ?? "nothing"} back` : `${verb} ${ticket.to ?? ticket.from}`;
   const clock = el("span", { class: "clock" });
   const now = el("small");
   const steps = el("ol", { class: "steps" }, ...PHASES.map((phase) => step(ticket, phase, now)));
   const label = `Switch to ${ticket.to ?? "no model"}`;
   const track = el("div", { role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, steps);
-  const title = el("p", { class: "title" }, el("strong", {}, `${verb} ${ticket.to ?? ticket.from}`), wait(ticket), clock);
-  return { children: [title, track], clock, track, now, began: performance.now() };
+  const title = el("p", { class: "title" }, el("strong", {}, heading), why(ticket), clock);
+  const { seconds: spent = 0 } = ticket.phases.findLast((p) => p.phase === ticket.phase) ?? {};
+  return { children: [title, track], clock, track, now, began: backend.running.at - spent * 1000 };
 }
 
 function step(ticket, phase, now) {
-  const done = ticket.phases.find((p) => p.phase === phase);
+  const done = ticket.phases.findLast((p) => p.phase === phase);
   const isNow = ticket.phase === phase;
-  const isPast = done && !isNow;
-  const item = el("li", { "data-is": isNow ? "now" : isPast ? "done" : "later" }, phase);
-  if (isNow) item.setAttribute("aria-current", "step");
-  item.append(isNow ? now : el("small", {}, isPast ? seconds(done.seconds) : "\u00a0"));
-  return item;
+  const isPast = done && PHASES.indexOf(phase) < PHASES.indexOf(ticket.phase); // it may come twice
+  const time = isNow ? now : el("small", {}, isPast ? seconds(done.seconds) : "\u00a0");
+  const label = el("span", { class: "label" }, phase, el("br"), time);
+  return el("li", { "data-is": isNow ? "now" : isPast ? "done" : "later", "aria-current": isNow ? "step" : null }, label);
 }
 
-function wait(ticket) {
+function why(ticket) {
   const flying = ticket.waits_for?.in_flight;
-  const text = flying ? `waits for ${count(flying, "request")} in flight` : "";
+  const text = ticket.error ? sentence(ticket.error.message) : flying ? `waits for ${count(flying, "request")} in flight` : "";
   return el("span", { class: "small" }, text);
 }
 
@@ -261,7 +268,5 @@ function failure(ticket) {
   };
 }
 
-function sentence(text) {
-  const first = text.charAt(0).toUpperCase() + text.slice(1);
-  return /[.!?]$/.test(first) ? first : `${first}.`;
-}
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const sentence = (text) => (/[.!?]$/.test(text) ? capital(text) : `${capital(text)}.`);

@@ -43,7 +43,8 @@ async def test_shift_enter_is_a_new_line_and_what_was_said_is_sent_again(
 ) -> None:
     """The engine gets the conversation, the system prompt before it, and the wishes."""
     page, box = visit.page, visit.page.get_by_label("Message")
-    await page.get_by_text("Options").click()
+    await page.get_by_label("Options").click()
+    await visit.shoot("options", full_page=False)
     await page.get_by_label("System prompt").fill("Be brief.")
     await page.get_by_label("Temperature").fill("0")
     await page.get_by_label("Longest answer").fill("64")
@@ -118,13 +119,16 @@ async def test_what_a_model_writes_is_never_markup(visit: Visit, stage: Stage) -
 
 @pytest.mark.parametrize("fault", [Fault.RESET, Fault.ERROR_EVENT, Fault.DEAD])
 async def test_an_answer_that_breaks_says_why(visit: Visit, stage: Stage, fault: Fault) -> None:
-    """Where it began, what had come stays; the next question is not burdened with it."""
+    """What had come stays in sight; the question can be asked again, not burdened with it."""
     stage.engines[A].fault = fault
     await visit.ask("What is the capital of France?")
     await expect(visit.answer().get_by_role("alert")).to_be_visible()
+    await visit.shoot(f"broken-{fault}")
     stage.engines[A].fault = None
-    await visit.ask("Again, please")
-    await expect(visit.answer()).to_contain_text("Paris")
+    await visit.page.get_by_role("button", name="Ask again").click()
+    await expect(visit.answer(1)).to_contain_text("Paris")
+    body = json.loads(stage.engines[A].bodies[-1])
+    assert [m["role"] for m in body["messages"]] == ["user"]
 
 
 async def test_a_picture_is_asked_about(visit: Visit, stage: Stage, tmp_path: Path) -> None:
