@@ -86,6 +86,7 @@ function pretty(text, service) {
   if (!line?.event || !line.time) return el("p", {}, label, text);
   const time = new Date(line.time).toLocaleTimeString("en-GB");
   const fields = Object.entries(line)
+    .sort(([a], [b]) => (a === "request_id") - (b === "request_id")) // long, and seldom read
     .filter(([key, value]) => !FIRST.has(key) && value !== null)
     .flatMap(([key, value]) => [el("span", { class: "key" }, ` ${key}=`), typeof value === "string" ? value : JSON.stringify(value)]);
   return el("p", { class: line.level, title: line.time }, label, el("time", {}, time), " ", el("span", { class: "event" }, line.event), ...fields);

@@ -53,7 +53,7 @@ function showState() {
     switching: running ? `Switching to ${running.ticket.to ?? "no model"}` : "Switching",
     idle: "No model is resident",
     failed: "No model could be loaded",
-    offline: "The backend does not answer",
+    offline: backend.isLocked ? "A key is needed" : "The backend does not answer",
   };
   setText(byId("state").querySelector(".words"), words[state] ?? state);
   document.title = `${words[state] ?? state} · llm-backend`;
@@ -133,7 +133,10 @@ function makeCard(model) {
 async function ask(model, act, confirm) {
   act.disabled = true;
   try {
-    const would = await getJson("/admin/switch", { body: { model, dry_run: true } });
+    const dryRun = getJson("/admin/switch", { body: { model, dry_run: true } });
+    const [would, health] = await Promise.all([dryRun, getJson("/health")]);
+    // The Switchboard hears of an idle gateway every few seconds only; the gateway itself knows.
+    would.in_flight = Math.min(would.in_flight, health.in_flight);
     const costs = consequences(would);
     if (!costs.length) {
       await switchTo(model);

@@ -22,7 +22,7 @@ class Guard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["path"] in ("/", "/health") or scope["path"].startswith("/console/")
+        is_open = scope["path"] == "/" or scope["path"].startswith("/console/")
         if is_open or (b"authorization", f"Bearer {KEY}".encode()) in scope["headers"]:
             await self._app(scope, receive, send)
             return
@@ -69,6 +69,7 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(
     await page.reload()
     dialog = page.get_by_role("dialog", name="API key")
     await expect(dialog).to_be_visible()
+    await expect(page.locator("#state")).to_contain_text("A key is needed")
     await visit.shoot("key", full_page=False)
     await dialog.get_by_label("Key", exact=True).fill("sk-wrong")
     await dialog.get_by_role("button", name="Use the key").click()
