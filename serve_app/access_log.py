@@ -18,7 +18,7 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _TOKENS = re.compile(rb'"(prompt_tokens|completion_tokens)": ?(\d{1,9})')  # a key of the usage
 _USAGE = b'_tokens":'
 # Asked every few seconds by whoever watches: logged only when something is wrong.
-_QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{name}"}
+_QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{path:path}"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ID_HEADER = b"x-request-id"
 

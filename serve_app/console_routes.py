@@ -58,10 +58,10 @@ async def page(request: Request) -> Response:
     return _answer(request, "index.html")
 
 
-@routes.get("/console/{name}")
-async def file(name: str, request: Request) -> Response:
+@routes.get("/console/{path:path}")
+async def file(path: str, request: Request) -> Response:
     """One of its parts."""
-    return _answer(request, name)
+    return _answer(request, path)
 
 
 def _answer(request: Request, name: str) -> Response:

@@ -13,7 +13,6 @@ export const backend = {
   tickets: [], // GET /admin/switches, newest first
   running: null, // the ticket of the switch that runs, and when it was heard of: {ticket, at}
   isOnline: false,
-  isLocked: false, // it answers, and asks for a key
 };
 
 const ended = new Set(); // the ids of tickets that are over
@@ -34,14 +33,15 @@ export function progress() {
   return { taken: ticket.seconds + passed, left };
 }
 
+/** The model of a target: an engine does one task, so "qwen-vl:embed" is a target of its own. */
+export const modelOf = (target) => target?.split(":")[0] ?? null;
+
 /** Looks now; at the models only where something has changed. */
 export async function look({ isSure = false } = {}) {
-  const [answer, status] = await Promise.all([
-    getJson("/health").catch((error) => (error instanceof ApiError ? { refused: true } : null)),
+  const [health, status] = await Promise.all([
+    getJson("/health").catch(() => null),
     getJson("/admin/status").catch((error) => (error instanceof ApiError ? null : undefined)),
   ]);
-  backend.isLocked = Boolean(answer?.refused);
-  const health = backend.isLocked ? null : answer;
   const hasChanged = health?.state !== backend.health?.state || health?.resident !== backend.health?.resident;
   backend.isOnline = health !== null;
   backend.health = health;

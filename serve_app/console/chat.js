@@ -64,9 +64,12 @@ export function choose(place) {
   announce(`Chat with ${model.id}`);
 }
 
+/** Whether it answers at once. */
+const chats = (model) => model.status === "resident" && model.task !== "embed";
+
 function showModels() {
   const select = byId("model");
-  const names = backend.models.map((model) => [model.id, model.status === "resident" ? `${model.id} · resident` : model.id]);
+  const names = backend.models.map((model) => [model.id, chats(model) ? `${model.id} · resident` : model.id]);
   const shown = [...select.options].map((option) => [option.value, option.text]);
   if (JSON.stringify(shown) !== JSON.stringify(names)) {
     const chosen = select.value;
@@ -236,7 +239,8 @@ function makeAnswer(model) {
 function waitingWords(model, elapsed) {
   const running = backend.running?.ticket;
   if (!running || running.to === null) {
-    const doing = backend.health?.resident === model ? `${model} reads` : `Waiting for ${model}`;
+    const { resident, task } = backend.health ?? {};
+    const doing = resident === model && task !== "embed" ? `${model} reads` : `Waiting for ${model}`;
     return elapsed < 1 ? doing : `${doing}, ${seconds(elapsed)}`;
   }
   const { taken, left } = progress();

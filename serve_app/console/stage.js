@@ -1,7 +1,7 @@
 // The models, the switch that runs, and how the last one failed.
 
 import { getJson } from "./api.js";
-import { backend, hear, progress, subscribe } from "./backend.js";
+import { backend, hear, modelOf, progress, subscribe } from "./backend.js";
 import { announce, byId, count, el, notify, seconds, setText } from "./dom.js";
 
 const PHASES = ["preparing", "draining", "unloading", "loading", "verifying"];
@@ -53,7 +53,7 @@ function showState() {
     switching: running ? `Switching to ${running.ticket.to ?? "no model"}` : "Switching",
     idle: "No model is resident",
     failed: "No model could be loaded",
-    offline: backend.isLocked ? "A key is needed" : "The backend does not answer",
+    offline: "The backend does not answer",
   };
   setText(byId("state").querySelector(".words"), words[state] ?? state);
   document.title = `${words[state] ?? state} · llm-backend`;
@@ -73,34 +73,39 @@ function showModel(model) {
   const status = statusOf(model);
   entry.card.dataset.status = status;
   entry.where.replaceChildren(...whereabouts(model, status));
-  const isTold = failed?.to === model.id && !backend.running; // below, at length
+  const isTold = modelOf(failed?.to) === model.id && !backend.running; // below, at length
   setText(entry.reason, model.reason && status === "failed" && !isTold ? model.reason : "");
   entry.reason.hidden = !entry.reason.textContent;
-  entry.act.hidden = status === "resident" || status === "loading";
+  const hasItsTask = status === "resident" && (!model.task || model.task === model.tasks[0]);
+  entry.act.hidden = hasItsTask || status === "loading";
   entry.act.disabled = !backend.isOnline;
-  if (status === "resident" || status === "loading") entry.confirm.hidden = true;
+  if (entry.act.hidden) entry.confirm.hidden = true;
 }
 
 /** Of the running switch, the ticket knows more than the last look at the models. */
 function statusOf(model) {
   const ticket = backend.running?.ticket;
-  if (ticket?.to === model.id) return "loading";
-  const isLeaving = ticket?.from === model.id && ["unloading", "loading", "verifying"].includes(ticket.phase);
+  if (modelOf(ticket?.to) === model.id) return "loading";
+  const isLeaving = modelOf(ticket?.from) === model.id && ["unloading", "loading", "verifying"].includes(ticket.phase);
   return isLeaving ? "absent" : model.status;
 }
 
 function whereabouts(model, status) {
-  const waiting = backend.status?.waiting?.[model.id]?.requests ?? 0;
+  const waiting = Object.entries(backend.status?.waiting ?? {})
+    .filter(([target]) => modelOf(target) === model.id)
+    .reduce((sum, [, { requests }]) => sum + requests, 0);
   const parts = [];
   if (status === "resident") {
     const since = backend.status?.serving_for_s;
     parts.push(el("strong", {}, "Resident"));
+    if (model.task === "embed") parts.push(" for embeddings");
     if (since) parts.push(` for ${seconds(since)}`);
     const { health } = backend;
     if (health) parts.push(` · epoch ${health.epoch} · ${health.in_flight} in flight`);
     const lease = backend.status?.lease;
-    if (lease?.model === model.id) parts.push(` · leased to ${lease.owner}`);
+    if (modelOf(lease?.model) === model.id) parts.push(` · leased to ${lease.owner}`);
   } else if (status === "loading") parts.push(capital(backend.running?.ticket.phase ?? "loading"));
+  else if (status === "asleep") parts.push("Asleep, wakes in a moment");
   else if (status === "failed") parts.push("Could not be loaded");
   else parts.push("Not resident");
   if (waiting) parts.push(` · ${count(waiting, "request waits", "requests wait")}`);
@@ -112,9 +117,9 @@ function makeCard(model) {
   const reason = el("p", { class: "reason", hidden: true });
   const act = el("button", { class: "second act", "aria-label": `Switch to ${model.id}` }, "Switch");
   const confirm = el("div", { class: "confirm", hidden: true });
-  const able = model.capabilities.vision ? "text and pictures" : "text";
+  const able = [model.capabilities.vision ? "text and pictures" : "text", model.capabilities.embeddings ? "embeddings" : null];
   const limit = `${model.max_model_len.toLocaleString("en")} tokens`;
-  const facts = [able, limit, model.untrained ? "untrained" : null, model.root];
+  const facts = [...able, limit, model.untrained ? "untrained" : null, model.root];
   const card = el(
     "li",
     { class: "model", "data-model": model.id },
@@ -181,8 +186,11 @@ function consequences(would) {
 
 async function switchTo(model) {
   failed = null;
-  hear(await getJson("/admin/switch", { body: { model } }));
+  hear(await getJson("/admin/switch", { body: { model: modelOf(model), ...task(model) } }));
 }
+
+/** The task that a target names, where that is not its model's first. */
+const task = (target) => (target.includes(":") ? { task: target.split(":")[1] } : {});
 
 const report = (error) => notify(error.message);
 

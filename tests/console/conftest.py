@@ -40,7 +40,7 @@ class Stage:
         self.home = folder
         self.board = Switchboard(own, self.host)
         self.gateway = Gateway(own, self.board)
-        front.app = build_http(self.gateway)
+        self.app = front.app = build_http(self.gateway)
 
     async def close(self) -> None:
         await self.gateway.close()

@@ -4,31 +4,15 @@ import re
 
 import aiohttp
 import pytest
-from playwright.async_api import expect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from playwright.async_api import Page, expect
+from pydantic import SecretStr
 
-from serve_app.asgi import chunk, start
+from serve_app.auth import Guard
 from serve_app.console_routes import _FILES
 from tests.console.conftest import A, B, Stage, Visit
-from tests.gateway.conftest import Front, error_of
+from tests.gateway.conftest import error_of
 
-KEY = "sk-test-1"
-
-
-class Guard:
-    """Asks for a key, as the gateway does where keys are set."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["path"] == "/" or scope["path"].startswith("/console/")
-        if is_open or (b"authorization", f"Bearer {KEY}".encode()) in scope["headers"]:
-            await self._app(scope, receive, send)
-            return
-        body = b'{"error":{"message":"That key is not known.","type":"x","param":null,"code":"y"}}'
-        await send(start(401, {"content-type": "application/json"}))
-        await send(chunk(body, is_last=True))
+USER, ADMIN = "user-key-1", "admin-key-1"
 
 
 async def test_files_come_with_their_types_and_are_asked_for_again(stage: Stage) -> None:
@@ -59,23 +43,29 @@ def test_no_address_of_elsewhere_is_named() -> None:
             assert word not in text, (name, word)
 
 
-async def test_a_key_is_asked_for_and_kept_in_the_tab(
-    visit: Visit, stage: Stage, front: Front
-) -> None:
+def set_keys(stage: Stage) -> None:
+    settings = stage.gateway.settings
+    keys = {"api_keys": (SecretStr(USER),), "admin_keys": (SecretStr(ADMIN),)}
+    stage.app.state.guard = Guard.of(settings.model_copy(update=keys))
+
+
+async def give_key(page: Page, key: str) -> None:
+    dialog = page.get_by_role("dialog", name="API key")
+    await dialog.get_by_label("Key", exact=True).fill(key)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit, stage: Stage) -> None:
     """A wrong one is asked for again, in the backend's words; then everything comes to life."""
-    assert front.app
-    front.app = Guard(front.app)
+    set_keys(stage)
     page = visit.page
     await page.reload()
     dialog = page.get_by_role("dialog", name="API key")
     await expect(dialog).to_be_visible()
-    await expect(page.locator("#state")).to_contain_text("A key is needed")
     await visit.shoot("key", full_page=False)
-    await dialog.get_by_label("Key", exact=True).fill("sk-wrong")
-    await dialog.get_by_role("button", name="Use the key").click()
-    await expect(dialog).to_contain_text("That key is not known.")
-    await dialog.get_by_label("Key", exact=True).fill(KEY)
-    await page.keyboard.press("Enter")
+    await give_key(page, "sk-wrong")
+    await expect(dialog).to_contain_text("This API key is not valid.")
+    await give_key(page, ADMIN)
     await expect(dialog).to_be_hidden()
     await expect(page.locator(f"[data-model={A}]")).to_contain_text("Resident")
     await visit.ask("What is the capital of France?")
@@ -83,11 +73,29 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(
     await stage.board.begin_switch(B, None, None)
     await expect(page.locator("#recent li").first).to_contain_text(B)
     stored = await page.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage)]")
-    assert KEY in stored[0]
-    assert KEY not in stored[1]
+    assert ADMIN in stored[0]
+    assert ADMIN not in stored[1]
     await page.reload()
     await expect(page.locator(f"[data-model={B}]")).to_contain_text("Resident")
     await expect(dialog).to_be_hidden()
+    log = (stage.home / "logs" / "gateway.log").read_text()
+    assert ADMIN not in log
+    assert "sk-wrong" not in log
+
+
+async def test_a_users_key_chats_and_does_not_switch(visit: Visit, stage: Stage) -> None:
+    """What needs an admin's key says so, where it is asked for."""
+    set_keys(stage)
+    page = visit.page
+    await page.reload()
+    await give_key(page, USER)
+    await expect(page.locator(f"[data-model={A}]")).to_contain_text("Resident")
+    await visit.ask("What is the capital of France?")
+    await expect(visit.answer()).to_contain_text("Paris")
+    await page.get_by_role("button", name=f"Switch to {B}").click()
+    await expect(page.get_by_role("alert")).to_contain_text("This needs an admin key.")
+    await page.locator("#lines").scroll_into_view_if_needed()
+    await expect(page.locator("#lines")).to_contain_text("This needs an admin key.")
 
 
 async def test_logs_are_read_and_followed(visit: Visit, stage: Stage) -> None:

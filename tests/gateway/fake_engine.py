@@ -141,7 +141,9 @@ class FakeEngine:
         voice = VOICES[request.path](self.model, body)
         if body.get("stream"):
             return await self._stream(request, body, voice)
-        self.last_answer = voice.plain("".join(self.tokens), "abort" if self.fault is Fault.ABORT else "stop")
+        self.last_answer = voice.plain(
+            "".join(self.tokens), "abort" if self.fault is Fault.ABORT else "stop"
+        )
         return web.Response(body=self.last_answer, content_type="application/json")
 
     async def _stream(
@@ -168,7 +170,8 @@ class FakeEngine:
                 return response
             await self._write_all(response, voice.token(token))
         await self._write_all(
-            response, voice.last(TEXT, "abort" if self.fault is Fault.ABORT else "stop")
+            response,
+            voice.last("".join(self.tokens), "abort" if self.fault is Fault.ABORT else "stop"),
         )
         if self.fault is not Fault.END_WITHOUT_DONE:
             await self._write_all(response, voice.done())
