@@ -1,5 +1,6 @@
 """What has happened: the last tickets, and each step of theirs as an event to be followed."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from typing import Any
 from deployments.residency import Lease, Outcome, Phase, Residency, Ticket
 from deployments.switch_metrics import SwitchMetrics
 from deployments.view import Event, EventPage, LeaseView, lease_json, ticket_json
+
+logger = logging.getLogger("llm_backend.switchboard")
 
 _NUM_TICKETS = 200
 _NUM_SAVED = 50
@@ -87,6 +90,7 @@ class History:
 
     def tell(self, kind: str, **data: Any) -> None:
         """One more event."""
+        logger.info(kind, extra=_log_fields(kind, data))
         self._num_events += 1
         self._events.append(Event(self._num_events, kind, data))
 
@@ -169,3 +173,22 @@ def _lost(ticket: dict[str, Any]) -> dict[str, Any]:
 def _lease_view(lease: Lease, now: float) -> LeaseView:
     until = None if lease.until is None else time.time() + lease.until - now
     return LeaseView(lease.model, lease.owner, lease.seconds, until)
+
+
+def _log_fields(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """An event's data under the names that all our logs use; `message` is logging's own."""
+    match kind:
+        case "switch":
+            return {
+                "ticket": data["id"],
+                "model": data["to"],
+                "from": data["from"],
+                "phase": data["phase"],
+                "cause": data["cause"],
+                "seconds": data["seconds"],
+                "reason": data["error"] and data["error"]["message"],
+            }
+        case "engine_lost" | "failure":
+            return {"reason" if key == "message" else key: value for key, value in data.items()}
+        case _:
+            return {"details": data}

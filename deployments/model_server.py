@@ -26,6 +26,7 @@ from deployments.lifeline import end_with_parent
 from deployments.old_port import OldPort
 from deployments.residency import Problem
 from deployments.vllm_engine import VllmEngine
+from serve_app import journal
 from serve_app.settings import ModelSpec, Settings
 
 # The first answer of a fresh engine on a GPU compiles kernels.
@@ -45,6 +46,8 @@ class ModelServer:
         self._old_port = OldPort(port, gateway) if port else None
         self._settings = settings
         self._model = model
+        # The engine writes there too, and `keep_logs_bounded` cuts it.
+        journal.write_to_file(Path(settings.home), model, rotates=False)
         self._home = Path(settings.home)
         self._engine: VllmEngine | None = None
         self._golden: GoldenAnswer | None = None  # of that engine
@@ -64,7 +67,7 @@ class ModelServer:
                 async for event in self._bring_up(epoch, target):
                     yield event
             except (EngineFailed, CheckpointProblem) as exc:
-                yield EngineGone(exc.problem)
+                yield self._told_gone(epoch, exc.problem)
                 return
         engine = self._engine
         assert engine is not None
@@ -73,7 +76,12 @@ class ModelServer:
         await self._until_gone(engine, self._turned)
         if self._old_port:
             await self._old_port.close()
-        yield EngineGone(self._problem or engine.why_ended())
+        yield self._told_gone(epoch, self._problem or engine.why_ended())
+
+    def _told_gone(self, epoch: int, problem: Problem) -> EngineGone:
+        fields = {"model": self._model, "epoch": epoch, "reason": problem.message}
+        logger.info("engine gone", extra=fields)
+        return EngineGone(problem)
 
     async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
         """(1) Wake the engine that sleeps for `target`, or (2) start one; one that can not be woken
@@ -134,13 +142,14 @@ class ModelServer:
             return None
         timeout_s = self._settings.switching.unload_timeout_s
         look = await wait_until_memory_freed(card, share, timeout_s, held_bytes)
-        return look and look.free_bytes
+        return look.free_bytes if look else None
 
     async def _verify(self) -> None:
         engine, golden = self._engine, self._golden
         assert engine is not None
         assert golden is not None
         await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
+        logger.info("engine verified", extra={"model": self._model, "epoch": engine.epoch})
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
         if self._old_port:
             await self._old_port.open()

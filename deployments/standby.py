@@ -66,7 +66,7 @@ class StandbyKeeper:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         while True:
             ours, theirs = socket.socketpair()
-            with self._log.open("w") as output, theirs:
+            with self._log.open("a") as output, theirs:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",

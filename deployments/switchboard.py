@@ -1,9 +1,11 @@
 """The one writer of residency, as gateways and admins meet it."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
@@ -15,9 +17,11 @@ from deployments.gpu import GpuReader, open_nvml
 from deployments.gpu_watch import gpu_admin_json
 from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
+from deployments.log_keeper import keep_logs_bounded
 from deployments.residency import Cause, LeaseHeld, State, Ticket
 from deployments.serve_host import Host, ServeHost
 from deployments.view import EventPage, GatewayNews, View, lease_json, ticket_json
+from serve_app import journal
 from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import Settings
 
@@ -204,6 +208,8 @@ class SwitchboardDeployment(Switchboard):
 
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
         end_with_parent()
+        journal.write_to_file(Path(settings.home), "switchboard")
+        self._keeping_logs = asyncio.get_running_loop().create_task(keep_logs_bounded(settings))
         app_name = serve.get_replica_context().app_name
         # Ray leaves the variable as the user set it in a replica that asks for no GPU.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -23,10 +23,10 @@ from deployments.engine_args import engine_environment, engine_flags
 from deployments.engine_http import engine_session
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine
+from serve_app import journal
 from serve_app.settings import ModelSpec
 
 _ENGINE_SITE = Path(__file__).parent / "engine_site"
-_LOG_LIMIT_BYTES = 20_000_000  # then the log is set aside once as <name>.log.1
 _POLL_S = 0.05
 _STANDBY_TIMEOUT_S = 3.0  # it forks in milliseconds
 _SCRIPT_TIMEOUT_S = 20.0
@@ -203,8 +203,7 @@ class VllmEngine:
         whose = self.spec.name if self._can_sleep else "*"  # all whose place is ours now are dead
         for dead in self.socket.parent.glob(f"{whose}-[0-9]*.sock"):
             dead.unlink(missing_ok=True)
-        if self._log.exists() and self._log.stat().st_size > _LOG_LIMIT_BYTES:
-            self._log.replace(self._log.with_suffix(".log.1"))
+        journal.keep_bounded(self._log)
         with self._log.open("a") as log:
             log.write(f"=== {self.spec.name}, epoch {self.epoch} ===\n")
             self._log_offset = log.tell()
@@ -274,7 +273,8 @@ class VllmEngine:
     def log_text(self) -> str:
         """What this engine has logged."""
         with self._log.open("rb") as log:
-            log.seek(self._log_offset)
+            has_begun_anew = log.seek(0, os.SEEK_END) < self._log_offset  # see `keep_logs_bounded`
+            log.seek(0 if has_begun_anew else self._log_offset)
             return log.read().decode(errors="replace")
 
     def _last_error_line(self) -> str:

@@ -1,6 +1,7 @@
 """The ingress deployment: the ASGI application around one gateway."""
 
 import logging
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +13,15 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import admin_routes, metrics_page, public_routes
+from serve_app import (
+    admin_routes,
+    console_routes,
+    journal,
+    log_routes,
+    metrics_page,
+    public_routes,
+)
+from serve_app.access_log import AccessLog
 from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
@@ -41,11 +50,20 @@ routes.include_router(public_routes.open_routes)
 routes.include_router(public_routes.routes)
 routes.include_router(admin_routes.routes)
 routes.include_router(metrics_page.routes)
+routes.include_router(log_routes.routes)
+routes.include_router(console_routes.routes)
 
 
-def build_http(gateway: Gateway) -> FastAPI:
+class _Application(FastAPI):
+    """FastAPI with the access log around everything, its answers to unexpected errors included."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AccessLog(super().build_middleware_stack(), self.state.is_behind_serve)
+
+
+def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
     """The ASGI application of one gateway."""
-    app = FastAPI(
+    app = _Application(
         title="llm-backend",
         version="0.1.0",
         openapi_url="/openapi.json",
@@ -53,6 +71,7 @@ def build_http(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     app.state.guard = Guard.of(gateway.settings)
+    app.state.is_behind_serve = is_behind_serve
     app.include_router(routes)
     names = list(gateway.settings.models)
     app.openapi = lambda: document(app, names)  # type: ignore[method-assign]
@@ -104,6 +123,7 @@ class _HeaderLimits:
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
     observation().error_code = exc.code or exc.type
+    journal.note(error_code=exc.code)
     status, headers, body = error_response(exc, dialect_of(request.url.path))
     return Response(body, status, dict(headers))
 
@@ -144,7 +164,8 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
+        journal.write_to_file(Path(settings.home), "gateway")
         self._gateway = Gateway(settings, HandleClient(switchboard))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_http(self._gateway)
+        return build_http(self._gateway, is_behind_serve=True)

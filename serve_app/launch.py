@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from deployments import place
-from serve_app import haproxy, running
+from serve_app import haproxy, journal, running
 from serve_app.machine import export_file
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
@@ -48,7 +48,8 @@ def run_server(config: Path, say: Say) -> int:
         return 1
     deployed = with_address(config, host, port, Path(settings.home))
     log = Path(settings.home) / "logs" / "serve.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    journal.set_aside(log)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
@@ -65,7 +66,7 @@ def _run_serve(
     environment: dict[str, str],
     say: Say,
 ) -> int:
-    with log.open("w") as output:
+    with log.open("a") as output:
         # A session of its own: Ctrl-C reaches this process alone, which then stops Serve in order.
         server = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],

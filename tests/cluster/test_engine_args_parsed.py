@@ -167,3 +167,11 @@ def test_no_engine_uses_the_network(profile, model):
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
     assert ("VLLM_CPU_KVCACHE_SPACE" in environment) == (profile == "cpu-demo")
     assert ("VLLM_USE_FLASHINFER_SAMPLER" in environment) == (profile == "rtx5080")
+
+
+@pytest.mark.parametrize(("profile", "model"), ALL)
+def test_no_engine_logs_what_it_is_asked(parsed, profile, model):
+    """vLLM's default today; a version that turns it on shows here."""
+    args = parsed[profile, model]
+    assert (args["enable_log_requests"], args["enable_log_outputs"]) == (False, False)
+    assert args["log_error_stack"] is False

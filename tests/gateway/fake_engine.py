@@ -70,6 +70,7 @@ class FakeEngine:
     def __init__(self, path: str, model: str = "m") -> None:
         self.path, self.model = path, model
         self.fault: Fault | None = None
+        self.tokens = TOKENS  # of each answer
         self.is_bytewise = False  # write a stream byte by byte
         self.first_byte, self.next_token, self.slow_token = gates = [
             asyncio.Event()
@@ -140,7 +141,9 @@ class FakeEngine:
         voice = VOICES[request.path](self.model, body)
         if body.get("stream"):
             return await self._stream(request, body, voice)
-        self.last_answer = voice.plain(TEXT, "abort" if self.fault is Fault.ABORT else "stop")
+        self.last_answer = voice.plain(
+            "".join(self.tokens), "abort" if self.fault is Fault.ABORT else "stop"
+        )
         return web.Response(body=self.last_answer, content_type="application/json")
 
     async def _stream(
@@ -150,12 +153,12 @@ class FakeEngine:
         await response.prepare(request)
         self.last_answer = b""
         await self._write_all(response, voice.first())
-        for position, token in enumerate(TOKENS, start=1):
+        for position, token in enumerate(self.tokens, start=1):
             await (self.slow_token if body.get("user") == "slow" else self.next_token).wait()
             if position == 3 and self.fault in _IN_THE_MIDDLE:
                 why = DEATH if self.fault is Fault.DEATH_EVENT else "the grammar is broken"
                 events = (
-                    voice.polite_death("".join(TOKENS[:2]))
+                    voice.polite_death("".join(self.tokens[:2]))
                     if self.fault is Fault.DONE_WITHOUT_FINISH
                     else None
                     if self.fault is Fault.RESET
@@ -167,7 +170,8 @@ class FakeEngine:
                 return response
             await self._write_all(response, voice.token(token))
         await self._write_all(
-            response, voice.last(TEXT, "abort" if self.fault is Fault.ABORT else "stop")
+            response,
+            voice.last("".join(self.tokens), "abort" if self.fault is Fault.ABORT else "stop"),
         )
         if self.fault is not Fault.END_WITHOUT_DONE:
             await self._write_all(response, voice.done())
