@@ -98,6 +98,7 @@ class Server:
     config: Path
     ray_tmp: Path
     reader: threading.Thread
+    seen: set[psutil.Process] = field(default_factory=set)  # of its family
 
     @property
     def http(self) -> httpx.Client:
@@ -156,24 +157,35 @@ class Server:
         return next(p for p in engine if name in " ".join(p.cmdline()))
 
     def family(self) -> list[psutil.Process]:
-        """Every process of this server: its tree, Ray's, and engines with their supervisors."""
+        """Every process of this server that lives: its tree, Ray's, engines with their supervisors,
+        and whatever was seen of them before."""
         marks = (str(self.home), str(self.ray_tmp))
         own = {self.process.pid}
-        found = []
+        found = self.seen
+        if self.process.poll() is None:
+            found |= set(psutil.Process(self.process.pid).children(recursive=True))
         for process in psutil.process_iter():
             try:
                 if process.pid in own or any(m in " ".join(process.cmdline()) for m in marks):
-                    found.append(process)
+                    found.add(process)
             except psutil.Error:
                 continue
-        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found if _lives(process)]
 
     def stop(self) -> None:
         """Ctrl-C, and see that nothing is left."""
+        self.family()  # what is to be gone
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(60)
         wait_until(lambda: not self.family(), 30, f"nothing is left: {self.family()}")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def make_home(folder: Path) -> Path:
