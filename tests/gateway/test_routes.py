@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
@@ -199,17 +200,24 @@ async def test_a_cut_stream_raises_in_the_packages(backend: Backend, fault: Faul
     engine = await backend.serving()
     engine.fault = fault
     address = f"http://127.0.0.1:{backend.port}"
-    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client:
+    async with (
+        openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client,
+        anthropic.AsyncAnthropic(base_url=address, api_key="x", max_retries=0) as claude,
+    ):
+        chunks = await client.chat.completions.create(model=A, messages=HI, stream=True)
         with pytest.raises(openai.APIError, match="engine ended"):
-            stream = await client.chat.completions.create(model=A, messages=HI, stream=True)
-            [chunk async for chunk in stream]
+            await _read(chunks)
+        events = await client.responses.create(model=A, input="hi", stream=True)
         with pytest.raises(openai.APIError, match="engine ended"):
-            events = await client.responses.create(model=A, input="hi", stream=True)
-            [event async for event in events]
-    async with anthropic.AsyncAnthropic(base_url=address, api_key="x", max_retries=0) as claude:
-        with pytest.raises(anthropic.APIStatusError, match="engine ended"):
-            async with claude.messages.stream(model=A, messages=HI, max_tokens=9) as message:
+            await _read(events)
+        async with claude.messages.stream(model=A, messages=HI, max_tokens=9) as message:
+            with pytest.raises(anthropic.APIStatusError, match="engine ended"):
                 await message.get_final_message()
+
+
+async def _read(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        pass
 
 
 @pytest.mark.parametrize("limits", [{"request_timeout_s": 0.3}])
