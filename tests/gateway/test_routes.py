@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from tests.gateway import sse
@@ -169,6 +172,52 @@ async def test_each_route_takes_a_place_in_service(backend: Backend, path: str) 
     assert b"queue is full" in raw
     engine.first_byte.set()
     assert (await first)[0] == 200
+
+
+@pytest.mark.parametrize("limits", [{"max_in_service": 1, "max_queued": 0}])
+async def test_a_full_queue_is_the_packages_own_error(backend: Backend) -> None:
+    """Programs written for OpenAI and Anthropic know it by its type, and when to come again."""
+    engine = await backend.serving()
+    engine.first_byte.clear()
+    first = backend.asking()
+    await engine.begun.acquire()
+    address = f"http://127.0.0.1:{backend.port}"
+    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client:
+        with pytest.raises(openai.RateLimitError) as full:
+            await client.chat.completions.create(model=A, messages=HI)
+    assert full.value.code == "queue_full"
+    assert int(full.value.response.headers["retry-after"]) >= 1
+    async with anthropic.AsyncAnthropic(base_url=address, api_key="x", max_retries=0) as claude:
+        with pytest.raises(anthropic.RateLimitError):
+            await claude.messages.create(model=A, messages=HI, max_tokens=1)
+    engine.first_byte.set()
+    assert (await first)[0] == 200
+
+
+@pytest.mark.parametrize("fault", [Fault.DONE_WITHOUT_FINISH, Fault.RESET])
+async def test_a_cut_stream_raises_in_the_packages(backend: Backend, fault: Fault) -> None:
+    """On each route: a program never takes what a dying engine left for an answer."""
+    engine = await backend.serving()
+    engine.fault = fault
+    address = f"http://127.0.0.1:{backend.port}"
+    async with (
+        openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client,
+        anthropic.AsyncAnthropic(base_url=address, api_key="x", max_retries=0) as claude,
+    ):
+        chunks = await client.chat.completions.create(model=A, messages=HI, stream=True)
+        with pytest.raises(openai.APIError, match="engine ended"):
+            await _read(chunks)
+        events = await client.responses.create(model=A, input="hi", stream=True)
+        with pytest.raises(openai.APIError, match="engine ended"):
+            await _read(events)
+        async with claude.messages.stream(model=A, messages=HI, max_tokens=9) as message:
+            with pytest.raises(anthropic.APIStatusError, match="engine ended"):
+                await message.get_final_message()
+
+
+async def _read(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        pass
 
 
 @pytest.mark.parametrize("limits", [{"request_timeout_s": 0.3}])
