@@ -49,8 +49,8 @@ from deployments.demo_vision_model import (
     save_checkpoint,
 )
 
-VISION_STEPS, VISION_BATCH, VISION_RATE = 700, 24, 1.5e-3
-ANSWER_STEPS, ANSWER_BATCH, ANSWER_RATE = 450, 12, 2e-3
+VISION_STEPS, VISION_BATCH, VISION_RATE = 1400, 24, 1.5e-3
+ANSWER_STEPS, ANSWER_BATCH, ANSWER_RATE = 1300, 12, 2e-3
 """Steps of each part, pictures or lessons a step, and the highest learning rate."""
 NUM_LOUD = 48
 """Principal components of patches that all begin about as loud."""
