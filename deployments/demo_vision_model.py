@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from deployments.engine_site.sitecustomize import mend_imports
+from deployments.demo_lessons import make_lesson
 
 SEED = 0
+NUM_READ_LESSONS = 500
+"""From which the tokenizer learns the words."""
 VOCABULARY = 640
 """Tokens, special ones included. Qwen's 152,064 would make the embedding 29 million numbers."""
 MAX_TOKENS = 32768
-MIN_PIXELS = 56 * 56
-"""An image of fewer is scaled up: 4 image tokens at least."""
-MAX_PIXELS = 224 * 224
-"""An image of more is scaled down: 64 image tokens at most, each of 28 x 28 pixels."""
+NUM_PIXELS = 112 * 112
+"""Every image is scaled to about as many: some 16 image tokens, each of 28 x 28 pixels. One scale
+is sooner learned than many, and a drawing needs no other."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -72,8 +74,8 @@ You are a helpful assistant. What is in this picture? Describe the image. What d
 Which shape is it? What colour is it? What color is the background? Answer in one word.
 system user assistant
 A red circle on a white background. A green square on a black background.
-A blue triangle on a yellow background. A yellow star on a grey ground. A white cross on blue.
-A purple ring on orange. An orange diamond on purple. A black heart on a pink background.
+A blue triangle on a yellow background. A yellow star on a grey ground. A white disc on blue.
+A purple star on orange. An orange square on purple. A black circle on a pink background.
 A brown rectangle on a gray background. A pink ellipse, a cyan line and a dark magenta dot.
 The picture shows a red square. The shape is a circle. The colour is green. The ground is light.
 It is large. It is small. It is in the middle, at the top left, at the bottom right corner.
@@ -101,7 +103,7 @@ def make_tokenizer() -> Any:
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator(TOKENIZER_TEXT.splitlines(keepends=True), trainer)
+    learner.train_from_iterator([*TOKENIZER_TEXT.splitlines(keepends=True), *_spoken()], trainer)
     learned = json.loads(learner.to_str())["model"]
     vocabulary = learned["vocab"] | {
         token: VOCABULARY - len(SPECIAL_TOKENS) + place
@@ -120,6 +122,13 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
+def _spoken() -> list[str]:
+    """Questions and answers of some lessons."""
+    random = Random(SEED)  # noqa: S311 - no secret
+    turns = [turn for _ in range(NUM_READ_LESSONS) for turn in make_lesson(random).turns]
+    return [text for turn in turns for text in (turn.question, turn.answer)]
+
+
 def make_processor(tokenizer: Any) -> Any:
     """The `Qwen2_5_VLProcessor`: chat and images in, token ids and 14 x 14 pixel patches out."""
     from transformers import (
@@ -128,7 +137,7 @@ def make_processor(tokenizer: Any) -> Any:
         Qwen2VLVideoProcessor,
     )
 
-    pixels = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}  # numbers of pixels, in fact
+    pixels = {"shortest_edge": NUM_PIXELS, "longest_edge": NUM_PIXELS}  # numbers of pixels, in fact
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels),
         video_processor=Qwen2VLVideoProcessor(size=pixels),
@@ -167,7 +176,7 @@ def make_config(tokenizer: Any) -> Any:
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": 2,
+            "depth": 3,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_heads": 4,
@@ -175,8 +184,8 @@ def make_config(tokenizer: Any) -> Any:
             "patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [1],
+            "window_size": 224,  # no image is larger: each block sees the whole of it
+            "fullatt_block_indexes": [2],
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -212,11 +221,3 @@ def save_checkpoint(folder: Path, model: Any, processor: Any) -> None:
 
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def save_untrained(folder: Path) -> None:
-    """The whole checkpoint with random weights: its answers are noise."""
-    mend_imports()
-    tokenizer = make_tokenizer()
-    model = make_untrained_model(make_config(tokenizer))
-    save_checkpoint(folder, model, make_processor(tokenizer))

@@ -22,8 +22,8 @@ def test_models_name_the_checkpoint_behind_each(server: Server) -> None:
     listing = {m["id"]: m for m in server.get("/models")["data"]}
     assert set(listing) == {"qwen-vl", "qwen-14b", "qwen-coder"}
     assert listing["qwen-14b"]["root"] == "demo/smollm2-135m-instruct"
-    assert listing["qwen-vl"]["untrained"] is True
-    assert listing["qwen-14b"]["untrained"] is False
+    assert listing["qwen-vl"]["root"] == "demo/qwen2.5-vl-shapes"
+    assert not any(model["untrained"] for model in listing.values())
     assert server.get("/v1/models")["data"] == server.get("/models")["data"]
 
 
@@ -72,7 +72,7 @@ def test_switch_without_wait_is_a_ticket_that_can_be_followed(server: Server) ->
 
 
 def test_request_for_an_absent_model_waits_for_a_switch_with_heartbeats(server: Server) -> None:
-    """A stream for the untrained vision model: comments while it waits, then its noise."""
+    """A stream for the vision model: comments while it waits, then its text."""
     body = {"model": "qwen-vl", "messages": CAPITAL, "stream": True, "max_tokens": 4}
     with (
         server.http as http,
