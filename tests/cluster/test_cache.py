@@ -46,7 +46,7 @@ def test_a_repeated_stream_is_answered_while_a_switch_is_under_way(server: Serve
     first_label, first = ask()
     assert first[-1] == "data: [DONE]"
     ticket = httpx.post(f"{server.url}/admin/switch", json={"model": "qwen-14b"}).json()["id"]
-    wait_until(lambda: server.get("/health")["state"] == "switching", 30, "it switches")
+    wait_until(lambda: server.get("/health")["resident"] is None, 30, "it serves no more")
     again_label, again = ask()
     assert server.get("/health")["state"] == "switching"
     assert (first_label, again_label) == ("miss", "hit; switch=avoided")
