@@ -36,7 +36,7 @@ def test_bad_inputs_are_refused_and_the_engine_lives_on(server: Server) -> None:
     )
     failures: list[str] = []
     for row in rows:
-        if row.name not in bad_inputs.WAITING_FOR_AUTH:
+        if 401 not in row.expected:  # this server has no keys; the gateway's tests have
             began = time.monotonic()
             with _collecting(failures, row.name):
                 _check(server, model, row)
