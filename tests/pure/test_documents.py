@@ -35,4 +35,8 @@ def test_every_route_in_the_readme_exists():
     served = {route.path for route in routes.routes}
     readme = (PROJECT / "README.md").read_text()
     named = {path.split("`")[0] for path in re.findall(r"(?:GET|POST|DELETE) (/[\w/{}.]+)", readme)}
-    assert named - {"/docs"} <= {re.sub(r"\{\w+\}", "{id}", path) for path in served}
+
+    def nameless(paths: set[str]) -> set[str]:
+        return {re.sub(r"\{\w+\}", "{}", path) for path in paths}
+
+    assert nameless(named - {"/docs"}) <= nameless(served)
