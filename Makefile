@@ -1,5 +1,6 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
+# make bench  this server measured against bare vLLM, some 20 minutes; ARGS=--quick for 4
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 # make test-gpu   on a machine with the card: its models, switches and speeds, with a report
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test test-gpu check pytest env models clean system observe
+.PHONY: run test test-gpu check pytest env models clean system bench observe
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -31,6 +32,9 @@ check: .venv/.dev
 
 pytest: .venv/.dev models
 	$(BIN)/pytest
+
+bench: .venv/.dev models
+	@exec $(BIN)/llm-backend bench $(ARGS)
 
 # Tests need these and are skipped without. Their packages would start services: policy-rc.d forbids
 # that while they are installed, and they are not to come up with the machine either.

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: `--help` and completion ans
 
 import typer
 
+from serve_app.bench_command import bench
 from serve_app.cli import asking, cache, chat, logs, residency, start
 from serve_app.doctor_command import doctor
 from serve_app.plan_command import plan
@@ -24,7 +25,7 @@ residency.register(app)
 chat.register(app)
 logs.register(app)
 cache.register(app)
-for command in (plan, doctor, pull):
+for command in (plan, doctor, pull, bench):
     app.command()(command)
 
 

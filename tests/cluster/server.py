@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -189,10 +190,11 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def make_home(folder: Path) -> Path:
-    """A home of its own that shares the demo models."""
+    """A home of its own that shares the demo models; a server's second start finds its first's."""
     home = folder / "home"
-    home.mkdir()
-    (home / "models").symlink_to(DEMO_HOME / "models")
+    if not home.exists():
+        home.mkdir()
+        (home / "models").symlink_to(DEMO_HOME / "models")
     return home
 
 
@@ -207,7 +209,12 @@ def make_config(folder: Path, home: Path, port: int, **args: Any) -> Path:
     return path
 
 
-def start(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Server:
+def start(
+    folder: Path,
+    timeout_s: float = START_TIMEOUT_S,
+    ray_environment: Mapping[str, str] = MappingProxyType({}),
+    **args: Any,
+) -> Server:
     """Start a server under `folder` and wait until a model serves, or none is to."""
     home, port = make_home(folder), free_port()
     config = make_config(folder, home, port, **args)
@@ -219,7 +226,7 @@ def start(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Serv
             *(str(Path(sys.executable).with_name("llm-backend")), "start", "--foreground"),
             *("--config", str(config)),
         ],
-        env=environment | {"RAY_TMPDIR": str(ray_tmp)},
+        env=environment | {"RAY_TMPDIR": str(ray_tmp)} | dict(ray_environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -245,9 +252,14 @@ def start(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Serv
 
 
 @contextmanager
-def running(folder: Path, timeout_s: float = START_TIMEOUT_S, **args: Any) -> Iterator[Server]:
+def running(
+    folder: Path,
+    timeout_s: float = START_TIMEOUT_S,
+    ray_environment: Mapping[str, str] = MappingProxyType({}),
+    **args: Any,
+) -> Iterator[Server]:
     """A server for the length of a `with`; leaves no process and no session folder."""
-    server = start(folder, timeout_s, **args)
+    server = start(folder, timeout_s, ray_environment, **args)
     try:
         yield server
     finally:

@@ -1,0 +1,1 @@
+"""Measures this server against bare vLLM on the same machine: `make bench`."""
