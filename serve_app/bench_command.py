@@ -19,12 +19,12 @@ def bench(
     ] = None,
     peer_env: Annotated[
         Path | None,
-        typer.Option(help="The python of an environment with ray[llm], to compare with too."),
+        typer.Option(help="The python of an environment with Ray's extra `llm`: a peer."),
     ] = None,
 ) -> None:
     """Measure this server against bare vLLM on this machine: some 20 minutes, nothing else should
     run. Writes a report with tables, JSON and pictures. The exit code is 1 where a target is
-    missed."""
+    missed or a part fails."""
     if not (PROJECT / "tests" / "bench").is_dir():
         typer.echo(
             "The benchmark is part of the source checkout: run `make bench` there.", err=True

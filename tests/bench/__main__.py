@@ -5,8 +5,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ from tests.bench.rounds import FULL, QUICK, Bench
 from tests.bench.samples import Samples
 from tests.bench.targets import judge, targets
 
-Turn = Callable[[], AbstractContextManager[object]]
 
-
-def main(arguments: list[str] | None = None, turn: Turn = nullcontext) -> int:
-    """Run it all; 1 where a target is missed or a part fails. `turn`: see `Bench`."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run it all; 1 where a target is missed or a part fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, and less in it")
     parser.add_argument("--out", type=Path, default=PROJECT / "tests" / "artifacts" / "bench")
@@ -41,7 +37,7 @@ def main(arguments: list[str] | None = None, turn: Turn = nullcontext) -> int:
     amounts = QUICK if chosen.quick else FULL
     with tempfile.TemporaryDirectory(prefix="llmb-bench-", ignore_cleanup_errors=True) as work:
         bench = Bench(
-            settings, specs, amounts, chosen.out, Path(work), chosen.peer_env, samples, _say, turn
+            settings, specs, amounts, chosen.out, Path(work), chosen.peer_env, samples, _say
         )
         bench.run()
     about["minutes"] = round((time.monotonic() - began) / 60, 1)

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _PYTHON_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of each is done. Per round, but for `warm`."""
+    """How much of each is done. Per round, but for `warm` and `seeds`."""
 
     rounds: int
     waves: dict[int, int]  # concurrency -> waves
@@ -33,17 +33,41 @@ class Amounts:
     hits: int
     generations: int
     warm: int
+    seeds: int  # of each simulated trace
     with_python_proxy: bool
 
 
-FULL = Amounts(3, {1: 10, 4: 4, 10: 4}, 40, 40, 4, 5, 20, 4, 12, True)
-QUICK = Amounts(1, {1: 6, 4: 2, 10: 2}, 24, 0, 1, 3, 20, 2, 3, False)
+FULL = Amounts(
+    rounds=3,
+    waves={1: 10, 4: 4, 10: 4},
+    num_tokens=40,
+    prompts=40,
+    bare_switches=4,
+    our_switches=5,
+    hits=20,
+    generations=4,
+    warm=12,
+    seeds=2,
+    with_python_proxy=True,
+)
+QUICK = Amounts(
+    rounds=1,
+    waves={1: 6, 4: 2, 10: 2},
+    num_tokens=24,
+    prompts=0,
+    bare_switches=1,
+    our_switches=3,
+    hits=20,
+    generations=2,
+    warm=3,
+    seeds=1,
+    with_python_proxy=False,
+)
 
 
 @dataclass
 class Bench:
-    """One run. `folder`: of the report; `work`: for homes and logs. `turn` is held while something
-    runs that must run alone."""
+    """One run. `folder`: of the report; `work`: for homes and logs."""
 
     settings: Settings
     specs: list[ModelSpec]  # that are switched between; the first is resident after a start
@@ -53,13 +77,12 @@ class Bench:
     peer_python: Path | None
     samples: Samples
     say: Callable[[str], None]
-    turn: Callable[[], AbstractContextManager[object]] = nullcontext
     has_failed: bool = False
 
     def run(self) -> None:
         """Measure everything, the server's first start apart: the warm part makes it."""
         self.say("switches in simulated time")
-        traces.measure(self.samples)
+        traces.measure(self.samples, self.amounts.seeds)
         turns = self._turns()
         self._take("warm switches", self._warm)
         self._take("vLLM's own sleep and wake", self._bare_sleep)
@@ -83,15 +106,14 @@ class Bench:
 
     def _take(self, name: str, act: Callable[[], None]) -> None:
         """One part. A part that fails is told in the report, and the others are measured."""
-        with self.turn():
-            began = time.monotonic()
-            try:
-                act()
-                self.say(f"{name}: {time.monotonic() - began:.0f} s")
-            except Exception as exc:  # noqa: BLE001  the report is the border
-                traceback.print_exc()
-                self.has_failed = True
-                self.samples.skipped[name] = f"it failed: {type(exc).__name__}: {exc}"
+        began = time.monotonic()
+        try:
+            act()
+            self.say(f"{name}: {time.monotonic() - began:.0f} s")
+        except Exception as exc:  # noqa: BLE001  the report is the border
+            traceback.print_exc()
+            self.has_failed = True
+            self.samples.skipped[name] = f"it failed: {type(exc).__name__}: {exc}"
 
     def _warm(self) -> None:
         with running(self.work, ray_environment=_HAPROXY, profile="auto", residency="warm") as server:

@@ -1,18 +1,21 @@
 """What the benchmark says of what it has measured."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from serve_app import bench_command
 from serve_app.cli import app
+from tests.bench import traces
 from tests.bench.cpu import CpuMeter
 from tests.bench.report import as_json, as_markdown, table, unit
+from tests.bench.rounds import FULL, QUICK, Amounts, Bench
 from tests.bench.samples import Samples, summarize
 from tests.bench.streams import body, has_token
 from tests.bench.targets import BARE, OURS, Target, judge, targets
-from tests.bench.traces import NAMES
 
 FLOOR = Target("throughput", "tokens_per_s@10", BARE, 0.99, is_floor=True)
 ADDED = Target("CPU a token", "cpu_ms_a_token@10", BARE, 0.25, compared="difference")
@@ -131,8 +134,8 @@ def test_json_holds_each_value_and_each_row():
 
 
 def test_every_metric_that_is_judged_has_a_unit_but_switches_a_request():
-    units = {t.metric: unit(t.metric) for t in targets(NAMES)}
-    assert {m for m, u in units.items() if not u} == {f"switches@{name}" for name in NAMES}
+    units = {t.metric: unit(t.metric) for t in targets(traces.NAMES)}
+    assert {m for m, u in units.items() if not u} == {f"switches@{name}" for name in traces.NAMES}
     assert units["cpu_ms_a_token@10"] == "ms"
     assert units["tokens_per_s@10"] == "tok/s"
     assert unit("idle_cpu_%") == "%"
@@ -177,6 +180,58 @@ def test_process_that_came_meanwhile_counts_from_its_start():
     old.seconds = 12
     tree.append(Fake(2, 4))
     assert meter.read()[0] == 2 + 5
+
+
+# --- what runs when ---
+
+
+class Played(Bench):
+    """A run whose parts only note their turn; the server's own fail."""
+
+    def __init__(self, amounts: Amounts) -> None:
+        super().__init__(None, [], amounts, Path(), Path(), None, Samples(), lambda _: None)  # type: ignore[arg-type]
+        self.order: list[str] = []
+
+    def _warm(self) -> None:
+        self.order.append("warm")
+
+    def _bare_sleep(self) -> None:
+        self.order.append("sleep")
+
+    def _bare(self) -> None:
+        self.order.append("bare")
+
+    def _ours(self) -> None:
+        self.order.append("ours")
+        raise AssertionError("no engine")
+
+    def _python_proxy(self) -> None:
+        self.order.append("python proxy")
+
+
+@pytest.fixture
+def no_traces(monkeypatch):
+    monkeypatch.setattr(traces, "measure", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_traces")
+def test_order_alternates_and_a_part_that_fails_does_not_end_the_run():
+    bench = Played(replace(FULL, rounds=2))
+    bench.run()
+    there = ["bare", "ours", "python proxy"]
+    assert bench.order == ["warm", "sleep", *there, *there[::-1]]
+    assert bench.has_failed
+    assert (
+        bench.samples.skipped["round 2 of 2: llm-backend"] == "it failed: AssertionError: no engine"
+    )
+
+
+@pytest.mark.usefixtures("no_traces")
+def test_quick_run_says_what_it_leaves_out():
+    bench = Played(QUICK)
+    bench.run()
+    assert "python proxy" not in bench.order
+    assert {"python proxy", "vLLM's bench serve", "ray.serve.llm"} <= set(bench.samples.skipped)
 
 
 # --- the command ---
