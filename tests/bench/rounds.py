@@ -116,7 +116,9 @@ class Bench:
             self.samples.skipped[name] = f"it failed: {type(exc).__name__}: {exc}"
 
     def _warm(self) -> None:
-        with running(self.work, ray_environment=_HAPROXY, profile="auto", residency="warm") as server:
+        with running(
+            self.work, ray_environment=_HAPROXY, profile="auto", residency="warm"
+        ) as server:
             ours.measure_warm_switches(server, self._names, self.amounts.warm, self.samples)
 
     def _bare_sleep(self) -> None:
@@ -139,7 +141,7 @@ class Bench:
             ours.measure_switches(server, self._names, amounts.our_switches, self.samples)
 
     def _python_proxy(self) -> None:
-        with running(self.work, _PYTHON_PROXY, profile="auto") as server:
+        with running(self.work, ray_environment=_PYTHON_PROXY, profile="auto") as server:
             self._load_ours(PYTHON_PROXY, server)
 
     def _peer(self) -> None:
