@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PROJECT / "tests" / "artifacts" / "bench")
     parser.add_argument("--peer-env", type=Path, help="python of an environment with ray[llm]")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
     settings = load_settings(
         AppArgs(home=str(default_home()), env_file=""), has_gpu=bool(shutil.which("nvidia-smi"))
     )
@@ -63,6 +65,10 @@ def _write(about: dict[str, Any], samples: Samples, folder: Path, *, has_failed:
     print("\n".join(report.table(rows)))
     _say(f"The report: {folder / 'report.md'}")
     return int(has_failed or any(row.verdict == "missed" for row in rows))
+
+
+def _stop(*_: object) -> None:
+    sys.exit(143)  # an exception: what was started is stopped on the way out
 
 
 def _say(line: str) -> None:
