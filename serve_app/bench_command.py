@@ -11,9 +11,7 @@ from serve_app.settings import PROJECT
 
 
 def bench(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="4 minutes: one round, and less in it.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One round, and less in it.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report. Default: tests/artifacts/bench.")
     ] = None,
@@ -22,7 +20,7 @@ def bench(
         typer.Option(help="The python of an environment with Ray's extra `llm`: a peer."),
     ] = None,
 ) -> None:
-    """Measure this server against bare vLLM on this machine: some 20 minutes, nothing else should
+    """Measure this server against bare vLLM on this machine, in three rounds; nothing else should
     run. Writes a report with tables, JSON and pictures. The exit code is 1 where a target is
     missed or a part fails."""
     if not (PROJECT / "tests" / "bench").is_dir():
