@@ -92,6 +92,9 @@ class GoldenAnswer:
                 engine_session(socket, timeout_s) as session,
                 session.post(f"http://engine{self._probe.path}", json=self._probe.body()) as reply,
             ):
+                if reply.status >= 500:  # it is dying, which no second start of it mends
+                    message = f"the engine of {name} answers its known question {reply.status}"
+                    raise EngineFailed(Problem("engine_mute", message))
                 return await reply.json()
         except ValueError as exc:
             raise self._mismatch("it gave no answer") from exc

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -29,7 +30,10 @@ from serve_app.settings import Settings
 _SCALE_TIMEOUT_S = 30.0
 # Its imports take 8 s on two idle cores, and a plain start three times that.
 _STANDBY_READY_S = 45.0
+_STRAYS_S = 2.0  # between two looks for replicas that nobody asked for, while a model loads
 _CHUNK_BYTES = 8 * 1024 * 1024
+
+logger = logging.getLogger("llm_backend.switchboard")
 
 
 class Host(Protocol):
@@ -79,6 +83,9 @@ class ServeHost:
         self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died under its hold
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
+        self._loading: str | None = None  # the model whose replica is to have the place
+        self._placing = asyncio.Lock()  # of who scales for it
+        self._clearing = asyncio.get_running_loop().create_task(self._clear_strays())
         self._standby: StandbyKeeper | None = None
         if settings.standby:
             home = Path(settings.home)
@@ -121,11 +128,14 @@ class ServeHost:
         try:
             async with asyncio.timeout(deadline_s) as limit:
                 await self._make_room_for(target)
-                await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
+                async with self._placing:
+                    self._loading = model
+                    await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
+                        self._loading = None
                     yield event
         except TimeoutError:
             message = f"{target} was not ready in {deadline_s:.0f} s"
@@ -139,6 +149,7 @@ class ServeHost:
 
     async def release(self, target: str, parting: Parting) -> None:
         model = self._settings.targets[target].name
+        self._loading = None
         if parting is Parting.CLEAR:
             await self._end_sleepers(list(self._asleep))
         may_sleep = self._settings.is_warm and parting is Parting.REST
@@ -179,6 +190,31 @@ class ServeHost:
             self._forget_asleep(other)
             others.remove(other)
         await self._end_sleepers(others[: max(0, len(others) - self._settings.max_sleepers)])
+
+    async def _clear_strays(self) -> None:
+        """While a model loads, end the replicas that would keep it from the place for ever.
+
+        (1) Deploying the configuration again with other options sets a deployment back to the one
+        replica of the code, and Ray may place that one first. (2) The old model's replica stays
+        where the Serve controller could not be reached to end it.
+        """
+        while True:
+            await asyncio.sleep(_STRAYS_S)  # nothing tells when Serve's wishes have changed
+            if self._loading:
+                try:
+                    async with self._placing:
+                        await self._end_strays()
+                except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
+                    logger.warning("could not look for strays: %r", exc)
+
+    async def _end_strays(self) -> None:
+        replicas = await self._scaler.replicas()
+        if self._loading is None:
+            return
+        sleepers = {self._settings.targets[target].name for target in self._asleep}
+        for name in self._servers.keys() - sleepers - {self._loading}:
+            if replicas[name].num_existing:
+                await self._scaler.scale(name, 0, _SCALE_TIMEOUT_S)
 
     async def _end_sleepers(self, targets: list[str]) -> None:
         for target in targets:

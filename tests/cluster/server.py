@@ -45,6 +45,13 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
     raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
 
 
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass
 class EngineWatch:
     """Samples which engines are alive; an engine is known by the socket on its command line."""
@@ -52,6 +59,7 @@ class EngineWatch:
     home: Path
     most_at_once: int = 0
     seen: set[str] = field(default_factory=set)
+    processes: set[psutil.Process] = field(default_factory=set)  # of all engines that were seen
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def engines(self) -> dict[str, list[psutil.Process]]:
@@ -62,23 +70,29 @@ class EngineWatch:
                 line = " ".join(process.cmdline()).split()  # a title set later is one argument
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
+                uds = next((a for a in line if a.startswith(f"--uds={self.home}/")), None)
+                if uds and not any(a.endswith("supervisor.py") for a in line):
+                    found[Path(uds).name] = [process, *process.children(recursive=True)]
             except psutil.Error:
                 continue
-            uds = next((a for a in line if a.startswith(f"--uds={self.home}/")), None)
-            if uds and not any(a.endswith("supervisor.py") for a in line):
-                found[Path(uds).name] = [process, *process.children(recursive=True)]
         return found
+
+    def orphans(self) -> set[psutil.Process]:
+        """What still lives of engines that were seen, and belongs to none that is there."""
+        living = {p for engine in self.engines().values() for p in engine}
+        return {p for p in self.processes - living if p.is_running() and not _is_zombie(p)}
 
     def _sample(self) -> None:
         while not self._stop.wait(0.03):
             engines = self.engines()
             self.seen |= set(engines)
+            self.processes.update(*engines.values())
             self.most_at_once = max(self.most_at_once, len(engines))
 
     @contextmanager
     def watching(self) -> Iterator["EngineWatch"]:
         """Sample all the while; `most_at_once` is the verdict."""
-        self.most_at_once, self.seen = 0, set()
+        self.most_at_once, self.seen, self.processes = 0, set(), set()
         self._stop.clear()
         thread = threading.Thread(target=self._sample)
         thread.start()
@@ -143,19 +157,6 @@ class Server:
             return int(health["epoch"]) if ok and health["epoch"] > after_epoch else 0
 
         return int(wait_until(serves, timeout_s, f"{model} serves"))
-
-    def find_victim(self, name: str, model: str) -> psutil.Process:
-        """The process of the one engine, of its supervisor, or of its replica, by its title."""
-        (engine,) = self.watch().engines().values()
-        if name == "ServeReplica":
-            title = f"ServeReplica:llm-backend:{model}"
-            tree = psutil.Process(self.process.pid).children(recursive=True)
-            return next(p for p in tree if title in " ".join(p.cmdline()))
-        if name == "supervisor.py":
-            supervisor = engine[0].parent()
-            assert supervisor is not None
-            return supervisor
-        return next(p for p in engine if name in " ".join(p.cmdline()))
 
     def family(self) -> list[psutil.Process]:
         """Every process of this server that lives: its tree, Ray's, engines with their supervisors,

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.cluster import victims
 from tests.cluster.server import CAPITAL, Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -138,15 +139,15 @@ def test_bad_requests_are_openai_shaped(server: Server) -> None:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("victim", ["--uds=", "EngineCore", "supervisor.py", "ServeReplica"])
-def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, victim: str) -> None:
-    """Engine, engine core, supervisor, replica: the same model comes back, never beside the old."""
+@pytest.mark.parametrize("part", victims.ENGINE_PARTS)
+def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, part: str) -> None:
+    """The same model comes back, never beside the old one."""
     resident = server.get("/admin/status")["desired"]
     epoch = server.wait_serving(resident)
     watch = server.watch()
     (old,) = watch.engines().values()
     with watch.watching():
-        server.find_victim(victim, resident).kill()
+        victims.kill(server, part)
         server.wait_serving(resident, after_epoch=epoch)
     assert watch.most_at_once == 1
     assert not [p for p in old if p.is_running()]

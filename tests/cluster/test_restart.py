@@ -1,23 +1,14 @@
 """A part of the graph is killed and comes back: what runs is found, and no second engine starts."""
 
 import httpx
-import psutil
 import pytest
 
+from tests.cluster import victims
 from tests.cluster.server import Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
-PARTS = [
-    "ServeReplica:llm-backend:Switchboard",
-    "ServeReplica:llm-backend:Gateway",
-    "ServeController",
-]
-
-
-def kill(server: Server, part: str) -> None:
-    tree = psutil.Process(server.process.pid).children(recursive=True)
-    next(p for p in tree if f"ray::{part}" in " ".join(p.cmdline())).kill()
+PARTS = ["switchboard", "gateway", "controller"]
 
 
 def answers(server: Server, model: str) -> bool:
@@ -35,9 +26,9 @@ def phase(server: Server) -> str | None:
     return switch and switch["phase"]
 
 
-@pytest.mark.parametrize("victim", ["--uds=", "supervisor.py", "ServeReplica"])
+@pytest.mark.parametrize("part", ["api server", "supervisor", "replica"])
 def test_new_engine_killed_while_loading_brings_the_old_model_back(
-    server: Server, victim: str
+    server: Server, part: str
 ) -> None:
     """F1 in the phase of loading: the ticket says so, and there are never two engines."""
     server.switch("qwen-14b")
@@ -46,7 +37,7 @@ def test_new_engine_killed_while_loading_brings_the_old_model_back(
             begun = http.post("/admin/switch", json={"model": "qwen-coder"}).json()
         path = f"/admin/switch/{begun['id']}"
         wait_until(lambda: any("qwen-coder" in e for e in watch.engines()), 30, "it is loading")
-        server.find_victim(victim, "qwen-coder").kill()
+        victims.kill(server, part)
         ticket = wait_until(
             lambda: (t := server.get(path))["state"] not in ("queued", "running") and t,
             120,
@@ -64,7 +55,7 @@ def test_part_killed_while_serving_leaves_the_engine_alone(server: Server, part:
     server.switch("qwen-14b")
     epoch = server.wait_serving("qwen-14b")
     with server.watch().watching() as watch:
-        kill(server, part)
+        victims.kill(server, part)
         wait_until(lambda: answers(server, "qwen-14b"), 120, "it answers")
         wait_until(lambda: server.wait_serving("qwen-14b") == epoch, 60, "under the same epoch")
     assert watch.most_at_once == 1
@@ -79,7 +70,7 @@ def test_part_killed_while_loading_ends_with_one_engine(server: Server, part: st
         with server.http as http:
             http.post("/admin/switch", json={"model": "qwen-coder"})
         wait_until(lambda: phase(server) == "loading", 30, "the new model is loading")
-        kill(server, part)
+        victims.kill(server, part)
         wait_until(lambda: answers(server, "qwen-coder"), 180, "the new model can be had")
         wait_until(lambda: answers(server, "qwen-14b"), 180, "the old one too")
     assert watch.most_at_once == 1

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from deployments.engine import EngineFailed
 from deployments.golden import GoldenAnswer, fingerprint
 from deployments.golden_probe import (
     EmbeddingProbe,
@@ -132,6 +134,26 @@ def test_record_is_kept_and_a_damaged_one_is_no_record(tmp_path: Path):
     assert GoldenAnswer(spec(), folder, "cuda", tmp_path)._load() is None
     (tmp_path / "golden" / "qwen-14b.json").write_text("{")
     assert answer._load() is None
+
+
+async def test_dying_engine_is_mute_and_not_wrong(tmp_path: Path):
+    """A wrong answer earns a second start; an engine whose core is dead says 500."""
+
+    async def fail(_request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "EngineCore died"}}, status=500)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", fail)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    socket = tmp_path / "engine.sock"
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        with pytest.raises(EngineFailed) as caught:
+            await GoldenAnswer(spec(), tmp_path, "cpu", tmp_path).verify(socket, 5)
+    finally:
+        await runner.cleanup()
+    assert caught.value.problem.code == "engine_mute"
 
 
 def test_load_is_read_from_the_engines_own_metrics():
