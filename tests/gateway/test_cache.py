@@ -281,7 +281,7 @@ async def test_without_a_checkpoint_nothing_is_kept(backend: Backend, settings: 
     assert [(await ask(backend)).label for _ in range(2)] == ["uncacheable", "uncacheable"]
 
 
-@pytest.mark.parametrize("changes", [{"max_value_bytes": 400}])
+@pytest.mark.parametrize("changes", [{"max_value_bytes": 500}])
 async def test_an_answer_that_is_too_large_is_not_kept(backend: Backend) -> None:
     """It passes all the same, and is counted."""
     await backend.serving()
