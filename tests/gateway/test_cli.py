@@ -185,12 +185,8 @@ async def test_a_chat_prints_nothing_that_steers_the_terminal(backend: Backend, 
     """Whatever a model was led to say."""
     engine = await backend.serving(A)
     engine.model = A
-    tokens = ["\x1b]0;title\x07", "text\n", "\x9b2J"]
-    from tests.gateway import fake_engine
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fake_engine, "TOKENS", tokens)
-        result = await cli("chat", A, "hello")
+    engine.tokens = ["\x1b]0;title\x07", "text\n", "\x9b2J"]
+    result = await cli("chat", A, "hello")
     assert result.stdout == "]0;titletext\n2J\n"
 
 
