@@ -12,11 +12,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app import journal
+from serve_app.observation import begin_observation
 
 _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-_TOKENS = re.compile(rb'"(prompt_tokens|completion_tokens)": ?(\d{1,9})')  # a key of the usage
-_USAGE = b'_tokens":'
 # Asked every few seconds by whoever watches: logged only when something is wrong.
 _QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{path:path}"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -27,7 +25,7 @@ logger = logging.getLogger("llm_backend.access")
 
 class AccessLog:
     """Gives each answer its `X-Request-Id` (the client's own, if that is harmless), and writes the
-    request's line: route, status, outcome, times, and what others have noted in the journal.
+    request's line: route, status, outcome, time, and what else is known of it (`observation.py`).
 
     `outcome`: `complete`, `error` (also at the end of a stream that began with 200), `left` (the
     client did), or `broken` (an answer begun and not ended).
@@ -60,7 +58,7 @@ class _Request:
         given = _given_id(scope)
         self._id = given or uuid.uuid4().hex
         self._is_named = is_behind_serve and given is not None
-        self._known = journal.begin_request(self._id)
+        self._observed = begin_observation(self._id)
         self._status = 0
         self._is_over = self._has_left = False
 
@@ -76,12 +74,8 @@ class _Request:
             if not self._is_named:
                 headers = [*message.get("headers", ()), (_ID_HEADER, self._id.encode())]
                 message = {**message, "headers": headers}
-        elif message["type"] == "http.response.body":
-            body = message.get("body", b"")
-            if _USAGE in body:
-                self._known |= {k.decode(): int(n) for k, n in _TOKENS.findall(body)}
-            if not message.get("more_body", False):
-                self._is_over = True  # before it is sent: a client that has it all may leave
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self._is_over = True  # before it is sent: a client that has it all may leave
         await self._send(message)
 
     def log(self, scope: Scope) -> None:
@@ -99,7 +93,8 @@ class _Request:
 
     def _outcome(self) -> str:
         if self._is_over:
-            return "error" if self._status >= 400 or "error_code" in self._known else "complete"
+            has_failed = self._status >= 400 or self._observed.error_code is not None
+            return "error" if has_failed else "complete"
         return "left" if self._has_left else "broken"
 
 

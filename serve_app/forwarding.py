@@ -15,7 +15,6 @@ import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app import journal
 from serve_app.admission import Admission, Permit, Wish, switching_error
 from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
 from serve_app.endings import SEPARATOR, Ending
@@ -110,8 +109,7 @@ class EngineAnswer(Response):
         self.error: BackendError | None = None  # that it ends with, before the client is told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        observation().target = self._wish.model
-        journal.note(model=self._job.model)
+        observation().model = self._job.model
         try:
             async with asyncio.timeout(None) as presence:
                 watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
@@ -129,8 +127,8 @@ class EngineAnswer(Response):
         loop = asyncio.get_running_loop()
         while True:
             permit = await self._admit(send)
-            observation().queued_s = permit.queued_s
-            journal.note(epoch=permit.epoch, queue_ms=round(permit.queued_s * 1000, 1))
+            observed = observation()
+            observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
             began = loop.time()
             try:
                 async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
@@ -250,8 +248,7 @@ class EngineAnswer(Response):
 
     async def _fail(self, send: Send, error: BackendError) -> None:
         self.error = error
-        observation().error_code = error.code or error.type
-        journal.note(error_code=error.code)
+        observation().note_error(error)
         if self._has_started:
             event = error_event(error, self._job.dialect, self._num_events)
             await send(chunk(event, is_last=True))

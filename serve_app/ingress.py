@@ -122,8 +122,7 @@ class _HeaderLimits:
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
-    observation().error_code = exc.code or exc.type
-    journal.note(error_code=exc.code)
+    observation().note_error(exc)
     status, headers, body = error_response(exc, dialect_of(request.url.path))
     return Response(body, status, dict(headers))
 

@@ -1,9 +1,10 @@
 """How this project writes its logs: one JSON object a line, in files that stay bounded.
 
-A line holds `time` (UTC), `level`, `logger`, `event`, and what is known of `request_id`, `model`,
-`epoch` and `ticket`; an exception goes under `error` and `at`. Never a prompt, an answer or a key:
-what clients send is not logged, and the text of an exception only where it can not quote a request.
-JSON escapes every control character, so nothing that a client sends breaks a line.
+A line holds `time` (UTC), `level`, `logger`, `event`, what is known of the request it is of
+(`observation.py`), and fields of its own, such as `ticket`; an exception goes under `error` and
+`at`. Never a prompt, an answer or a key: what clients send is not logged, and the text of an
+exception only where it can not quote a request. JSON escapes every control character, so nothing
+that a client sends breaks a line.
 """
 
 import json
@@ -11,11 +12,12 @@ import logging
 import os
 import shutil
 import traceback
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
+
+from serve_app.observation import observation
 
 FILE_BYTES = 10_000_000  # then a log is set aside as <name>.log.1, and that one as <name>.log.2
 NUM_OLD_FILES = 2
@@ -23,23 +25,6 @@ _MAX_TEXT = 2000  # characters of one value
 _MAX_FRAMES = 12
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _QUOTABLE = {"serve_app", "deployments", "ray", "aiohttp"}  # packages whose errors quote no request
-
-_known: ContextVar[dict[str, Any] | None] = ContextVar("known", default=None)
-
-
-def begin_request(request_id: str) -> dict[str, Any]:
-    """From here on every line of this task and its children carries what is known of the request;
-    returns what that is, for its last line."""
-    known = {"request_id": request_id}
-    _known.set(known)
-    return known
-
-
-def note(**fields: Any) -> None:
-    """Add to what is known of this task's request; outside of one, nothing."""
-    known = _known.get()
-    if known is not None:
-        known.update(fields)
 
 
 class JsonLines(logging.Formatter):
@@ -52,7 +37,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
-        line |= _known.get() or {}
+        line |= observation().fields()
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info and record.exc_info[1]:
             line |= _error_fields(record.exc_info[1])

@@ -20,9 +20,9 @@ import yaml
 
 from deployments import place
 from serve_app import haproxy, journal, running
-from serve_app.machine import export_file
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
+from serve_app.settings.machine import export_file
 
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0

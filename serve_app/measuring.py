@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import UnknownModel
 from serve_app.metrics import CACHE_RESULTS, UNKNOWN_MODEL, GatewayMetrics
-from serve_app.observation import begin_observation
+from serve_app.observation import observation
 
 NO_MODEL, NO_ROUTE = "none", "unmatched"
 _NOT_MADE = ("hit", "shared")  # given again, or made for another request that counts it
@@ -50,7 +50,7 @@ class _Exchange:
 
     def __init__(self, metrics: GatewayMetrics, send: Send) -> None:
         self._metrics, self._send = metrics, send
-        self._observed = begin_observation()
+        self._observed = observation()
         self._arrived_at = time.perf_counter()
         self.status = 0
         self.is_over = False
@@ -116,13 +116,14 @@ class _Exchange:
         if observed.queued_s is not None:
             metrics.queue_wait.labels(self._model).observe(observed.queued_s)
         self._count_cache()
+        self._read_usage()
         if self._cache_result() not in _NOT_MADE:
             self._count_tokens()
 
     def _find_model(self) -> str:
         """Named by those who answer; for an answer from the cache, by its header."""
-        if self._observed.target is not None:
-            return self._metrics.model_of(self._observed.target)
+        if self._observed.model is not None:
+            return self._observed.model
         if self._observed.error_code == UnknownModel.code:
             return UNKNOWN_MODEL
         named = self._headers.get(b"x-model")
@@ -143,14 +144,18 @@ class _Exchange:
         if result == "hit" and _AVOIDED in self._headers[b"x-cache"]:
             self._metrics.switches_avoided.labels(self._model).inc()
 
-    def _count_tokens(self) -> None:
+    def _read_usage(self) -> None:
         end = self._last_but_one + self._last
         at = end.rfind(_USAGE_KEY)
         usage: dict[bytes, bytes] = dict(_USAGE.findall(end, at)) if at >= 0 else {}
         if usage:
-            read = int(usage.get(b"prompt") or usage.get(b"input") or 0)
-            made = int(usage.get(b"completion") or usage.get(b"output") or 0)
-        else:
-            read, made = 0, max(0, self._num_events - _NO_TEXT_EVENTS)
-        self._metrics.prompt_tokens.labels(self._model).inc(read)
+            observed = self._observed
+            observed.prompt_tokens = int(usage.get(b"prompt") or usage.get(b"input") or 0)
+            observed.completion_tokens = int(usage.get(b"completion") or usage.get(b"output") or 0)
+
+    def _count_tokens(self) -> None:
+        made = self._observed.completion_tokens
+        if made is None:
+            made = max(0, self._num_events - _NO_TEXT_EVENTS)
+        self._metrics.prompt_tokens.labels(self._model).inc(self._observed.prompt_tokens or 0)
         self._metrics.generated_tokens.labels(self._model).inc(made)

@@ -1,24 +1,51 @@
-"""What the parts that answer a request notice of it, for whoever counts at its end."""
+"""What is known of one request: set once, where it becomes known, and read by all who report of it.
+
+The access line and every other log line of the request carry it, and the metrics count by it.
+"""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
+
+from serve_app.errors import BackendError
 
 
 @dataclass(slots=True)
 class Observation:
-    """One request's; each field is set where it becomes known."""
+    """One request's; None is not known, or not so."""
 
-    target: str | None = None  # the model it is for, with the task; a known one
+    request_id: str | None = None
+    model: str | None = None  # it is for; one that exists
+    epoch: int | None = None  # in which it was admitted
     queued_s: float | None = None  # from arrival to admission
-    error_code: str | None = None  # of one of our own errors
+    error_code: str | None = None  # of the error that its client is told
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def note_error(self, error: BackendError) -> None:
+        """The client is about to be told this one."""
+        self.error_code = error.code or error.type
+
+    def fields(self) -> dict[str, Any]:
+        """What is known, as a log line names it."""
+        known = {
+            "request_id": self.request_id,
+            "model": self.model,
+            "epoch": self.epoch,
+            "queue_ms": None if self.queued_s is None else round(self.queued_s * 1000, 1),
+            "error_code": self.error_code,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+        return {name: value for name, value in known.items() if value is not None}
 
 
 _current: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
 
-def begin_observation() -> Observation:
+def begin_observation(request_id: str) -> Observation:
     """From here on `observation` is this one, in this task and those that it starts."""
-    observed = Observation()
+    observed = Observation(request_id)
     _current.set(observed)
     return observed
 

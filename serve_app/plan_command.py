@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,8 +87,8 @@ def make_plans(
     specs = [settings.models[model]] if model else list(settings.models.values())
     if checkpoint is not None:
         specs = [specs[0].model_copy(update={"checkpoint": checkpoint, "revision": None})]
-    room = _room(settings, memory)
-    return settings, room, [_plan(spec, room, settings, known) for spec in specs]
+    room = room_of(settings, memory)
+    return settings, room, [plan_of(spec, room, settings, known) for spec in specs]
 
 
 def card_bytes(text: str) -> int:
@@ -106,7 +106,7 @@ def card_bytes(text: str) -> int:
     return round(number * (GIB if unit == "gib" else MIB))
 
 
-def _room(settings: Settings, memory: str | None) -> Room:
+def room_of(settings: Settings, memory: str | None = None) -> Room:
     """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host."""
     if settings.device == "cpu":
         if memory is None:
@@ -121,7 +121,14 @@ def _room(settings: Settings, memory: str | None) -> Room:
     return Room("cuda", total_bytes or RTX_5080_BYTES)
 
 
-def _plan(spec: ModelSpec, room: Room, settings: Settings, known: Any) -> Plan:
+def plan_of(
+    spec: ModelSpec, room: Room, settings: Settings, known: Mapping[str, Mapping[str, Any]]
+) -> Plan:
+    """The plan for a model's checkpoint, also where it is not here yet.
+
+    Raises:
+        PlanProblem: its shape is not known.
+    """
     home = Path(settings.home)
     try:
         try:

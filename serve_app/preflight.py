@@ -13,8 +13,8 @@ from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from deployments.host_memory import open_host_memory
 from serve_app.auth import check_bound
-from serve_app.machine import MachineError, read_machine
 from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
+from serve_app.settings.machine import read_machine
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
 _RAY_CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108  written by `ray start`
@@ -36,7 +36,7 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
         http, args = raw["http_options"], AppArgs(**raw["applications"][0].get("args", {}))
         machine = read_machine(Path(args.env_file) if args.env_file is not None else None)
         return machine.host or http["host"], machine.port or int(http["port"]), args
-    except MachineError as exc:
+    except SettingsError as exc:
         raise PreflightProblem(str(exc)) from exc
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
         raise PreflightProblem(f"{path} can not be used: {str(exc).splitlines()[0]}") from exc

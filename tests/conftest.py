@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from serve_app import machine
-from serve_app.settings import default_home
+from serve_app.settings import default_home, machine
 
 DEMO_HOME = default_home()  # where `make models` has put the demo models
 

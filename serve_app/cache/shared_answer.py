@@ -31,6 +31,7 @@ from serve_app.errors import (
     ModelNotResident,
     error_event,
 )
+from serve_app.observation import observation
 
 _OF_ITS_OWN_TIME = (DeadlineExceeded, ModelNotResident)  # errors that depend on who asked, and when
 _GRACE_S = 5.0  # past the deadline: what is made ends by itself first, with its error
@@ -101,6 +102,7 @@ class SharedAnswer(Response):
         self._has_content = False  # and more than comments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        observation().model = self._question.model
         async with while_client_stays(receive):
             try:
                 async with asyncio.timeout_at(self._question.deadline + _GRACE_S):
@@ -109,6 +111,7 @@ class SharedAnswer(Response):
             except BackendError as error:
                 if not self._has_begun:
                     raise
+                observation().note_error(error)
                 event = error_event(error, self._question.dialect, num_events=0)
                 await send(chunk(event, is_last=True))
             except TimeoutError:  # it reads nothing, so it can be told nothing
@@ -168,6 +171,8 @@ class SharedAnswer(Response):
                 body, is_last = message.get("body", b""), not message.get("more_body")
                 if may_repeat and not self._has_content:
                     return False
+                if is_last and flight.error:  # told here too; a status told before says nothing
+                    observation().note_error(flight.error)
                 if stamper and head["status"] == 200:
                     body = stamper.feed(body, is_last=is_last)
                 await self._send(send, head, body, is_stamped=stamper is not None, is_last=is_last)

@@ -5,12 +5,9 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 FAILED, UNREACHABLE, INTERRUPTED = 1, 3, 130  # exit codes
 
@@ -33,7 +30,9 @@ class Connection:
         from serve_app.client import LLMClient
 
         self.is_remote = url is not None
-        self.client: LLMClient = LLMClient(url or _local_url(), key, admin_key)
+        if url is None:
+            url, key, admin_key = _of_this_machine(key, admin_key)
+        self.client: LLMClient = LLMClient(url, key, admin_key)
         self._runner = asyncio.Runner()
 
     @property
@@ -100,14 +99,25 @@ def fail_with(exc: Exception, here: Connection) -> NoReturn:
         hint = "" if here.is_remote else " `llm-backend start` starts a server."
         fail(f"{exc}{hint}", UNREACHABLE)
     if isinstance(exc, NotAllowed):
-        fail(f"{exc} Keys are given by --key and --admin-key, or in the environment (see --help).")
+        fail(f"{exc} Keys are given by --key and --admin-key, in the environment, or in .env.")
     fail(str(exc))
 
 
-def _local_url() -> str | None:
-    """Of the server that runs on this machine's home, at whatever port; None where none is."""
+def _of_this_machine(
+    key: str | None, admin_key: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """The address of the server on this machine's home, None where none is; and its keys, which
+    stand in `.env` where they were not given. No other server is shown the file's keys."""
     from serve_app import running
-    from serve_app.settings import default_home
+    from serve_app.settings import SettingsError, default_home
+    from serve_app.settings.machine import read_machine
 
-    server = running.find(default_home())
-    return server.url if server else None
+    try:
+        server, machine = running.find(default_home()), read_machine()
+    except SettingsError as exc:
+        fail(str(exc))
+    if key is None and machine.api_keys:
+        key = machine.api_keys[0].get_secret_value()
+    if admin_key is None and machine.admin_keys:
+        admin_key = machine.admin_keys[0].get_secret_value()
+    return server.url if server else None, key, admin_key

@@ -1,10 +1,11 @@
 """What is known of the machine, gathered before anything is judged; and what a judgement is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from deployments.gpu import GpuReading
+from deployments.vram import Plan
 from serve_app.settings import Settings
 
 
@@ -97,7 +98,8 @@ class Machine:
     ports: tuple[Port, ...] = ()
     is_serving: bool = False  # a server of ours runs on this home
     ray_address: str | None = None  # of a cluster that runs, or that RAY_ADDRESS names
-    weights: tuple[Weights, ...] = field(default=())
+    weights: tuple[Weights, ...] = ()
+    plans: tuple[Plan, ...] = ()  # of the models whose shape is known, here or not
 
     @property
     def is_gpu_profile(self) -> bool:

@@ -6,17 +6,22 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from deployments.gpu import GpuUnreadable, open_nvml
+from deployments.vram import Plan
 from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
+from serve_app.plan_command import PlanProblem, plan_of, room_of
 from serve_app.preflight import PreflightProblem, port_holder, read_deployment, running_ray
-from serve_app.settings import Settings, SettingsError, load_settings
+from serve_app.settings import Settings, SettingsError, known_checkpoints, load_settings
 
 _TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
 _ASK_TORCH = (
@@ -34,10 +39,12 @@ _VARIABLES = (
 )
 _NVIDIA_VENDOR = "0x10de"
 
+Known = Mapping[str, Mapping[str, Any]]
+
 
 def gather(config: Path) -> Machine:
     """Everything about this machine, for the deployment in `config`; takes seconds."""
-    settings, host, port, settings_problem = _settings(config)
+    settings, known, host, port, settings_problem = _settings(config)
     card, card_problem = _card()
     torch, torch_problem = _torch()
     memory = psutil.virtual_memory()
@@ -62,18 +69,20 @@ def gather(config: Path) -> Machine:
         is_serving=home is not None and place.is_taken(home),
         ray_address=running_ray(),
         weights=_weights(settings),
+        plans=_plans(settings, known) if settings else (),
     )
 
 
-def _settings(config: Path) -> tuple[Settings | None, str, int, str | None]:
-    """The settings, host and port, or why there are none."""
+def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | None]:
+    """The settings, the checkpoints that are known, host and port, or why there are none."""
     host, port = "127.0.0.1", 7000
     try:
         host, port, args = read_deployment(config)
         has_gpu = shutil.which("nvidia-smi") is not None
-        return load_settings(args, has_gpu=has_gpu), host, port, None
+        settings = load_settings(args, has_gpu=has_gpu)
+        return settings, known_checkpoints(Path(args.config_dir)), host, port, None
     except (PreflightProblem, SettingsError) as exc:
-        return None, host, port, str(exc)
+        return None, {}, host, port, str(exc)
 
 
 def _card() -> tuple[Card | None, str | None]:
@@ -189,3 +198,11 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         found.append(Weights(spec.name, spec.checkpoint, None, size))
     return tuple(found)
+
+
+def _plans(settings: Settings, known: Known) -> tuple[Plan, ...]:
+    room, plans = room_of(settings), []
+    for spec in settings.models.values():
+        with suppress(PlanProblem):  # neither here nor known: `weights` says what is missing
+            plans.append(plan_of(spec, room, settings, known))
+    return tuple(plans)

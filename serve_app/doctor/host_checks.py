@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
+from deployments.vram import GIB, Plan, gib
 from serve_app.auth import is_loopback
 from serve_app.doctor.facts import Disk, Finding, Level, Machine, Port
 
-_GIB = 2**30
-_MIN_FREE_BYTES = 2 * _GIB  # as the start asks for: logs, sockets, Ray's session
-_LOW_FREE_BYTES = 10 * _GIB
+_MIN_FREE_BYTES = 2 * GIB  # as the start asks for: logs, sockets, Ray's session
+_LOW_FREE_BYTES = 10 * GIB
 _VOLATILE = {"tmpfs", "ramfs", "overlay"}  # gone after a reboot, or with the container
 # The standby (0.6 GB), Ray and Serve, an engine's own host memory.
-_HOST_MEMORY_BYTES = 6 * _GIB
+_HOST_MEMORY_BYTES = 6 * GIB
 
 
 def check_settings(machine: Machine) -> Iterator[Finding]:
@@ -46,17 +46,27 @@ def check_weights(machine: Machine) -> Iterator[Finding]:
 
 def check_disks(machine: Machine) -> Iterator[Finding]:
     """That there is room, and that caches outlive a restart of the machine or container."""
+    missing = {weights.model for weights in machine.weights if weights.problem}
+    to_come_bytes = sum(p.disk_bytes for p in machine.plans if p.model in missing)
     for disk in machine.disks:
-        yield _judge_disk(disk)
+        yield _judge_disk(disk, to_come_bytes if disk.purpose == "checkpoints" else 0)
 
 
-def _judge_disk(disk: Disk) -> Finding:
-    text = f"{disk.purpose}: {disk.path}, {disk.free_bytes / _GIB:.1f} GiB free"
+def _judge_disk(disk: Disk, to_come_bytes: int) -> Finding:
+    """`to_come_bytes`: what is still to be pulled to it."""
+    text = f"{disk.purpose}: {disk.path}, {disk.free_bytes / GIB:.1f} GiB free"
     if not disk.can_write:
         return Finding("disk", Level.PROBLEM, f"{text}, can not be written", "change its owner")
     if disk.free_bytes < _MIN_FREE_BYTES:
         return Finding(
             "disk", Level.PROBLEM, text, f"make room: {_MIN_FREE_BYTES >> 30} GiB at least"
+        )
+    if disk.free_bytes < to_come_bytes + _MIN_FREE_BYTES:
+        return Finding(
+            "disk",
+            Level.WARNING,
+            f"{text}, and the checkpoints that are missing take {gib(to_come_bytes)}",
+            "make room, or name another disk with HF_HOME",
         )
     if disk.filesystem in _VOLATILE:
         return Finding(
@@ -73,12 +83,12 @@ def _judge_disk(disk: Disk) -> Finding:
 def check_host_memory(machine: Machine) -> Iterator[Finding]:
     """That the host has memory for the processes, and for weights kept asleep or read ahead."""
     total, available = machine.memory_total_bytes, machine.memory_available_bytes
-    text = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB are available"
-    weights = sorted((w.size_bytes for w in machine.weights), reverse=True)
+    text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB are available"
+    weights = sorted((p.weights_bytes for p in machine.plans), reverse=True)
     settings = machine.settings
     if settings and settings.residency == "warm":
         asleep = sum(weights[: settings.max_sleepers])
-        needed, what = _HOST_MEMORY_BYTES + asleep, f"and {asleep / _GIB:.1f} GiB asleep"
+        needed, what = _HOST_MEMORY_BYTES + asleep, f"and {asleep / GIB:.1f} GiB asleep"
         remedy = "residency: cold in configs/profiles, or fewer max_sleepers"
     else:
         needed, what = _HOST_MEMORY_BYTES, "with the models' processes"
@@ -87,11 +97,26 @@ def check_host_memory(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "host memory",
             Level.WARNING,
-            f"{text}, and {needed / _GIB:.1f} are wanted {what}",
+            f"{text}, and {needed / GIB:.1f} are wanted {what}",
             remedy,
         )
     else:
         yield Finding("host memory", Level.OK, text)
+    for plan in machine.plans:
+        if plan.device == "cpu" and not plan.fits:
+            yield _unfit(
+                plan, is_default=settings is not None and plan.model == settings.default_model
+            )
+
+
+def _unfit(plan: Plan, *, is_default: bool) -> Finding:
+    """A model for which the host has too little memory: a start refuses it as the default."""
+    return Finding(
+        "host memory",
+        Level.PROBLEM if is_default else Level.WARNING,
+        f"{plan.model} does not fit: {plan.reason}",
+        ", or ".join(plan.advice) or "name a smaller checkpoint in configs/models",
+    )
 
 
 def check_ports(machine: Machine) -> Iterator[Finding]:

@@ -85,7 +85,7 @@ def num_loads(ticket) -> int:  # type: ignore[no-untyped-def]
 
 
 def test_cut_weights_are_refused_before_the_old_model_notices(mended: Drill) -> None:
-    """F5: the file is shorter than its own header says."""
+    """The file is shorter than its own header says."""
     epoch = mended.server.get("/health")["epoch"]
     weights = mended.coder / "model.safetensors"
     with weights.open("r+b") as file:
@@ -133,7 +133,7 @@ def test_engine_that_dies_in_its_start_is_rolled_back_after_one_try(mended: Dril
 
 
 def test_wrong_weights_are_found_by_the_golden_answer(mended: Drill) -> None:
-    """F5: the file is whole, and its content is not the model. One restart, then the old one."""
+    """The file is whole, and its content is not the model. One restart, then the old one."""
     weights = mended.coder / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 2)
@@ -180,7 +180,7 @@ def test_engine_that_dies_right_after_it_was_ready_is_rolled_back(mended: Drill)
 
 
 def test_stopped_engine_is_found_by_its_probe_and_restarted(mended: Drill) -> None:
-    """F2: SIGSTOP of the engine core; `/health` stays 200, the known question is not answered."""
+    """SIGSTOP of the engine core; `/health` stays 200, the known question is not answered."""
     epoch = mended.server.get("/health")["epoch"]
     (engine,) = mended.server.watch().engines().values()
     core = next(p for p in engine if "EngineCore" in " ".join(p.cmdline()))

@@ -36,6 +36,16 @@ async def aboard(backend: Backend, num_shared: int) -> None:
     await until(lambda: backend.gateway.cache.counts.shared == num_shared)
 
 
+def counted(backend: Backend, outcome: str) -> float:
+    """How many requests for the model have ended so."""
+    (family,) = backend.gateway.metrics.requests.collect()
+    return sum(
+        s.value
+        for s in family.samples
+        if s.name.endswith("_total") and (s.labels["model"], s.labels["outcome"]) == (A, outcome)
+    )
+
+
 async def crowd(backend: Backend, **fields: Any) -> list[asyncio.Task[Answer]]:
     """All of them ask at once, and are aboard."""
     tasks = [asking(backend, **fields) for _ in range(NUM_ASKING)]
@@ -168,6 +178,8 @@ async def test_a_failure_is_everybody_s_and_is_tried_once(
     begun = stream and fault is Fault.RESET  # only an event can tell
     expected = (400, None) if is_bad else (200 if begun else 503, "engine_restarting")
     assert codes == {expected}
+    await until(lambda: counted(backend, "complete") + counted(backend, "error") == NUM_ASKING)
+    assert counted(backend, "error") == NUM_ASKING
     engine.fault = None
     assert (await ask(backend, stream=stream)).text == TEXT
 

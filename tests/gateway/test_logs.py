@@ -14,6 +14,7 @@ from serve_app.journal import JsonLines
 from serve_app.settings import Settings
 from tests.gateway.conftest import A, B, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
+from tests.gateway.voices import USAGE
 
 SECRET = "the plot of the third film"  # a prompt
 
@@ -69,6 +70,8 @@ async def test_a_request_leaves_one_line_with_what_became_of_it(
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"])
     assert line["request_id"] == response.headers["X-Request-Id"]
     assert line["queue_ms"] >= 0
+    tokens = {key: line[key] for key in ("prompt_tokens", "completion_tokens")}
+    assert tokens.items() <= USAGE.items()
     assert line["total_ms"] > 0
     kept = ("method", "route", "status", "outcome", "model", "epoch")
     assert [line[key] for key in kept] == ["POST", "/v1/chat/completions", 200, "complete", A, 4]

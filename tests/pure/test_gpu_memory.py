@@ -40,7 +40,7 @@ async def test_memory_that_comes_back_late_is_waited_for():
 
 
 async def test_memory_that_stays_taken_fails_with_needed_free_and_holders():
-    """F8: somebody else holds the card; the three largest are named."""
+    """Somebody else holds the card; the three largest are named."""
     processes = (
         GpuProcess(7, "blender", 9 * GIB),
         GpuProcess(8, "Xorg", GIB // 2),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deployments.vllm_engine import base_environment
-from serve_app.machine import Machine, MachineError, export_file, read_machine
-from serve_app.settings import PROJECT
+from serve_app.settings import PROJECT, SettingsError
+from serve_app.settings.machine import Machine, export_file, read_machine
 
 
 @pytest.fixture
@@ -51,22 +51,22 @@ def test_empty_value_counts_as_none_and_beats_the_file(env_file, monkeypatch):
 )
 def test_wrong_value_is_told_with_where_it_stands(env_file, monkeypatch, name, value, told):
     env_file.write_text(f"{name}={value}\n")
-    with pytest.raises(MachineError, match=f"{re.escape(str(env_file))}: {name}: .*{told}"):
+    with pytest.raises(SettingsError, match=f"{re.escape(str(env_file))}: {name}: .*{told}"):
         read_machine(env_file)
     monkeypatch.setenv(name, value)
-    with pytest.raises(MachineError, match=f"the environment: {name}: .*{told}"):
+    with pytest.raises(SettingsError, match=f"the environment: {name}: .*{told}"):
         read_machine(env_file)
 
 
 def test_misspelt_variable_of_ours_is_refused_with_the_valid_ones(env_file):
     env_file.write_text("LLM_BACKEND_APIKEY=x\n")
-    with pytest.raises(MachineError, match=r"LLM_BACKEND_APIKEY: unknown.*LLM_BACKEND_API_KEY"):
+    with pytest.raises(SettingsError, match=r"LLM_BACKEND_APIKEY: unknown.*LLM_BACKEND_API_KEY"):
         read_machine(env_file)
 
 
 def test_file_that_is_no_text_is_told(env_file):
     env_file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(MachineError, match="can not be read"):
+    with pytest.raises(SettingsError, match="can not be read"):
         read_machine(env_file)
 
 

@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.measuring import Measuring
 from serve_app.metrics import GatewayMetrics
-from serve_app.observation import observation
+from serve_app.observation import begin_observation, observation
 from serve_app.settings import AppArgs, load_settings
 
 A = "qwen-14b"
@@ -24,7 +24,7 @@ async def answer(
     metrics: GatewayMetrics,
     *pieces: bytes,
     kind: str = JSON,
-    target: str | None = A,
+    model: str | None = A,
     **headers: str,
 ) -> list[Message]:
     """Put an answer of these pieces through the layer; what came out of it."""
@@ -32,7 +32,7 @@ async def answer(
     named = {"content-type": kind} | {k.replace("_", "-"): v for k, v in headers.items()}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        observation().target = target
+        observation().model = model
         encoded = [(k.encode(), v.encode()) for k, v in named.items()]
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
         for number, piece in enumerate(pieces, 1):
@@ -42,6 +42,7 @@ async def answer(
     async def send(message: Message) -> None:
         passed.append(message)
 
+    begin_observation("r-1")
     await Measuring(app, metrics)({"type": "http"}, _nothing, send)
     assert [m["body"] for m in passed[1:]] == list(pieces)
     return passed
@@ -58,10 +59,10 @@ def value(metrics: GatewayMetrics, name: str, **labels: str) -> float:
 async def test_a_cache_hit_is_no_work_of_the_engine(metrics: GatewayMetrics) -> None:
     """It counts as a hit, and as a switch avoided where its header says so; its usage is old."""
     body = b'{"usage":{"prompt_tokens":7,"completion_tokens":3}}'
-    await answer(metrics, body, target=None, x_model=A, x_cache="hit; switch=avoided")
-    await answer(metrics, body, target=None, x_model=A, x_cache="hit")
+    await answer(metrics, body, model=None, x_model=A, x_cache="hit; switch=avoided")
+    await answer(metrics, body, model=None, x_model=A, x_cache="hit")
     await answer(metrics, body, x_model=A, x_cache="miss")
-    await answer(metrics, body, target=None, x_model=A, x_cache="shared")
+    await answer(metrics, body, model=None, x_model=A, x_cache="shared")
     await answer(metrics, b"{}", x_model=A, x_cache="a word of tomorrow")
     assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="hit") == 2
     assert value(metrics, "llm_backend_cache_lookups_total", model=A, result="miss") == 1
@@ -83,10 +84,10 @@ async def test_usage_is_found_however_the_stream_is_cut(metrics: GatewayMetrics,
     assert value(metrics, "llm_backend_generated_tokens_total", model=A) == 4
 
 
-async def test_a_target_with_a_task_counts_for_its_model(metrics: GatewayMetrics) -> None:
-    await answer(metrics, b"{}", target="qwen-vl:embed")
-    labels = {"route": "unmatched", "status": "2xx", "outcome": "complete"}
-    assert value(metrics, "llm_backend_requests_total", model="qwen-vl", **labels) == 1
+def test_a_target_with_a_task_counts_for_its_model(metrics: GatewayMetrics) -> None:
+    """And what no model of ours is called makes no series of its own."""
+    assert metrics.model_of("qwen-vl:embed") == "qwen-vl"
+    assert metrics.model_of("gpt-5") == "unknown"
 
 
 async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> None:
@@ -106,8 +107,8 @@ async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> 
 
 async def test_requests_at_once_are_told_apart(metrics: GatewayMetrics) -> None:
     """What is observed of one is not observed of the next on the same connection's task."""
-    await answer(metrics, b"{}", target=A)
-    await answer(metrics, b"{}", target=None)
+    await answer(metrics, b"{}", model=A)
+    await answer(metrics, b"{}", model=None)
     labels = {"route": "unmatched", "status": "2xx", "outcome": "complete"}
     assert value(metrics, "llm_backend_requests_total", model=A, **labels) == 1
     assert value(metrics, "llm_backend_requests_total", model="none", **labels) == 1

@@ -10,12 +10,10 @@ from typing import Annotated, Any, Literal
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-ENV_FILE = Path(__file__).resolve().parent.parent / ".env"
+from serve_app.settings.frozen import SettingsError
+
+ENV_FILE = Path(__file__).resolve().parents[2] / ".env"
 _OURS = "LLM_BACKEND_"
-
-
-class MachineError(Exception):
-    """A variable that can not be used: names where it stands, the variable and what is wrong."""
 
 
 def _split(value: Any) -> Any:
@@ -55,7 +53,7 @@ def read_machine(env_file: Path | None = None) -> Machine:
     """Read the environment and `env_file` (by default the project's `.env`, where there is one).
 
     Raises:
-        MachineError: a value is wrong, or `env_file` has a variable of ours that does not exist.
+        SettingsError: a value is wrong, or `env_file` has a variable of ours that does not exist.
     """
     path = env_file or ENV_FILE
     from_file = _read_file(path)
@@ -63,7 +61,7 @@ def read_machine(env_file: Path | None = None) -> Machine:
     for name in from_file:
         if name.startswith(_OURS) and name not in known:
             valid = ", ".join(sorted(known))
-            raise MachineError(f"{path}: {name}: unknown variable; valid here: {valid}")
+            raise SettingsError(f"{path}: {name}: unknown variable; valid here: {valid}")
     values = {k: v for k, v in (from_file | os.environ).items() if k in known and v}
     try:
         return Machine.model_validate(values)
@@ -72,7 +70,7 @@ def read_machine(env_file: Path | None = None) -> Machine:
         name = str(problem["loc"][0])
         where = "the environment" if name in os.environ else str(path)
         shown = "" if "KEY" in name else f", but it is {problem['input']!r}"
-        raise MachineError(f"{where}: {name}: {problem['msg']}{shown}") from exc
+        raise SettingsError(f"{where}: {name}: {problem['msg']}{shown}") from exc
 
 
 def export_file(env_file: Path | None = None) -> None:
@@ -90,4 +88,4 @@ def _read_file(path: Path) -> dict[str, str]:
     try:
         return {k: v for k, v in dotenv_values(path, interpolate=False).items() if v}
     except (OSError, UnicodeDecodeError) as exc:
-        raise MachineError(f"{path}: can not be read") from exc
+        raise SettingsError(f"{path}: can not be read") from exc

@@ -1,0 +1,11 @@
+"""What all settings share: they are frozen, and know no other keys than their own."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SettingsError(Exception):
+    """Settings that can not be used: names where, the key, the value and the choices."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
