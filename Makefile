@@ -1,6 +1,7 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
 # make bench  this server measured against bare vLLM, three rounds; ARGS=--quick for one
+# make drill  kills every part in every phase of a switch, then at random: what was lost is printed
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 # make test-gpu   on a machine with the card: its models, switches and speeds, with a report
 PYTHON ?= python3
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test test-gpu check pytest env models clean system bench observe
+.PHONY: run test drill test-gpu check pytest env models clean system bench observe
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -59,6 +60,10 @@ observe:
 	@echo 'Prometheus: http://127.0.0.1:9090, where "Alerts" says what is wrong. Ctrl-C stops it.'
 	@exec prometheus --config.file=configs/prometheus/prometheus.yml --log.level=warn \
 	  --storage.tsdb.path="$(DATA)/prometheus" --web.listen-address=127.0.0.1:9090
+
+drill: .venv/.dev models
+	$(BIN)/pytest tests/cluster/test_kills.py -m drill -s
+
 # Without a GPU it skips, saying why.
 test-gpu: .venv/.dev
 ifeq ($(DEVICE),gpu)
