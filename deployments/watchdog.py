@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.engine import EngineFailed
 from deployments.engine_http import engine_session
 from deployments.golden import GoldenAnswer
-from deployments.residency import Problem
+from deployments.residency import GOLDEN_MISMATCH, Problem
 from serve_app.settings import Probing
 
+_MAX_SILENT = 2  # a machine that is busy with something else makes one answer late
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 _PROGRESS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
@@ -44,6 +45,7 @@ async def watch(socket: Path, golden: GoldenAnswer, probing: Probing) -> Problem
     loop = asyncio.get_running_loop()
     last = Load(0, -1)
     moved_at = loop.time()
+    num_silent = 0
     while True:
         await asyncio.sleep(probing.interval_s)
         try:
@@ -59,11 +61,15 @@ async def watch(socket: Path, golden: GoldenAnswer, probing: Probing) -> Problem
                     f"the engine has made no token for {probing.stuck_after_s:.0f} s "
                     f"with {load.num_requests:.0f} requests",
                 )
-            last = load
+            last, num_silent = load, 0
+            continue
         except EngineFailed as exc:
-            return exc.problem
+            problem = exc.problem
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            return Problem("engine_mute", f"the engine does not answer ({type(exc).__name__})")
+            problem = Problem("engine_mute", f"the engine does not answer ({type(exc).__name__})")
+        num_silent += 1
+        if problem.code == GOLDEN_MISMATCH or num_silent == _MAX_SILENT:
+            return problem
 
 
 async def _ask_load(socket: Path, timeout_s: float) -> Load:
