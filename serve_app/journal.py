@@ -28,7 +28,7 @@ _QUOTABLE = {"serve_app", "deployments", "ray", "aiohttp"}  # packages whose err
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what `extra` holds becomes fields of it."""
+    """A record as one JSON object; what `extra` holds becomes fields of it, but for Ray's `_ray_…`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
             "event": record.getMessage(),
         }
         line |= observation().fields()
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        line |= {k: v for k, v in vars(record).items() if k not in _STANDARD and k[0] != "_"}
         if record.exc_info and record.exc_info[1]:
             line |= _error_fields(record.exc_info[1])
         return json.dumps({key: _short(value) for key, value in line.items()}, default=repr)
