@@ -28,7 +28,7 @@ _QUOTABLE = {"serve_app", "deployments", "ray", "aiohttp"}  # packages whose err
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what `extra` holds becomes fields of it, but for Ray's `_ray_…`."""
+    """A record as one JSON object; what `extra` holds becomes fields of it, Ray's own left out."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
