@@ -11,11 +11,11 @@ import logging
 from deployments.engine import EngineFailed
 from deployments.gpu import GpuProcess, GpuReader, GpuReading, GpuUnreadable, open_nvml
 from deployments.residency import Problem
+from deployments.vram import GIB, gib
 
 logger = logging.getLogger("llm_backend.gpu_memory")
 
 _POLL_S = 0.1
-_GIB = 2**30
 
 
 def open_card(visible_devices: str | None) -> GpuReader | None:
@@ -57,12 +57,12 @@ async def wait_until_memory_freed(
 def _describe(reading: GpuReading, free: float, needed: float) -> str:
     holders = ", ".join(f"process {describe_process(p)}" for p in reading.processes[:3])
     return (
-        f"the GPU has {free / _GIB:.2f} GiB free and {needed / _GIB:.2f} are needed; "
+        f"the GPU has {gib(free)} free and {needed / GIB:.2f} are needed; "
         f"held by: {holders or 'nobody that the driver names'}"
     )
 
 
 def describe_process(process: GpuProcess) -> str:
     """As `7 (blender) 9.00 GiB`."""
-    size = "" if process.used_bytes is None else f" {process.used_bytes / _GIB:.2f} GiB"
+    size = "" if process.used_bytes is None else f" {gib(process.used_bytes)}"
     return f"{process.pid} ({process.name}){size}"

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 
 from deployments.gpu_memory import describe_process
+from deployments.vram import GIB, gib
 from serve_app.doctor.facts import Card, Finding, Level, Machine
 from serve_app.settings import EngineSettings, ModelSpec
 
-_GIB = 2**30
 # The first driver that runs CUDA 13. Source: the compatibility table of NVIDIA's CUDA 13 notes.
 _DRIVERS = {13: "580", 12: "525"}
-_SMALL_CARD_BYTES = 15 * _GIB  # the profile's settings are for 16 GB, of which 15.9 GiB are usable
+_SMALL_CARD_BYTES = 15 * GIB  # the profile's settings are for 16 GB, of which 15.9 GiB are usable
 
 _OLD_NOTES = (
     "; notes of an older platform (PyTorch 2.7.0, no xformers) ask for it. That combination can "
@@ -26,7 +26,7 @@ def check_gpu(machine: Machine) -> Iterator[Finding]:
         reading = machine.card.reading
         major_minor = machine.card.capability
         sm = f", compute capability {major_minor[0]}.{major_minor[1]}" if major_minor else ""
-        size = f", {(reading.total_bytes or 0) / _GIB:.2f} GiB"
+        size = f", {gib(reading.total_bytes or 0)}"
         yield Finding("gpu", Level.OK, f"{reading.name}{size}{sm}")
         if not machine.is_gpu_profile:
             yield Finding(
@@ -192,13 +192,13 @@ def check_gpu_memory(machine: Machine) -> Iterator[Finding]:
     total, free = reading.total_bytes or 0, reading.free_bytes or 0
     share = max((s.engine.gpu_memory_utilization or 0 for s in settings.models.values()), default=0)
     others = ", ".join(describe_process(p) for p in reading.processes[:3])
-    text = f"{free / _GIB:.2f} of {total / _GIB:.2f} GiB are free"
-    held = f"; held by: {others or 'nobody that the driver names'}" if total - free > _GIB else ""
+    text = f"{free / GIB:.2f} of {gib(total)} are free"
+    held = f"; held by: {others or 'nobody that the driver names'}" if total - free > GIB else ""
     if total < _SMALL_CARD_BYTES:
         yield Finding(
             "gpu memory",
             Level.WARNING,
-            f"the settings are for a card of 16 GB, and this one has {total / _GIB:.2f} GiB",
+            f"the settings are for a card of 16 GB, and this one has {gib(total)}",
             "lower max_model_len in configs/models, or name smaller checkpoints",
         )
     if machine.is_serving:
@@ -207,14 +207,12 @@ def check_gpu_memory(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "gpu memory",
             Level.PROBLEM,
-            f"{text}, and vLLM starts with {share * total / _GIB:.2f} only "
+            f"{text}, and vLLM starts with {share * total / GIB:.2f} only "
             f"(gpu_memory_utilization {share:g}){held}",
             "end what holds it, or lower gpu_memory_utilization in configs/models",
         )
     else:
-        yield Finding(
-            "gpu memory", Level.OK, f"{text}, {share * total / _GIB:.2f} are needed{held}"
-        )
+        yield Finding("gpu memory", Level.OK, f"{text}, {share * total / GIB:.2f} are needed{held}")
 
 
 def check_attention(machine: Machine) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from serve_app.settings import ModelSpec, Settings
 from tests.bench.first_token import wait_first_token
 from tests.bench.samples import Samples
 from tests.bench.targets import BARE, CALLS
-from tests.cluster.server import free_port
+from tests.ports import free_port
 
 _READY_S = 900.0
 _STOP_S = 60.0

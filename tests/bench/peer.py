@@ -15,7 +15,7 @@ import psutil
 from deployments import checkpoint
 from deployments.engine_args import engine_environment
 from serve_app.settings import ModelSpec, Settings
-from tests.cluster.server import free_port
+from tests.ports import free_port
 
 _APP = Path(__file__).with_name("peer_app.py")
 _READY_S = 600.0

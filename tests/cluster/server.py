@@ -4,7 +4,6 @@ session of its own, so that it runs beside a backend in use; and a watch on its 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,16 +22,10 @@ import yaml
 
 from serve_app.settings import PROJECT
 from tests.conftest import DEMO_HOME
+from tests.ports import free_port
 
 START_TIMEOUT_S = 280.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from tests import bad_inputs
-from tests.cluster.server import CAPITAL, Server, free_port
+from tests.cluster.server import CAPITAL, Server
+from tests.ports import free_port
 
 DEADLINE_S = 60  # of a row, and of the good request after it
 # The file's expectation, corrected. The engine's grammar compiler (xgrammar) makes an automaton of

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from serve_app.settings import PROJECT
-from tests.cluster.server import CAPITAL, Server, free_port, wait_until
+from tests.cluster.server import CAPITAL, Server, wait_until
+from tests.ports import free_port
 
 SHIPPED = PROJECT / "configs" / "prometheus"
 BOARD = PROJECT / "configs" / "grafana" / "boards" / "llm-backend.json"

@@ -220,15 +220,6 @@ async def backend(
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture
 async def whole(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Whole]:
     whole = Whole(front, settings, tmp_path)
     for engine in whole.engines.values():

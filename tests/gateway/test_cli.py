@@ -19,6 +19,7 @@ from tests.gateway.conftest import A, B, Backend, Front, Whole, until
 from tests.gateway.fake_engine import TEXT
 from tests.gateway.scripted import Scripted
 from tests.gateway.test_pictures import address, encoded
+from tests.ports import free_port
 from tests.pure.fake_host import BROKEN
 from tests.terminal import Terminal
 
@@ -83,13 +84,12 @@ async def test_health_fails_where_a_part_does(backend: Backend, cli: Cli) -> Non
 
 
 @pytest.mark.parametrize("command", ["health", "status", "events", "unload"])
-async def test_nothing_there_is_one_line_and_exit_code_3(
-    cli: Cli, free_port: int, command: str
-) -> None:
+async def test_nothing_there_is_one_line_and_exit_code_3(cli: Cli, command: str) -> None:
     """With the address."""
-    result = await cli(command, port=free_port)
+    port = free_port()
+    result = await cli(command, port=port)
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr == f"Nothing answers at http://127.0.0.1:{free_port}.\n"
+    assert result.stderr == f"Nothing answers at http://127.0.0.1:{port}.\n"
 
 
 async def test_a_switch_is_watched_to_its_end(whole: Whole, cli: Cli) -> None:

@@ -10,6 +10,7 @@ from serve_app import client, errors
 from serve_app.client import LLMClient, LLMError
 from tests.gateway.conftest import MESSAGES, A, B, Front
 from tests.gateway.scripted import Scripted, Time
+from tests.ports import free_port
 
 ANSWER = {"object": "chat.completion", "model": A}
 
@@ -151,11 +152,12 @@ async def test_a_deadline_ends_the_wait(front: Front) -> None:
             await anext(llm.stream(model=A, messages=MESSAGES))
 
 
-async def test_a_backend_that_is_not_there_is_told(free_port: int) -> None:
+async def test_a_backend_that_is_not_there_is_told() -> None:
     """By its address, at once, from every method."""
-    async with LLMClient(f"http://127.0.0.1:{free_port}") as llm:
+    port = free_port()
+    async with LLMClient(f"http://127.0.0.1:{port}") as llm:
         for asked in (llm.health_check(), llm.switch(A), anext(llm.events())):
-            with pytest.raises(client.Unreachable, match=f"127.0.0.1:{free_port}"):
+            with pytest.raises(client.Unreachable, match=f"127.0.0.1:{port}"):
                 await asked
 
 

@@ -1,0 +1,11 @@
+"""A TCP port for a test."""
+
+import socket
+
+
+def free_port() -> int:
+    """A port of the loopback at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
