@@ -221,7 +221,8 @@ def _command(tmp_path: Path, fake: FakeHub) -> tuple[list[str], dict[str, str]]:
     profile = yaml.safe_load((PROJECT / "configs/profiles/rtx5080.yaml").read_text())
     profile["default_model"] = "tiny"
     (configs / "profiles" / "rtx5080.yaml").write_text(yaml.safe_dump(profile))
-    block = spec().model_dump(include={"checkpoint", "engine", "golden"})
+    engine = spec().engine.model_dump(exclude_unset=True)
+    block = {"checkpoint": REPO, "engine": engine, "golden": {}}
     file = {
         "port": None,
         "name": "tiny",
