@@ -99,6 +99,7 @@ async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> 
     async def send(message: Any) -> None:
         raise AssertionError(message)
 
+    begin_observation("r-1")
     with pytest.raises(ZeroDivisionError):
         await Measuring(broken, metrics)({"type": "http"}, _nothing, send)
     labels = {"route": "unmatched", "model": "none", "status": "5xx", "outcome": "error"}
