@@ -46,8 +46,6 @@ def engine_flags(
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
         "--generation-config=vllm",  # a checkpoint's own sampling defaults would be a surprise
         "--disable-uvicorn-access-log",  # the gateway logs requests
-        # One compiler, not a guess for each request; a small model would write blanks for ever.
-        '--structured-outputs-config={"backend":"xgrammar","disable_any_whitespace":true}',
     ]
     if engine.enforce_eager:
         flags.append("--enforce-eager")
