@@ -77,10 +77,13 @@ def check(spec: ModelSpec, home: Path) -> Path:
             raise _broken(
                 spec, f"{file.path} is missing or has another size than it was pulled with"
             )
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as exc:
-        raise _broken(spec, "config.json is not JSON") from exc
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        try:
+            json.loads((folder / name).read_text())
+        except FileNotFoundError:  # of the first, `locate` has told; the others need not be there
+            continue
+        except ValueError as exc:
+            raise _broken(spec, f"{name} is not JSON") from exc
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise _broken(spec, "the tokenizer's files are missing")
     for name in _weight_files(spec, folder):

@@ -103,7 +103,8 @@ def test_unsafe_checkpoint_is_refused_before_the_old_model_notices(
     """Code of its own, a pickle, a link out of its folder."""
     epoch = mended.server.get("/health")["epoch"]
     if danger == "auto_map":
-        edit(mended.coder / "tokenizer_config.json", lambda v: v.update(auto_map={"A": "b.C"}))
+        path = mended.coder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"A": "b.C"}}))
     elif danger == "pickle":
         (mended.coder / "pytorch_model.bin").write_bytes(b"")
     else:
