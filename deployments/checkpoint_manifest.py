@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deployments.whole_file import write_whole
+
 # What an engine reads, and the licence. Nothing else is downloaded or looked for.
 SERVED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 
@@ -55,9 +57,7 @@ class Manifest:
         """Beside the snapshot `folder` of a hub's cache."""
         path = _path_of(folder)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.replace(path)
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
 
 def load_manifest(folder: Path) -> Manifest | None:

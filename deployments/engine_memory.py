@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.vram import GIB, Overhead
+from deployments.whole_file import write_whole
 from serve_app.settings import ModelSpec
 
 logger = logging.getLogger("llm_backend.engine_memory")
@@ -63,9 +64,7 @@ def learn(spec: ModelSpec, log: str, home: Path) -> None:
     content = {"settings": _fingerprint(spec), "overhead_bytes": report.overhead_bytes}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(path)
+        write_whole(path, json.dumps(content))
     except OSError:  # a worse estimate is no reason not to serve
         logger.exception("could not keep %s", path)
 

@@ -28,6 +28,7 @@ from deployments.engine import EngineFailed
 from deployments.engine_http import engine_session
 from deployments.golden_probe import Record, probe_for
 from deployments.residency import GOLDEN_MISMATCH, Problem
+from deployments.whole_file import write_whole
 from serve_app.settings import ModelSpec
 
 _FINGERPRINTED = ("config.json", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
@@ -117,9 +118,7 @@ class GoldenAnswer:
     def _save(self, answer: Record) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         kept = {"fingerprint": self._fingerprint, "answer": answer}
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1))
-        temporary.replace(self._file)
+        write_whole(self._file, json.dumps(kept, indent=1))
 
 
 def _vllm_version() -> str:

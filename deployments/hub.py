@@ -30,6 +30,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
 
 from deployments.checkpoint_manifest import PulledFile, size_text
+from deployments.whole_file import write_whole
 
 
 class PullProblem(Exception):
@@ -80,9 +81,7 @@ class Hub:
         """Let `branch` mean `commit`, from the next load on."""
         path = self._ref(repo, branch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(commit)
-        temporary.replace(path)
+        write_whole(path, commit)
 
     def snapshot(self, repo: str, commit: str) -> Path:
         """Where a revision's files lie, or will."""

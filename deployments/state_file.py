@@ -2,12 +2,12 @@
 epoch, the lease, and the last tickets."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deployments.view import LeaseView
+from deployments.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ def load_state(path: Path) -> SavedState | None:
 
 
 def save_state(path: Path, state: SavedState) -> None:
-    """Replace the file in one step, so that a reader never sees half of it. Raises OSError."""
+    """Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, json.dumps(asdict(state)))

@@ -15,6 +15,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments import place, process_identity
+from deployments.whole_file import write_whole
 
 _POLL_S = 0.1
 _KEEPER_S = 90.0  # it gives Serve 40 s, and as long to the engine
@@ -169,6 +170,4 @@ def _read(home: Path) -> RunningServer:
 def _write(home: Path, running: RunningServer) -> None:
     path = _path(home)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_name(path.name + ".new")
-    new.write_text(running.model_dump_json(indent=1) + "\n")
-    new.replace(path)
+    write_whole(path, running.model_dump_json(indent=1) + "\n")

@@ -42,7 +42,7 @@ def test_reader_of_the_old_file_never_sees_half_of_the_new_one(tmp_path):
 def test_save_that_fails_keeps_the_old_state(tmp_path):
     path = tmp_path / "residency.json"
     save_state(path, SavedState("a", 1))
-    path.with_suffix(".tmp").mkdir()
+    path.with_name("residency.json.tmp").mkdir()
     with pytest.raises(OSError, match="directory"):
         save_state(path, SavedState("b", 2))
     assert load_state(path) == SavedState("a", 1)
