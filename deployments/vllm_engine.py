@@ -37,7 +37,8 @@ _DROPPED = {
     "LLM_BACKEND_ADMIN_KEY",
     "LLM_BACKEND_CACHE_URL",
 }
-_ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
+# Not one that is only quoted, as vLLM quotes one in its advice on the limit of open files.
+_ERROR_LINE = re.compile(r"(?<!`)\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
 
 
 def base_environment() -> dict[str, str]:
