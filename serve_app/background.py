@@ -1,19 +1,18 @@
 """Starting the server apart from the terminal, with a model and a profile of one's choice."""
 
 import contextlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from deployments.state_file import SavedState, load_state, save_state
-from serve_app import running
-from serve_app.preflight import PreflightProblem, check_all, read_deployment
-from serve_app.settings import SettingsError, default_home, load_settings
+from serve_app import running, settings
+from serve_app.preflight import PreflightProblem, check_all, local_settings, read_deployment
+from serve_app.settings import SettingsError
 
 _LOOK_S = 0.2
 _STOP_S = 120.0
@@ -53,7 +52,7 @@ def choose(config: Path, model: str | None, profile: str | None) -> Path:
         check_all(copy)
         if model:
             saved = load_state(_state_file(home)) or SavedState()
-            wanted = SavedState(None if model == "none" else model, saved.epoch)
+            wanted = replace(saved, desired=None if model == "none" else model)
             save_state(_state_file(home), wanted)
     except OSError as exc:
         raise PreflightProblem(f"{exc.filename} can not be written: {exc.strerror}") from exc
@@ -69,13 +68,10 @@ def models_of(config: Path, profile: str | None) -> tuple[list[str], str]:
     _, _, args = read_deployment(config)
     if profile:
         args = args.model_copy(update={"profile": profile})
-    try:
-        settings = load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
-    except SettingsError as exc:
-        raise PreflightProblem(str(exc)) from exc
-    saved = load_state(_state_file(Path(settings.home)))
-    wanted = saved.desired if saved and saved.desired in settings.models else None
-    return [*settings.models], wanted or settings.default_model or "none"
+    found = local_settings(args)
+    saved = load_state(_state_file(Path(found.home)))
+    wanted = saved.desired if saved and saved.desired in found.models else None
+    return [*found.models], wanted or found.default_model or "none"
 
 
 def _state_file(home: Path) -> Path:
@@ -85,7 +81,10 @@ def _state_file(home: Path) -> Path:
 def home_of(config: Path) -> Path:
     """Where a deployment keeps its state. Raises PreflightProblem."""
     _, _, args = read_deployment(config)
-    return Path(args.home).expanduser() if args.home else default_home()
+    try:
+        return settings.home_of(args)
+    except SettingsError as exc:
+        raise PreflightProblem(str(exc)) from exc
 
 
 def start(config: Path) -> Generator[Progress, None, None]:

@@ -41,7 +41,7 @@ def run_server(config: Path, say: Say) -> int:
     """Check, start, report until ready, then stay until stopped; returns the exit code."""
     try:
         host, port, args = read_deployment(config)
-        export_file(Path(args.env_file) if args.env_file is not None else None)
+        export_file(args.env_path)
         settings = check_all(config)
     except PreflightProblem as exc:
         say(f"Can not start: {exc}.")

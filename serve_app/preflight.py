@@ -34,12 +34,20 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
         http, args = raw["http_options"], AppArgs(**raw["applications"][0].get("args", {}))
-        machine = read_machine(Path(args.env_file) if args.env_file is not None else None)
+        machine = read_machine(args.env_path)
         return machine.host or http["host"], machine.port or int(http["port"]), args
     except SettingsError as exc:
         raise PreflightProblem(str(exc)) from exc
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
         raise PreflightProblem(f"{path} can not be used: {str(exc).splitlines()[0]}") from exc
+
+
+def local_settings(args: AppArgs) -> Settings:
+    """The settings as they hold on this machine. Raises PreflightProblem."""
+    try:
+        return load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
+    except SettingsError as exc:
+        raise PreflightProblem(str(exc)) from exc
 
 
 def check_all(path: Path) -> Settings:
@@ -49,10 +57,7 @@ def check_all(path: Path) -> Settings:
         PreflightProblem: the first thing that is wrong.
     """
     host, port, args = read_deployment(path)
-    try:
-        settings = load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
-    except SettingsError as exc:
-        raise PreflightProblem(str(exc)) from exc
+    settings = local_settings(args)
     try:
         check_bound(host, settings)
     except SettingsError as exc:

@@ -1,6 +1,5 @@
 """`llm-backend pull`: has the models' checkpoints on this machine."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,8 @@ import typer
 
 from deployments import checkpoint
 from deployments.checkpoint import CheckpointProblem
-from serve_app.preflight import PreflightProblem, read_deployment
-from serve_app.settings import PROJECT, ModelSpec, Settings, SettingsError, load_settings
+from serve_app.preflight import PreflightProblem, local_settings, read_deployment
+from serve_app.settings import PROJECT, ModelSpec, Settings, SettingsError
 
 
 def pull(
@@ -45,7 +44,7 @@ def pull(
 
 def _settings(config: Path) -> Settings:
     _, _, args = read_deployment(config)
-    return load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
+    return local_settings(args)
 
 
 def _wanted(settings: Settings, name: str | None, is_default: bool) -> list[ModelSpec]:

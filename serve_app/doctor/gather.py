@@ -20,8 +20,14 @@ from deployments.gpu import GpuUnreadable, open_nvml
 from deployments.vram import Plan
 from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
 from serve_app.plan_command import PlanProblem, plan_of, room_of
-from serve_app.preflight import PreflightProblem, port_holder, read_deployment, running_ray
-from serve_app.settings import Settings, SettingsError, known_checkpoints, load_settings
+from serve_app.preflight import (
+    PreflightProblem,
+    local_settings,
+    port_holder,
+    read_deployment,
+    running_ray,
+)
+from serve_app.settings import Settings, SettingsError, known_checkpoints
 
 _TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
 _ASK_TORCH = (
@@ -78,8 +84,7 @@ def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | Non
     host, port = "127.0.0.1", 7000
     try:
         host, port, args = read_deployment(config)
-        has_gpu = shutil.which("nvidia-smi") is not None
-        settings = load_settings(args, has_gpu=has_gpu)
+        settings = local_settings(args)
         return settings, known_checkpoints(Path(args.config_dir)), host, port, None
     except (PreflightProblem, SettingsError) as exc:
         return None, {}, host, port, str(exc)

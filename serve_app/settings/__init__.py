@@ -17,7 +17,14 @@ from serve_app.settings.cache import Cache
 from serve_app.settings.checkpoints import known_checkpoints
 from serve_app.settings.engine import GPU_ONLY, EngineSettings
 from serve_app.settings.frozen import SettingsError
-from serve_app.settings.loading import PROJECT, AppArgs, Settings, default_home, load_settings
+from serve_app.settings.loading import (
+    PROJECT,
+    AppArgs,
+    Settings,
+    default_home,
+    home_of,
+    load_settings,
+)
 from serve_app.settings.models import Golden, ModelSpec, Task
 from serve_app.settings.profiles import ProfileName
 
@@ -38,6 +45,7 @@ __all__ = [
     "SettingsError",
     "Task",
     "default_home",
+    "home_of",
     "known_checkpoints",
     "load_settings",
 ]

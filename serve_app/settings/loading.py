@@ -16,7 +16,7 @@ from serve_app.settings.backend import (
 )
 from serve_app.settings.cache import Cache, with_address
 from serve_app.settings.frozen import Frozen, SettingsError
-from serve_app.settings.machine import read_machine
+from serve_app.settings.machine import Machine, read_machine
 from serve_app.settings.models import ModelSpec, read_models
 from serve_app.settings.profiles import Place, ProfileFile, ProfileName, ResidencyMode
 from serve_app.settings.yaml_files import read_file
@@ -36,6 +36,10 @@ class AppArgs(BaseModel):
     default_model: str | None = None  # overrides the profile's; "none" starts empty
     residency: ResidencyMode | None = None  # overrides the profile's
     env_file: str | None = None  # machine-wide settings; default: .env beside serve_config.yaml
+
+    @property
+    def env_path(self) -> Path | None:
+        return None if self.env_file is None else Path(self.env_file)
 
 
 class Settings(Frozen):
@@ -81,7 +85,16 @@ class Settings(Frozen):
 
 def default_home() -> Path:
     """Where state, logs and demo models lie when no `args` say otherwise. Raises SettingsError."""
-    return Path(read_machine().home or _DEFAULT_HOME).expanduser()
+    return home_of(AppArgs())
+
+
+def home_of(args: AppArgs) -> Path:
+    """Where they lie for a deployment with these `args`. Raises SettingsError."""
+    return _home(args, read_machine(args.env_path))
+
+
+def _home(args: AppArgs, machine: Machine) -> Path:
+    return Path(machine.home or args.home or _DEFAULT_HOME).expanduser()
 
 
 def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None = None) -> Settings:
@@ -92,10 +105,10 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
     Raises:
         SettingsError: one sentence naming file, key, value and what is valid.
     """
-    machine = read_machine(Path(args.env_file) if args.env_file is not None else None)
+    machine = read_machine(args.env_path)
     named = profile or machine.profile or args.profile
     profile = named if named != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
-    home = str(Path(machine.home or args.home or _DEFAULT_HOME).expanduser())
+    home = str(_home(args, machine))
     root = Path(args.config_dir)
     backend = read_file(root / "backend.yaml", BackendFile)
     profile_file = read_file(root / "profiles" / f"{profile}.yaml", ProfileFile)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from deployments.state_file import SavedState, load_state, save_state
+from deployments.view import LeaseView
 from serve_app import background, running
 from serve_app.preflight import PreflightProblem
 from serve_app.settings import PROJECT
@@ -164,6 +166,25 @@ def test_a_chosen_model_counts_for_more_than_the_one_remembered(
     args = yaml.safe_load(copy.read_text())["applications"][0]["args"]
     assert (args["default_model"], args["home"]) == ("none", str(tmp_path / "home"))
     assert load_state(state) == SavedState(None, 7)
+
+
+def test_a_chosen_model_leaves_the_rest_that_is_remembered(config: Path, tmp_path: Path) -> None:
+    """The lease and the tickets outlive a start with another model."""
+    state = tmp_path / "home" / "run" / "residency.json"
+    lease = LeaseView("qwen-coder", "me", 60, 1.5)
+    saved = SavedState("qwen-coder", 7, "session-1", lease, ({"id": "sw-1"},))
+    save_state(state, saved)
+    background.choose(config, "none", "cpu-demo")
+    assert load_state(state) == replace(saved, desired=None)
+
+
+def test_the_environments_home_beats_the_files(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For stopping a server as for starting it."""
+    assert background.home_of(config) == tmp_path / "home"
+    monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path / "other"))
+    assert background.home_of(config) == tmp_path / "other"
 
 
 def test_without_a_choice_the_file_itself_is_started(config: Path, tmp_path: Path) -> None:
