@@ -4,7 +4,6 @@ Checked before anything is drained.
 """
 
 import json
-import struct
 from pathlib import Path
 
 from deployments.checkpoint_manifest import SERVED_FILES, load_manifest
@@ -13,6 +12,7 @@ from deployments.residency import Problem
 from serve_app.settings import ModelSpec
 
 _DEMO = "demo/"
+_LENGTH_BYTES = 8  # of a safetensors header's length, little-endian
 
 
 class CheckpointProblem(Exception):
@@ -93,12 +93,24 @@ def check(spec: ModelSpec, home: Path) -> Path:
 
 def tensor_bytes(folder: Path) -> int:
     """What the tensors of a whole checkpoint take, as the headers of its files say."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-        total += path.stat().st_size - 8 - header_bytes
-    return total
+    files = folder.glob("*.safetensors")
+    return sum(
+        path.stat().st_size - _LENGTH_BYTES - len(safetensors_header(path)) for path in files
+    )
+
+
+def safetensors_header(path: Path) -> bytes:
+    """The JSON that a safetensors file begins with, after eight bytes that tell its length.
+
+    Raises:
+        OSError, ValueError: it can not be read, or has none.
+    """
+    room = path.stat().st_size - _LENGTH_BYTES
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length > room:  # before it is believed: `read` makes room for as much
+            raise ValueError(f"the header of {path.name} is longer than the file")
+        return file.read(length)
 
 
 def size_bytes(spec: ModelSpec, home: Path) -> int | None:
@@ -143,19 +155,16 @@ def _weight_files(spec: ModelSpec, folder: Path) -> list[str]:
 
 
 def _check_safetensors(spec: ModelSpec, path: Path) -> None:
-    """A safetensors file: 8 bytes of header length, a JSON header, data to its last offset."""
+    """A safetensors file: its header, and data to its last offset."""
     try:
         actual = path.stat().st_size
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            if header_bytes > actual - 8:  # before it is believed: `read` makes room for as much
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(header_bytes))
-        last = max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
-        expected = 8 + header_bytes + last
+        header = safetensors_header(path)
+        tensors = json.loads(header)
+        last = max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
+        expected = _LENGTH_BYTES + len(header) + last
     except FileNotFoundError as exc:
         raise _broken(spec, f"{path.name} is missing") from exc
-    except (OSError, ValueError, struct.error, LookupError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
         raise _broken(spec, f"{path.name} is not a safetensors file") from exc
     if actual != expected:
         raise _broken(spec, f"{path.name} has {actual} bytes where {expected} belong")

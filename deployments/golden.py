@@ -16,7 +16,6 @@ changed under the same name are to be compared, not recorded anew.
 
 import hashlib
 import json
-import struct
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import aiohttp
 
+from deployments.checkpoint import safetensors_header
 from deployments.engine import EngineFailed
 from deployments.engine_http import engine_session
 from deployments.golden_probe import Record, probe_for
@@ -43,9 +43,8 @@ def fingerprint(spec: ModelSpec, folder: Path, device: str) -> str:
         if (folder / name).is_file():
             digest.update(name.encode() + (folder / name).read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(header_bytes))
+        size = f"{path.name} {path.stat().st_size}".encode()
+        digest.update(size + safetensors_header(path))
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Fingerprints:
         async with self._locks[target]:
             try:
                 found = await asyncio.to_thread(self._look, target, epoch, self._known.get(target))
-            except (checkpoint.CheckpointProblem, OSError, struct.error):
+            except (checkpoint.CheckpointProblem, OSError, ValueError):
                 return None
             self._known[target] = found
             return found.fingerprint
