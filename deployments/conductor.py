@@ -50,7 +50,8 @@ class Conductor:
         self._settings = settings
         self._host = host
         self._state_file = Path(settings.home) / "run" / "residency.json"
-        self._saved = load_state(self._state_file)
+        self._saved = load_state(self._state_file)  # by an earlier boot
+        self._saved_at: object = None  # what this boot has saved last
         policy = Policy(
             drain_timeout_s=switching.drain_timeout_s,
             max_wait_s=switching.max_wait_s,
@@ -217,19 +218,18 @@ class Conductor:
         self.settle()
 
     def _save(self) -> None:
-        state = SavedState(
-            self.machine.desired,
-            self.machine.epoch,
-            self._host.session(),
-            self.history.lease,
-            self.history.to_save(time.monotonic()),
-        )
-        if state != self._saved:
-            try:
-                save_state(self._state_file, state)
-            except OSError:
-                logger.exception("could not save %s", self._state_file)
-            self._saved = state
+        """Leases and tickets do not change without an event."""
+        now = (self.machine.desired, self.machine.epoch, self.history.position)
+        if now == self._saved_at:
+            return
+        self._saved_at = now
+        desired, epoch, _ = now
+        tickets = self.history.to_save()
+        state = SavedState(desired, epoch, self._host.session(), self.history.lease, tickets)
+        try:
+            save_state(self._state_file, state)
+        except OSError:
+            logger.exception("could not save %s", self._state_file)
 
     def _make_view(self, version: int) -> View:
         machine = self.machine

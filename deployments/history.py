@@ -109,12 +109,11 @@ class History:
         """The last ones of earlier boots, newest first."""
         return list(self._past.values())[::-1][: max(0, limit)]
 
-    def to_save(self, now: float) -> tuple[dict[str, Any], ...]:
+    def to_save(self) -> tuple[dict[str, Any], ...]:
         """What another boot is to know of tickets: the last ones, the oldest first, each as it was
         when it entered its phase, so that time alone changes nothing."""
         own = [
-            ticket_json(ticket, now if ticket.is_over else ticket.history[-1][1])
-            for ticket in self.tickets(_NUM_SAVED)[::-1]
+            ticket_json(ticket, ticket.history[-1][1]) for ticket in self.tickets(_NUM_SAVED)[::-1]
         ]
         return (*self.past_tickets(_NUM_SAVED - len(own))[::-1], *own)
 
