@@ -108,6 +108,16 @@ def kill(server: Server, ledger: Ledger, part: str) -> psutil.Process:
     return victims.kill(server, part)
 
 
+def begin_long_answer(
+    server: Server, clients: ThreadPoolExecutor, model: str, ledger: Ledger
+) -> None:
+    """A stream that keeps the model busy for seconds; it has begun."""
+    has_begun = threading.Event()
+    request = (server.url, ask_stream, model, ledger, LONG)
+    clients.submit(ask_once, *request, has_begun=has_begun, ignore_eos=True)
+    assert has_begun.wait(30)
+
+
 def check_ledger(ledger: Ledger, part: str) -> None:
     print(f"\n{part}: {ledger}; {ledger.errors}")
     assert ledger.lost == []
@@ -125,15 +135,9 @@ def check_at_rest(server: Server, model: str) -> None:
 def test_part_killed_while_draining_ends_in_the_switch(server: Server, part: str) -> None:
     """A long answer holds the drain; whoever dies, the one who waits for the new model gets it."""
     old, new = resting(server)
-    ledger, has_begun = Ledger(), threading.Event()
+    ledger = Ledger()
     with server.watch().watching() as watch, ThreadPoolExecutor() as clients:
-        clients.submit(
-            ask_once,
-            *(server.url, ask_stream, old, ledger, LONG),
-            has_begun=has_begun,
-            ignore_eos=True,
-        )
-        assert has_begun.wait(30)
+        begin_long_answer(server, clients, old, ledger)
         ticket_id = begin_switch(server, new)
         clients.submit(ask_once, server.url, ask_whole, new, ledger, 4)
         wait_phase(server, "draining")
@@ -256,14 +260,7 @@ def test_config_applied_during_a_switch_ends_with_one_engine(
         application["deployments"] = [{"name": name} | options for name in names]
     with server.watch().watching() as watch, ThreadPoolExecutor() as clients:
         if phase == "draining":
-            has_begun, ledger = threading.Event(), Ledger()
-            clients.submit(
-                ask_once,
-                *(server.url, ask_stream, old, ledger, LONG),
-                has_begun=has_begun,
-                ignore_eos=True,
-            )
-            assert has_begun.wait(30)
+            begin_long_answer(server, clients, old, Ledger())
         ticket_id = begin_switch(server, new)
         wait_phase(server, phase)
         server.dashboard("PUT", "/api/serve/applications/", json=config)

@@ -50,6 +50,14 @@ class Fault(StrEnum):
     DEAD = "dead"  # 500
 
 
+# The ends of a stream that a dying engine makes, politely or not.
+DYING = (
+    Fault.DONE_WITHOUT_FINISH,
+    Fault.DEATH_EVENT,
+    Fault.RESET,
+    Fault.END_WITHOUT_DONE,
+    Fault.ABORT,
+)
 _IN_THE_MIDDLE = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.ERROR_EVENT, Fault.RESET)
 _DEADLY = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.RESET, Fault.ABORT, Fault.DEAD)
 # What the routes answer that generate nothing.

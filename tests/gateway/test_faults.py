@@ -8,20 +8,11 @@ import pytest
 
 from deployments.residency import State
 from tests.gateway.conftest import A, B, Backend, error_of, until
-from tests.gateway.fake_engine import TEXT, Fault
+from tests.gateway.fake_engine import DYING, TEXT, Fault
 from tests.gateway.sse import check
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault.DONE_WITHOUT_FINISH,
-        Fault.DEATH_EVENT,
-        Fault.RESET,
-        Fault.END_WITHOUT_DONE,
-        Fault.ABORT,
-    ],
-)
+@pytest.mark.parametrize("fault", DYING)
 @pytest.mark.parametrize("is_bytewise", [False, True])
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_stream_of_a_dying_engine_ends_with_one_error_event(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.gateway import sse
 from tests.gateway.conftest import CHAT, A, Backend, error_of, until
-from tests.gateway.fake_engine import TEXT, Fault
+from tests.gateway.fake_engine import DYING, TEXT, Fault
 
 COMPLETIONS, RESPONSES, MESSAGES = "/v1/completions", "/v1/responses", "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
@@ -92,16 +92,7 @@ async def test_prompts_times_n_is_how_many_choices_must_finish(backend: Backend)
 
 
 @pytest.mark.parametrize("is_bytewise", [False, True])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault.DONE_WITHOUT_FINISH,
-        Fault.DEATH_EVENT,
-        Fault.RESET,
-        Fault.END_WITHOUT_DONE,
-        Fault.ABORT,
-    ],
-)
+@pytest.mark.parametrize("fault", DYING)
 @pytest.mark.parametrize("path", STREAMED)
 async def test_a_dying_engine_s_stream_ends_with_one_error_event(
     backend: Backend, path: str, fault: Fault, is_bytewise: bool

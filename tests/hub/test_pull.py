@@ -18,8 +18,9 @@ from deployments.checkpoint import CheckpointProblem
 from deployments.checkpoint_manifest import load_manifest
 from deployments.hub import Hub, PullProblem, room_needed
 from deployments.pull import pull
-from serve_app.settings import PROJECT, EngineSettings, ModelSpec
+from serve_app.settings import PROJECT, ModelSpec
 from tests.hub.fake_hub import FakeHub, running
+from tests.specs import tiny
 
 REPO = "Org/tiny-model"
 OLD, NEW = "a" * 40, "b" * 40
@@ -50,19 +51,7 @@ def model_files(fill: bytes = b"\1", shard_bytes: int = 1000) -> dict[str, bytes
 
 
 def spec(revision: str | None = None) -> ModelSpec:
-    return ModelSpec(
-        name="tiny",
-        description="",
-        tasks=["generate"],
-        task="generate",
-        vision=False,
-        port=None,
-        checkpoint=REPO,
-        revision=revision,
-        untrained=True,
-        engine=EngineSettings(max_model_len=16, max_num_seqs=1, max_num_batched_tokens=16),
-        env={},
-    )
+    return tiny(REPO, revision)
 
 
 @pytest.fixture

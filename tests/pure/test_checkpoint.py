@@ -8,26 +8,10 @@ from pathlib import Path
 import pytest
 
 from deployments.checkpoint import CheckpointProblem, check, locate
-from serve_app.settings import EngineSettings, ModelSpec
+from tests.specs import tiny
 
 HEADER = {"weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
 NOT_SAFETENSORS = "model.safetensors is not a safetensors file"
-
-
-def spec(checkpoint: str) -> ModelSpec:
-    return ModelSpec(
-        name="tiny",
-        description="",
-        tasks=["generate"],
-        task="generate",
-        port=None,
-        vision=False,
-        checkpoint=checkpoint,
-        revision=None,
-        untrained=True,
-        engine=EngineSettings(max_model_len=16, max_num_seqs=1, max_num_batched_tokens=16),
-        env={},
-    )
 
 
 def safetensors(header: object = HEADER, num_data_bytes: int = 16) -> bytes:
@@ -46,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def problem_of(folder: Path) -> str:
     with pytest.raises(CheckpointProblem) as caught:
-        check(spec(str(folder)), folder)
+        check(tiny(str(folder)), folder)
     assert caught.value.problem.code == "checkpoint_broken"
     assert str(folder) not in caught.value.problem.message  # it is shown to clients
     return caught.value.problem.message
@@ -62,18 +46,18 @@ def write_shards(folder: Path, *names: str) -> None:
 
 
 def test_whole_checkpoint_passes(folder):
-    assert check(spec(str(folder)), folder) == folder
+    assert check(tiny(str(folder)), folder) == folder
 
 
 def test_metadata_in_the_header_is_no_tensor(folder):
     header = {"__metadata__": {"format": "pt"}, **HEADER}
     (folder / "model.safetensors").write_bytes(safetensors(header))
-    check(spec(str(folder)), folder)
+    check(tiny(str(folder)), folder)
 
 
 def test_whole_shards_pass(folder):
     write_shards(folder, "shard-1.safetensors", "shard-2.safetensors")
-    check(spec(str(folder)), folder)
+    check(tiny(str(folder)), folder)
 
 
 def test_missing_shard_is_named(folder):
@@ -143,7 +127,7 @@ def test_missing_tokenizer_is_told(folder):
 
 def test_older_tokenizer_files_do(folder):
     (folder / "tokenizer.json").rename(folder / "vocab.json")
-    check(spec(str(folder)), folder)
+    check(tiny(str(folder)), folder)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +141,7 @@ def test_older_tokenizer_files_do(folder):
 def test_missing_weights_come_with_the_remedy(tmp_path, monkeypatch, checkpoint, remedy):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointProblem) as caught:
-        locate(spec(checkpoint), tmp_path)
+        locate(tiny(checkpoint), tmp_path)
     assert caught.value.problem.code == "checkpoint_missing"
     assert remedy in caught.value.problem.message
 
@@ -166,4 +150,4 @@ def test_demo_checkpoints_lie_in_the_servers_home(tmp_path):
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert locate(spec("demo/tiny"), tmp_path) == folder
+    assert locate(tiny("demo/tiny"), tmp_path) == folder
