@@ -8,7 +8,8 @@ import pytest
 from deployments.checkpoint import CheckpointProblem, check, locate
 from deployments.checkpoint_manifest import size_text
 from deployments.checkpoint_safety import danger_in_config, danger_in_folder, danger_in_names
-from tests.pure.test_checkpoint import safetensors, spec
+from tests.pure.test_checkpoint import safetensors
+from tests.specs import tiny
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def refusal_of(folder: Path) -> str:
     messages = set()
     for ask in (check, locate):
         with pytest.raises(CheckpointProblem) as caught:
-            ask(spec(str(folder)), folder)
+            ask(tiny(str(folder)), folder)
         assert caught.value.problem.code == "checkpoint_unsafe"
         messages.add(caught.value.problem.message)
     [message] = messages
@@ -36,12 +37,12 @@ def refusal_of(folder: Path) -> str:
 
 
 def test_safe_checkpoint_passes(folder):
-    assert check(spec(str(folder)), folder) == folder
+    assert check(tiny(str(folder)), folder) == folder
 
 
 def test_folder_may_itself_be_a_link(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    check(spec(str(tmp_path / "link")), folder)
+    check(tiny(str(tmp_path / "link")), folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "x/config.json"])
@@ -77,7 +78,7 @@ def test_linked_folder_out_of_the_root_is_refused(folder, tmp_path):
 
 def test_link_within_the_folder_is_fine(folder):
     (folder / "vocab.json").symlink_to("tokenizer.json")
-    check(spec(str(folder)), folder)
+    check(tiny(str(folder)), folder)
 
 
 def test_second_root_allows_what_a_hubs_cache_links_to(folder, tmp_path):
