@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,9 +83,6 @@ class ServeHost:
         self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died under its hold
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
-        self._loading: str | None = None  # the model whose replica is to have the place
-        self._placing = asyncio.Lock()  # of who scales for it
-        self._clearing = asyncio.get_running_loop().create_task(self._clear_strays())
         self._standby: StandbyKeeper | None = None
         if settings.standby:
             home = Path(settings.home)
@@ -126,16 +123,15 @@ class ServeHost:
         deadline_s = self._settings.switching.load_timeout_s
         self._lost.discard(model)
         try:
-            async with asyncio.timeout(deadline_s) as limit:
+            async with asyncio.timeout(deadline_s) as limit, AsyncExitStack() as loading:
                 await self._make_room_for(target)
-                async with self._placing:
-                    self._loading = model
-                    await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
+                await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
+                await loading.enter_async_context(self._clearing_strays(model))
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
-                        self._loading = None
+                        await loading.aclose()
                     yield event
         except TimeoutError:
             message = f"{target} was not ready in {deadline_s:.0f} s"
@@ -149,7 +145,6 @@ class ServeHost:
 
     async def release(self, target: str, parting: Parting) -> None:
         model = self._settings.targets[target].name
-        self._loading = None
         if parting is Parting.CLEAR:
             await self._end_sleepers(list(self._asleep))
         may_sleep = self._settings.is_warm and parting is Parting.REST
@@ -191,28 +186,36 @@ class ServeHost:
             others.remove(other)
         await self._end_sleepers(others[: max(0, len(others) - self._settings.max_sleepers)])
 
-    async def _clear_strays(self) -> None:
-        """While a model loads, end the replicas that would keep it from the place for ever.
+    @asynccontextmanager
+    async def _clearing_strays(self, model: str) -> AsyncIterator[None]:
+        """While `model` loads, end the replicas that would keep it from the place for ever.
 
         (1) Deploying the configuration again with other options sets a deployment back to the one
         replica of the code, and Ray may place that one first. (2) The old model's replica stays
         where the Serve controller could not be reached to end it.
         """
-        while True:
-            await asyncio.sleep(_STRAYS_S)  # nothing tells when Serve's wishes have changed
-            if self._loading:
-                try:
-                    async with self._placing:
-                        await self._end_strays()
-                except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
-                    logger.warning("could not look for strays: %r", exc)
+        is_over = asyncio.Event()
+        clearing = asyncio.get_running_loop().create_task(self._clear_strays(model, is_over))
+        try:
+            yield
+        finally:
+            is_over.set()
+            await clearing  # its last wish is told before anybody has another
 
-    async def _end_strays(self) -> None:
+    async def _clear_strays(self, model: str, is_over: asyncio.Event) -> None:
+        while not is_over.is_set():
+            with suppress(TimeoutError):  # nothing tells when Serve's wishes have changed
+                await asyncio.wait_for(is_over.wait(), _STRAYS_S)
+                return
+            try:
+                await self._end_strays(model)
+            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
+                logger.warning("could not look for strays: %r", exc)
+
+    async def _end_strays(self, model: str) -> None:
         replicas = await self._scaler.replicas()
-        if self._loading is None:
-            return
         sleepers = {self._settings.targets[target].name for target in self._asleep}
-        for name in self._servers.keys() - sleepers - {self._loading}:
+        for name in self._servers.keys() - sleepers - {model}:
             if replicas[name].num_existing:
                 await self._scaler.scale(name, 0, _SCALE_TIMEOUT_S)
 

@@ -51,7 +51,7 @@ def is_supervisor(process: psutil.Process) -> bool:
 def titles(server: Server) -> list[str]:
     """The titles of this server's replicas and proxies that live, without what they are doing."""
     lines = [_line(p) for p in psutil.Process(server.process.pid).children(recursive=True)]
-    found = [line.split(".")[0] for line in lines if line.startswith("ray::ServeReplica")]
+    found = [line.split(".")[0].strip() for line in lines if line.startswith("ray::ServeReplica")]
     return sorted(found)
 
 
