@@ -369,22 +369,20 @@ class Residency:
                 return self._join(now, ticket, cause, drain_s)
         return self._wish(now, target, cause, drain_s)
 
-    def lease(
-        self, now: float, model: str, seconds: float, owner: str, replace: bool = False
-    ) -> Ticket:
+    def lease(self, now: float, model: str, seconds: float, owner: str) -> Ticket:
         """Keep `model` resident for `seconds` from when it serves; load it first if need be.
 
         While the lease stands neither requests nor idleness put the model out. It ends with its
         time, by `end_lease`, by an admin's switch to another model, or when a load of the model
         fails; the death of a serving engine does not end it. Switches wished for before it are
-        made before it. The same owner may change its lease, `replace` ends anybody's.
+        made before it. The same owner may change its lease; anybody else's has to be ended first.
 
         Raises:
             LeaseHeld: somebody else's lease stands, granted or yet to be.
         """
         assert model in self.models, model
         self._end_lease_in_time(now)
-        if self.held and self.held.owner != owner and not replace:
+        if self.held and self.held.owner != owner:
             raise LeaseHeld(self.held)
         self.held = Lease(model, owner, seconds)
         line = self._line()

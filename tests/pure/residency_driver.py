@@ -77,8 +77,8 @@ class Driver:
                     self.machine.verifying(self.now, epoch)
                     self.ready()
 
-    def lease(self, model: str, seconds: float = 60, owner: str = "me", **more: bool) -> Ticket:
-        return self.machine.lease(self.now, model, seconds, owner, **more)
+    def lease(self, model: str, seconds: float = 60, owner: str = "me") -> Ticket:
+        return self.machine.lease(self.now, model, seconds, owner)
 
     def prepared(self) -> None:
         self.machine.prepared(self.now, self._take(Prepare).ticket_id)

@@ -881,13 +881,14 @@ def test_lease_held_survives_pickling():
     assert pickle.loads(pickle.dumps(error)).lease == error.lease  # noqa: S301  our own bytes
 
 
-def test_lease_may_be_renewed_by_its_owner_and_replaced_on_demand():
+def test_lease_may_be_renewed_by_its_owner_and_taken_over_once_it_is_ended():
     driver = Driver().serving("a")
     driver.lease("a", seconds=60)
     driver.sleep(30)
     driver.lease("a", seconds=60)
     assert driver.machine.held == Lease("a", "me", 60, driver.now + 60)
-    driver.lease("b", owner="you", replace=True)
+    driver.machine.end_lease(driver.now)
+    driver.lease("b", owner="you")
     driver.succeed()
     assert driver.machine.holder == "b"
     assert driver.machine.held
