@@ -2,9 +2,10 @@
 
 Two thirds of a start of vLLM are imports, the same ones in each of its processes. The standby does
 them once: an engine forked from it is ready in a few seconds. It touches no device and has one
-thread, else it refuses to work; and whoever asks it falls back to a plain start when it does not
-answer. It lives as long as its owner holds the other end of its standard input, a socket on which
-it says when it is ready; engines outlive it.
+thread, else it refuses to work, and it ends when it finds its packages replaced. Whoever asks it
+falls back to a plain start when it does not answer, and ends it. It lives as long as its owner
+holds the other end of its standard input, a socket on which it says when it is ready; engines
+outlive it.
 
 A request is one message on its Unix socket: JSON, with three descriptors attached: the
 supervisor's standard input and output (see `supervisor.py`) and the lock on the GPU's place.
@@ -18,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,8 @@ from deployments import engine_main, supervisor
 _MAX_MESSAGE_BYTES = 1 << 20
 _READY = b"ready\n"
 _RESTART_PAUSE_S = 30.0
+_PACKAGES = ("vllm", "torch", "transformers")  # of which an engine imports more later
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's OpenBLAS starts its threads when imported
 
 
@@ -35,8 +39,8 @@ class StandbyRefused(Exception):
     """There is no standby, or it does not take the request."""
 
 
-def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> None:
-    """Hand a start to the standby at `path`; its answer comes on the supervisor's output.
+def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> int:
+    """Hand a start to the standby at `path`: its pid. The answer comes on the supervisor's output.
 
     Raises:
         StandbyRefused: nobody listens there.
@@ -46,9 +50,12 @@ def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> None:
         client.settimeout(1)
         try:
             client.connect(str(path))
+            peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
             socket.send_fds(client, [message], fds)
         except OSError as exc:
             raise StandbyRefused(str(exc)) from exc
+    pid: int = _PEER.unpack(peer)[0]
+    return pid
 
 
 class StandbyKeeper:
@@ -80,13 +87,15 @@ class StandbyKeeper:
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
             try:
-                if await reader.readline() == _READY:
+                was_ready = await reader.readline() == _READY
+                if was_ready:
                     self._is_ready.set()
                 await process.wait()
             finally:
                 self._is_ready.clear()
                 writer.close()
-            await asyncio.sleep(_RESTART_PAUSE_S)  # one that can not live is not to be a busy loop
+            if not was_ready:  # one that can not live is not to be a busy loop
+                await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until a standby listens, `timeout_s` at most; a plain start is the alternative."""
@@ -102,6 +111,7 @@ def main(path: Path) -> None:
     engine_main.preload()
     engine_main.fork_engine_core()
     _check_clean()
+    packages = _packages()
     gc.collect()
     gc.freeze()  # what is imported stays shared with the engines
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # first forks are reaped by the kernel
@@ -115,6 +125,8 @@ def main(path: Path) -> None:
             ready, _, _ = select.select([listener.fileno(), 0], [], [])
             if 0 in ready:
                 break  # the owner is gone
+            if _packages() != packages:
+                break  # its modules and those imported later would be of two versions
             _take_request(listener)
     path.unlink(missing_ok=True)
 
@@ -126,6 +138,19 @@ def _check_clean() -> None:
     num_threads = len(os.listdir("/proc/self/task"))
     if num_threads != 1 or torch.cuda.is_initialized():
         sys.exit(f"standby: unsafe to fork: {num_threads} threads, or CUDA is initialized")
+
+
+def _packages() -> list[tuple[int, int] | None]:
+    """What changes when a package is installed over another."""
+    stamps: list[tuple[int, int] | None] = []
+    for name in _PACKAGES:
+        try:
+            found = os.stat(str(sys.modules[name].__file__))
+        except FileNotFoundError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_ino, found.st_mtime_ns))
+    return stamps
 
 
 def _take_request(listener: socket.socket) -> None:

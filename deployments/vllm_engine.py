@@ -98,8 +98,14 @@ class VllmEngine:
         }
         with _Pipes() as pipes:
             fds = [pipes.stop_read, pipes.status_write, lock_fd]
-            request_engine(self._home / "run" / "standby.sock", request, fds)
-            await self._follow(pipes, _STANDBY_TIMEOUT_S)
+            standby_pid = request_engine(self._home / "run" / "standby.sock", request, fds)
+            try:
+                await self._follow(pipes, _STANDBY_TIMEOUT_S)
+            except StandbyRefused:
+                # What was sent to one that hangs has the lock of the place with it.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(standby_pid, signal.SIGKILL)
+                raise
 
     async def _start_by_script(
         self, flags: list[str], environment: dict[str, str], grace_s: float, lock_fd: int

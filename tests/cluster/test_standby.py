@@ -1,0 +1,129 @@
+"""Whatever becomes of the standby, a switch succeeds: by another standby, or by a plain start."""
+
+import importlib.util
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cluster.server import Server, wait_until
+
+pytestmark = pytest.mark.timeout(600)
+
+STANDBY_S = 90.0  # for one to be ready: its imports, on a busy machine
+
+
+def find_standby(server: Server) -> psutil.Process | None:
+    """The process that engines would be forked from."""
+    title = "llm-backend standby"
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if line and line[0].strip() == title:
+            return process
+    return None
+
+
+def ready_standby(server: Server) -> psutil.Process:
+    """The standby, once it listens."""
+    socket = server.home / "run" / "standby.sock"
+    found: psutil.Process = wait_until(
+        lambda: socket.exists() and find_standby(server), STANDBY_S, "the standby is ready"
+    )
+    return found
+
+
+def starts(server: Server) -> Counter[str]:
+    """How engines were started so far: way -> number."""
+    with server.http as http:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+    samples = [s for family in families for s in family.samples]
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        if sample.name == "llm_backend_engine_starts_total":
+            counts[sample.labels["way"]] += int(sample.value)
+    return counts
+
+
+def switch_to_the_other(server: Server) -> Counter[str]:
+    """A switch that must succeed: the ways its engine was started."""
+    other = the_other(server)
+    before = starts(server)
+    with server.watch().watching() as watch:
+        ticket = server.switch(other).json()
+        assert ticket["state"] == "done", ticket
+        assert "Paris" in server.chat(other).text
+    assert watch.most_at_once == 1
+    return starts(server) - before
+
+
+def the_other(server: Server) -> str:
+    """The model that does not serve."""
+    return "qwen-coder" if server.get("/health")["resident"] == "qwen-14b" else "qwen-14b"
+
+
+@contextmanager
+def killed_when_asked(server: Server, standby: psutil.Process) -> Iterator[None]:
+    """Kill it as the next engine's log begins: just before it is asked, or just after."""
+    log = server.home / "logs" / f"{the_other(server)}.log"
+    size = log.stat().st_size if log.exists() else 0
+
+    def kill() -> None:
+        wait_until(lambda: log.exists() and log.stat().st_size > size, 60, "an engine is asked for")
+        standby.kill()
+
+    with ThreadPoolExecutor() as thread:
+        killing = thread.submit(kill)
+        yield
+        killing.result()
+
+
+def test_dead_standby_is_replaced_while_the_old_model_still_serves(server: Server) -> None:
+    """It had been ready, so the next one comes at once."""
+    dead = ready_standby(server)
+    dead.kill()
+    assert switch_to_the_other(server) == {"standby": 1}
+    assert ready_standby(server).pid != dead.pid
+
+
+def test_hung_standby_is_ended_and_the_engine_started_without(server: Server) -> None:
+    """What it had been sent must not come to life later, nor keep the lock of the place."""
+    hung = ready_standby(server)
+    hung.send_signal(signal.SIGSTOP)
+    assert switch_to_the_other(server) == {"exec": 1}
+    wait_until(lambda: not hung.is_running(), 20, "the hung standby is gone")
+    ready_standby(server)
+    assert switch_to_the_other(server) == {"standby": 1}
+
+
+def test_standby_killed_as_it_forks_costs_one_plain_start_at_most(server: Server) -> None:
+    """Whether its child lives already or not, one engine is started."""
+    victim = ready_standby(server)
+    with killed_when_asked(server, victim):
+        began = switch_to_the_other(server)
+    assert began.total() == 1
+    assert not victim.is_running()
+
+
+def test_standby_whose_packages_were_replaced_is_not_used(server: Server) -> None:
+    """A newer file of vLLM on the disk: old modules in memory, new ones to be imported later."""
+    [path] = importlib.util.find_spec("vllm").submodule_search_locations  # type: ignore[union-attr]
+    file = Path(path) / "__init__.py"
+    old, before = ready_standby(server), file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    try:
+        assert switch_to_the_other(server) == {"exec": 1}
+        wait_until(lambda: not old.is_running(), 20, "the old standby is gone")
+        newer = ready_standby(server)
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    newer.kill()  # it knows the changed file

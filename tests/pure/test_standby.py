@@ -1,0 +1,83 @@
+"""A standby that can not fork, or whose packages were replaced: the asker learns it at once."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deployments.standby import StandbyRefused, request_engine
+from serve_app.settings import PROJECT
+
+pytest.importorskip("torch")
+
+# A standby without vLLM's imports, changed by the lines in its second argument.
+SCRIPT = """
+import errno, os, sys, json
+from pathlib import Path
+from deployments import engine_main, standby
+engine_main.preload = engine_main.fork_engine_core = lambda: None
+standby._PACKAGES = ("torch",)
+exec(sys.argv[2])
+standby.main(Path(sys.argv[1]))
+"""
+NO_MEMORY = """
+def fork():
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+os.fork = fork
+"""
+# Its second look differs from the first.
+REPLACED = """
+looks = iter([[(1, 1)], [(2, 2)]])
+standby._packages = lambda: next(looks)
+"""
+
+
+@contextmanager
+def standby(path: Path, change: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that listens at `path`, until the end of the `with`."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(path), change],
+            stdin=theirs,
+            stderr=subprocess.DEVNULL,
+            cwd=PROJECT,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        try:
+            ours.settimeout(60)
+            assert ours.recv(100) == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("change", [NO_MEMORY, REPLACED])
+def test_standby_that_can_not_serve_ends_and_gives_everything_back(
+    tmp_path: Path, change: str
+) -> None:
+    """The supervisor's output ends without a word, which is the sign to start without a standby;
+    the lock that was sent along is held by nobody."""
+    path = tmp_path / "standby.sock"
+    stop_read, stop_write = os.pipe()
+    status_read, status_write = os.pipe()
+    lock_read, lock_write = os.pipe()  # its end of file tells that nobody holds the other end
+    with standby(path, change) as process:
+        pid = request_engine(path, {"flags": []}, [stop_read, status_write, lock_write])
+        assert pid == process.pid
+        for fd in (stop_read, status_write, lock_write):
+            os.close(fd)
+        assert os.read(status_read, 100) == b""
+        assert os.read(lock_read, 100) == b""
+        process.wait(20)
+        with pytest.raises(StandbyRefused):
+            request_engine(path, {}, [0, 0, 0])
+    for fd in (stop_write, status_read, lock_read):
+        os.close(fd)
