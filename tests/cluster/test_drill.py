@@ -47,8 +47,10 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     def compiled(value) -> None:  # type: ignore[no-untyped-def]
         text = yaml.safe_load((configs / "models" / "qwen-14b.yaml").read_text())
         value["vision"] = False
-        value["profiles"] = {"cpu-demo": text["profiles"]["cpu-demo"]}
-        value["profiles"]["cpu-demo"]["engine"]["enforce_eager"] = False
+        profile = text["profiles"]["cpu-demo"]
+        profile["engine"]["enforce_eager"] = False
+        del profile["env"]["TORCH_COMPILE_DISABLE"]
+        value["profiles"] = {"cpu-demo": profile}
 
     def quick(value) -> None:  # type: ignore[no-untyped-def]
         value["probing"] |= {"interval_s": 2, "timeout_s": 5}
