@@ -34,6 +34,7 @@ class Ledger:
     errors: list[str] = field(default_factory=list)  # what the refused and the cut were told
     epochs: list[tuple[str, int]] = field(default_factory=list)  # (model, epoch) of each answer
     front_kills: list[float] = field(default_factory=list)  # when a proxy or a gateway was killed
+    controller_kills: list[float] = field(default_factory=list)  # it replaces a dead proxy
 
     def __str__(self) -> str:
         names = ["complete", "error event", "refused", "cancelled"]
@@ -47,8 +48,10 @@ class Ledger:
         Who relays a request's bytes can not tell its client of its own death. So (1) what breaks
         right after it, and (2) what nobody took before its successor listened, are not lost.
         """
-        since_s = time.monotonic() - max(self.front_kills, default=-math.inf)
-        if isinstance(exc, httpx.ConnectError) and since_s < AWAY_S:  # (2)
+        now = time.monotonic()
+        since_s = now - max(self.front_kills, default=-math.inf)
+        away_s = now - max(self.front_kills + self.controller_kills, default=-math.inf)
+        if isinstance(exc, httpx.ConnectError) and self.front_kills and away_s < AWAY_S:  # (2)
             self.counts[NOT_TAKEN] += 1
         elif isinstance(exc, httpx.NetworkError | httpx.ProtocolError) and since_s < RESET_S:  # (1)
             self.counts[RESET] += 1
