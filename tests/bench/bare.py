@@ -15,11 +15,11 @@ import psutil
 from deployments import checkpoint, place
 from deployments.engine_args import engine_environment, engine_flags
 from deployments.vllm_engine import base_environment
+from serve_app.ports import free_port
 from serve_app.settings import ModelSpec, Settings
 from tests.bench.first_token import wait_first_token
 from tests.bench.samples import Samples
 from tests.bench.targets import BARE, CALLS
-from tests.ports import free_port
 
 _READY_S = 900.0
 _STOP_S = 60.0

@@ -14,8 +14,8 @@ import psutil
 
 from deployments import checkpoint
 from deployments.engine_args import engine_environment
+from serve_app.ports import free_port
 from serve_app.settings import ModelSpec, Settings
-from tests.ports import free_port
 
 _APP = Path(__file__).with_name("peer_app.py")
 _READY_S = 600.0

@@ -20,9 +20,9 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.ports import free_port
 from serve_app.settings import PROJECT
 from tests.conftest import DEMO_HOME
-from tests.ports import free_port
 
 START_TIMEOUT_S = 280.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]

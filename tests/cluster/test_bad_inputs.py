@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from serve_app.ports import free_port
 from tests import bad_inputs
 from tests.cluster.server import CAPITAL, Server
-from tests.ports import free_port
 
 DEADLINE_S = 60  # of a row, and of the good request after it
 # The file's expectation, corrected. The engine's grammar compiler (xgrammar) makes an automaton of

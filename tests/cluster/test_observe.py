@@ -13,9 +13,9 @@ import httpx
 import pytest
 import yaml
 
+from serve_app.ports import free_port
 from serve_app.settings import PROJECT
 from tests.cluster.server import CAPITAL, Server, wait_until
-from tests.ports import free_port
 
 SHIPPED = PROJECT / "configs" / "prometheus"
 BOARD = PROJECT / "configs" / "grafana" / "boards" / "llm-backend.json"

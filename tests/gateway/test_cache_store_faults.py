@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from serve_app.ports import free_port
 from serve_app.settings import Settings
 from tests.gateway.cached import Answer, ask, with_cache
 from tests.gateway.conftest import B, Backend, until
 from tests.gateway.fake_engine import TEXT
-from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from serve_app import running
 from serve_app.cli import app
+from serve_app.ports import free_port
 from tests.gateway.conftest import A, B, Backend, Front, Whole, until
 from tests.gateway.fake_engine import TEXT
 from tests.gateway.scripted import Scripted
 from tests.gateway.test_pictures import address, encoded
-from tests.ports import free_port
 from tests.pure.fake_host import BROKEN
 from tests.terminal import Terminal
 

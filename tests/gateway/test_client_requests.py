@@ -8,9 +8,9 @@ import pytest
 
 from serve_app import client, errors
 from serve_app.client import LLMClient, LLMError
+from serve_app.ports import free_port
 from tests.gateway.conftest import MESSAGES, A, B, Front
 from tests.gateway.scripted import Scripted, Time
-from tests.ports import free_port
 
 ANSWER = {"object": "chat.completion", "model": A}
 

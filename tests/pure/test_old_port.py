@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deployments.old_port import OldPort
-from tests.ports import free_port
+from serve_app.ports import free_port
 
 
 class Echo:
