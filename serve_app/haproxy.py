@@ -8,7 +8,7 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 3. its own errors are HTML, a 500 of two words, or while the gateway is away a 404: here, they are
    in OpenAI's shape and say what is the matter;
 4. a replica that is stopped drains for at least 30 s: the gateway has a drain of its own;
-5. a dead proxy is missed after 30 s: here, after 3 s;
+5. a dead proxy is missed after 30 s: here, after 1.5 s;
 6. a request's head may take for ever: here, 30 s.
 
 (1) to (3) and (6) are lines of a configuration that Ray writes anew with each change, so
@@ -78,7 +78,7 @@ def prepare(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # another server may have 8500
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # three misses
         # the gateway's routes are coroutines that never block: a second thread would only cost
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }

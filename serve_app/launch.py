@@ -28,6 +28,9 @@ _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
 _DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller, in its log
 
+# Ray's workers run at niceness 15 otherwise, and with them engines, behind whatever else is busy.
+_AS_OTHERS = {"RAY_worker_niceness": "0"}
+
 _HOW_TO_STOP = "Ctrl-C stops it."
 
 Say = Callable[[str], None]
@@ -72,7 +75,7 @@ def _run_serve(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=_AS_OTHERS | os.environ | environment,
             start_new_session=True,
         )
     home = Path(settings.home)
