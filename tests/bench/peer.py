@@ -1,5 +1,6 @@
 """Ray's own LLM server, `ray.serve.llm`, from an environment of its own: it pins another vLLM."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,9 +16,10 @@ import psutil
 from deployments import checkpoint
 from deployments.engine_args import engine_environment
 from serve_app.ports import free_port
-from serve_app.settings import ModelSpec, Settings
+from serve_app.settings import PROJECT, ModelSpec, Settings
 
 _APP = Path(__file__).with_name("peer_app.py")
+_ENGINE_SITE = PROJECT / "deployments" / "engine_site"
 _READY_S = 600.0
 
 
@@ -27,7 +29,9 @@ def why_not(python: Path | None) -> str | None:
         return "no environment with ray[llm] was named (--peer-env)"
     try:
         test = [str(python), "-c", "import ray.serve.llm, vllm"]
-        done = subprocess.run(test, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            test, env=_environment(), capture_output=True, text=True, timeout=120, check=False
+        )
     except OSError as exc:
         return f"{python}: {exc.strerror}"
     return done.stderr.strip().splitlines()[-1] if done.returncode else None
@@ -53,13 +57,12 @@ def running(
             "enable_prefix_caching": engine.enable_prefix_caching,
         },
     }
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
     with tempfile.TemporaryDirectory(prefix="llmb-", ignore_cleanup_errors=True) as ray_tmp:
-        environment = own | engine_environment(spec, settings.device) | {"RAY_TMPDIR": ray_tmp}
+        own = engine_environment(spec, settings.device) | {"RAY_TMPDIR": ray_tmp}
         with log.open("a") as output:
             process = subprocess.Popen(
                 [str(python), str(_APP), json.dumps(wish)],
-                env=environment,
+                env=_environment() | own,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -67,7 +70,9 @@ def running(
             _wait_until_ready(f"http://127.0.0.1:{port}", spec.name, process, log)
             yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
         finally:
-            family = psutil.Process(process.pid).children(recursive=True)
+            family = []
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by itself
+                family = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             try:
                 process.wait(60)
@@ -75,6 +80,12 @@ def running(
                 process.kill()
             for left in psutil.wait_procs(family, timeout=20)[1]:
                 left.kill()
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of our Ray; with what mends a broken torchvision for our engines too."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return own | {"PYTHONPATH": str(_ENGINE_SITE)}
 
 
 def _wait_until_ready(url: str, model: str, process: subprocess.Popen[bytes], log: Path) -> None:

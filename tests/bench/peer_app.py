@@ -2,6 +2,7 @@
 so it imports nothing of this project: `python peer_app.py JSON` (see `peer.py`)."""
 
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -24,7 +25,8 @@ def main(wish: dict[str, Any]) -> None:
         engine_kwargs=wish["engine"] | backend,
         **own,
     )
-    ray.init(include_dashboard=False, log_to_driver=False)
+    # its model takes all the CPUs there are, and its router one more
+    ray.init(num_cpus=(os.cpu_count() or 1) + 2, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": wish["port"]})
     serve.run(build_openai_app({"llm_configs": [config]}))
     signal.sigwait(stop)
