@@ -67,7 +67,8 @@ def _write(about: dict[str, Any], samples: Samples, folder: Path, *, has_failed:
     return int(has_failed or any(row.verdict == "missed" for row in rows))
 
 
-def _stop(*_: object) -> None:
+def _stop(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the stopping itself
     sys.exit(143)  # an exception: what was started is stopped on the way out
 
 
