@@ -10,8 +10,8 @@ from tests.cluster.server import CAPITAL, Server, wait_until
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_default_model_is_resident_after_start_and_answers(server: Server) -> None:
-    server.wait_serving("qwen-14b")
+def test_resident_model_answers_under_its_name_and_epoch(server: Server) -> None:
+    server.switch("qwen-14b")
     answer = server.chat("qwen-14b")
     assert answer.status_code == 200
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
@@ -30,7 +30,7 @@ def test_models_name_the_checkpoint_behind_each(server: Server) -> None:
 
 def test_switch_there_and_back_never_two_engines(server: Server) -> None:
     """Each model answers in its turn, and no sample of the process table shows two engines."""
-    server.wait_serving("qwen-14b")
+    server.switch("qwen-14b")
     with server.watch().watching() as watch:
         for model in ("qwen-coder", "qwen-14b"):
             ticket = server.switch(model)
@@ -44,6 +44,7 @@ def test_switch_there_and_back_never_two_engines(server: Server) -> None:
 
 
 def test_switch_to_the_resident_model_loads_nothing(server: Server) -> None:
+    server.switch("qwen-14b")
     epoch = server.wait_serving("qwen-14b")
     ticket = server.switch("qwen-14b")
     assert (ticket.status_code, ticket.json()["state"]) == (200, "done")
@@ -51,7 +52,7 @@ def test_switch_to_the_resident_model_loads_nothing(server: Server) -> None:
 
 
 def test_switch_without_wait_is_a_ticket_that_can_be_followed(server: Server) -> None:
-    server.wait_serving("qwen-14b")
+    server.switch("qwen-14b")
     with server.http as http:
         begun = http.post("/admin/switch", json={"model": "qwen-coder"})
         assert begun.status_code == 202
