@@ -139,7 +139,8 @@ def test_every_query_of_the_board_has_data(server: Server, prometheus: Prometheu
 def test_promtool_passes_the_real_page(server: Server) -> None:
     """What it says of vLLM's own names is not ours to change."""
     server.chat("qwen-14b")
-    page = server.http.get("/metrics").text
+    with server.http as http:
+        page = http.get("/metrics").text
     assert "vllm:" in page
     said = _promtool("check", "metrics", page=page)
     assert not [line for line in said.splitlines() if "vllm:" not in line]

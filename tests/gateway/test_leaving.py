@@ -56,8 +56,10 @@ async def test_leaving_before_the_first_byte_aborts(backend: Backend, stream: bo
     """In prefill: the engine's request ends, and the next in the queue takes the place."""
     engine = await backend.serving()
     engine.first_byte.clear()
-    asking = [backend.asking(stream=stream) for _ in range(3)]
-    await until(lambda: engine.num_running == 2 and backend.admission.num_queued == 1)
+    asking = [backend.asking(stream=stream) for _ in range(2)]
+    await until(lambda: engine.num_running == 2)
+    asking.append(backend.asking(stream=stream))
+    await until(lambda: backend.admission.num_queued == 1)
     await leave(asking[0])
     await is_aborted(engine)
     await until(lambda: len(engine.bodies) == 3, deadline_s=2)

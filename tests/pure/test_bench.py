@@ -218,8 +218,7 @@ def no_traces(monkeypatch):
 def test_order_alternates_and_a_part_that_fails_does_not_end_the_run():
     bench = Played(replace(FULL, rounds=2))
     bench.run()
-    there = ["bare", "ours", "python proxy"]
-    assert bench.order == ["warm", "sleep", *there, *there[::-1]]
+    assert bench.order == ["warm", "sleep", "bare", "ours", "python proxy", "ours", "bare"]
     assert bench.has_failed
     assert (
         bench.samples.skipped["round 2 of 2: llm-backend"] == "it failed: AssertionError: no engine"
