@@ -56,9 +56,6 @@ def serve(flags: list[str]) -> None:
     # name; this module is what it calls.
     from vllm.entrypoints.launchers.api_server.entry import main
 
-    # Torch reads it when it is imported, which the standby did without this engine's environment.
-    dynamo = importlib.import_module("torch._dynamo.config")
-    dynamo.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"  # type: ignore[attr-defined]
     sys.argv = ["llm-backend-engine", *flags]
     main()
 

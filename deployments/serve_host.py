@@ -203,7 +203,7 @@ class ServeHost:
             await clearing  # its last wish is told before anybody has another
 
     async def _clear_strays(self, model: str, is_over: asyncio.Event) -> None:
-        while not is_over.is_set():
+        while True:
             with suppress(TimeoutError):  # nothing tells when Serve's wishes have changed
                 await asyncio.wait_for(is_over.wait(), _STRAYS_S)
                 return

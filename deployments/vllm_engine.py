@@ -26,7 +26,7 @@ from deployments.standby import StandbyRefused, request_engine
 from serve_app import journal
 from serve_app.settings import ModelSpec
 
-_ENGINE_SITE = Path(__file__).parent / "engine_site"
+ENGINE_SITE = Path(__file__).parent / "engine_site"
 _POLL_S = 0.05
 _STANDBY_TIMEOUT_S = 3.0  # it forks in milliseconds
 _SCRIPT_TIMEOUT_S = 20.0
@@ -43,7 +43,7 @@ _ERROR_LINE = re.compile(r"(?<!`)\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
 
 def base_environment() -> dict[str, str]:
     """What an engine inherits from this process, with the import hook on its path."""
-    path = os.pathsep.join(filter(None, [str(_ENGINE_SITE), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ENGINE_SITE), os.environ.get("PYTHONPATH")]))
     return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"PYTHONPATH": path}
 
 

@@ -15,11 +15,11 @@ import psutil
 
 from deployments import checkpoint
 from deployments.engine_args import engine_environment
+from deployments.vllm_engine import ENGINE_SITE
 from serve_app.ports import free_port
-from serve_app.settings import PROJECT, ModelSpec, Settings
+from serve_app.settings import ModelSpec, Settings
 
 _APP = Path(__file__).with_name("peer_app.py")
-_ENGINE_SITE = PROJECT / "deployments" / "engine_site"
 _READY_S = 600.0
 
 
@@ -85,7 +85,7 @@ def running(
 def _environment() -> dict[str, str]:
     """Nothing of our Ray; with what mends a broken torchvision for our engines too."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return own | {"PYTHONPATH": str(_ENGINE_SITE)}
+    return own | {"PYTHONPATH": str(ENGINE_SITE)}
 
 
 def _wait_until_ready(url: str, model: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -44,7 +44,12 @@ def targets(traces: Sequence[str]) -> list[Target]:
         Target("cold switch to the first token", "cold_switch_s", BARE, 0.20),
         Target("of it, no model serves", "no_service_s", BARE, 0.15),
         *_data_path(OURS, judged=True),
-        Target("the same, `vllm bench serve`", "bench_serve_tokens_per_s@10", BARE, is_floor=True),
+        Target(
+            "throughput of 10, `vllm bench serve`",
+            "bench_serve_tokens_per_s@10",
+            BARE,
+            is_floor=True,
+        ),
         Target("TTFT of ten, `vllm bench serve`", "bench_serve_ttft_ms@10", BARE),
         *_data_path(PYTHON_PROXY, judged=False),
         Target("warm switch, verification apart", "warm_ms", CALLS, 150, compared="difference"),

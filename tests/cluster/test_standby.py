@@ -13,6 +13,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.cluster import victims
 from tests.cluster.server import Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -20,24 +21,11 @@ pytestmark = pytest.mark.timeout(600)
 STANDBY_S = 90.0  # for one to be ready: its imports, on a busy machine
 
 
-def find_standby(server: Server) -> psutil.Process | None:
-    """The process that engines would be forked from."""
-    title = "llm-backend standby"
-    for process in psutil.Process(server.process.pid).children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and line[0].strip() == title:
-            return process
-    return None
-
-
 def ready_standby(server: Server) -> psutil.Process:
     """The standby, once it listens."""
     socket = server.home / "run" / "standby.sock"
     found: psutil.Process = wait_until(
-        lambda: socket.exists() and find_standby(server), STANDBY_S, "the standby is ready"
+        lambda: socket.exists() and victims.find_standby(server), STANDBY_S, "the standby is ready"
     )
     return found
 

@@ -36,6 +36,11 @@ def find(server: Server, part: str) -> psutil.Process | None:
         return None
 
 
+def find_standby(server: Server) -> psutil.Process | None:
+    """The process that engines would be forked from."""
+    return _in_tree(server, "llm-backend standby")
+
+
 def kill(server: Server, part: str) -> psutil.Process:
     """SIGKILL; the part must be there."""
     process = find(server, part)

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 
 # A standby without vLLM's imports, changed by the lines in its second argument.
 SCRIPT = """
-import errno, os, sys, json
+import errno, os, sys
 from pathlib import Path
 from deployments import engine_main, standby
 engine_main.preload = engine_main.fork_engine_core = lambda: None
