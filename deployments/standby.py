@@ -93,6 +93,7 @@ class StandbyKeeper:
                 await process.wait()
             finally:
                 self._is_ready.clear()
+                self._path.unlink(missing_ok=True)  # one that was killed has left it
                 writer.close()
             if not was_ready:  # one that can not live is not to be a busy loop
                 await asyncio.sleep(_RESTART_PAUSE_S)
