@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from deployments.scheduling import Claim, Costs, Resident, Rule
+from deployments.scheduling import Arrivals, Claim, Costs, Resident, Rule
 
 
 class State(StrEnum):
@@ -241,6 +241,7 @@ class Residency:
         self.is_cut = False  # the drain deadline has passed: gateways end what is in flight
         self.held: Lease | None = None
         self.costs = Costs()
+        self._arrivals = Arrivals()
         self._rule = Rule(len(models), policy.max_wait_s, policy.min_resident_s)
         self._left_at: dict[str, float] = {}  # model -> when it last ceased to admit
         self._last_active = -math.inf  # a request was admitted or ended, or waited for the holder
@@ -575,7 +576,8 @@ class Residency:
         assert self.holder is not None
         own = self.waiting().get(self.holder)
         num_own = self.num_in_flight() + (own.num_requests if own else 0)
-        resident = Resident(self.holder, self.serving_since, num_own, self._last_active)
+        per_s = self._arrivals.per_s.get(self.holder, 0.0)
+        resident = Resident(self.holder, self.serving_since, num_own, self._last_active, per_s)
         return self._rule.leave_at(resident, claims, self.costs)
 
     def _consider_idle(self, now: float) -> None:
@@ -655,6 +657,7 @@ class Residency:
     def _serve(self, now: float, model: str, endpoint: str) -> None:
         self.state, self.holder, self.endpoint = State.SERVING, model, endpoint
         self.serving_since = now
+        self._learn_arrivals(now, model)
         self.desired = model
         self._retry_at = None
 
@@ -773,6 +776,12 @@ class Residency:
         self.failures[model] = Failure(self._num_failures, problem, retry_at, ticket.id)
         if self.held and self.held.model == model:
             self.held = None
+
+    def _learn_arrivals(self, now: float, model: str) -> None:
+        away_s = now - self._left_at.get(model, now)
+        if away_s > 0:
+            gathered = self.waiting().get(model)
+            self._arrivals.learn(model, gathered.num_requests if gathered else 0, away_s)
 
     def _learn_cost(self, now: float, ticket: Ticket) -> None:
         """Average the time from the old model's last possible answer to the new one's first."""

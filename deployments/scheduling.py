@@ -5,8 +5,9 @@ The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 (1) An idle resident is left at once; if it was busy a moment ago, after a short linger, because a
     client that sends one request after the other is between two of them.
 (2) A busy one is left once the others' waiting is worth it: they have waited, since it began to
-    serve, as many seconds in sum as its own requests would for a switch away and back (the rent
-    has reached the price of the skis). Never before it has served R.
+    serve, as many seconds in sum as its own requests would for a switch away and back, those that
+    will come meanwhile among them (the rent has reached the price of the skis). Never before it
+    has served R.
 (3) Whatever it costs, it is left in time for everybody. Between a waiter and its model lie at most
     M switches: one under way, one to each model with an older claim, and one to its own. W gives
     each of them the share s = (W - (M - 1) R) / M, and each model in between its R. The model of
@@ -67,6 +68,17 @@ class Costs:
         return max(self.by_pair.values(), default=None) if known is None else known
 
 
+@dataclass
+class Arrivals:
+    """Requests a second for each model, seen while it was away: exponential averages."""
+
+    per_s: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, model: str, num_gathered: int, away_s: float) -> None:
+        """`num_gathered` requests waited for `model` when it came back after `away_s` > 0."""
+        self.per_s[model] = _averaged(self.per_s.get(model), num_gathered / away_s)
+
+
 def _averaged(old: float | None, new: float) -> float:
     return new if old is None else _OLD * old + (1 - _OLD) * new
 
@@ -88,6 +100,7 @@ class Resident:
     serving_since: float
     num_requests: int  # in flight, or waiting for a place in service
     last_active: float  # when a request for any model last began or ended
+    arrivals_per_s: float = 0.0  # of its requests while it was away, as far as that is known
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,8 @@ class Rule:
             weight = claim.num_requests if has_waited_throughout else (claim.num_requests + 1) / 2
             total_weight += weight
             total_weighted_begin += weight * max(claim.since, resident.serving_since)
-        price = resident.num_requests * away_and_back_s
+        will_come = resident.arrivals_per_s * away_and_back_s
+        price = (resident.num_requests + will_come) * away_and_back_s
         return (price + total_weighted_begin) / total_weight
 
     def _away_and_back_s(self, resident: str, other: str, costs: Costs) -> float | None:
