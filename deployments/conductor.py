@@ -99,14 +99,14 @@ class Conductor:
 
     async def _start(self) -> None:
         running = None
+        wanted = self._wanted_at_start()
         try:
-            running = await self._host.find_running()
+            running = await self._host.find_running(wanted)
         except Exception:  # the lock on the place keeps a second engine away
             logger.exception("could not see what runs")
         now = time.monotonic()
         if self._saved:
             self._restore_lease(now, self._saved.lease)
-        wanted = self._wanted_at_start()
         if running:
             model, epoch, endpoint = running
             self.machine.adopt(now, model, epoch, endpoint)

@@ -15,9 +15,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments import checkpoint, scaling
+from deployments import checkpoint, scaling, spare_worker
 from deployments.checkpoint import CheckpointProblem
-from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady
+from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady, EngineStarted
 from deployments.engine_args import OFFLINE
 from deployments.host_memory import open_host_memory
 from deployments.residency import Parting, Problem
@@ -61,8 +61,9 @@ class Host(Protocol):
     def asleep(self) -> tuple[str, ...]:
         """The targets whose engines sleep, the longest first."""
 
-    async def find_running(self) -> tuple[str, int, str] | None:
-        """Target, epoch and socket of the engine that serves already, if one does."""
+    async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
+        """Target, epoch and socket of the engine that serves already, if one does; else `wanted` is
+        held next."""
 
     def dashboard_url(self) -> str:
         """Where the cluster can be looked at."""
@@ -85,12 +86,7 @@ class ServeHost:
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
         self._standby: StandbyKeeper | None = None
         if settings.standby:
-            home = Path(settings.home)
-            self._standby = StandbyKeeper(
-                home / "run" / "standby.sock",
-                home / "logs" / "standby.log",
-                base_environment() | OFFLINE,
-            )
+            self._standby = StandbyKeeper(Path(settings.home), base_environment() | OFFLINE)
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
     async def check(self, target: str) -> None:
@@ -98,6 +94,8 @@ class ServeHost:
 
     async def prepare(self, target: str) -> None:
         folder = await self._check(target)
+        if target in self._asleep:  # its weights are in memory
+            return
         await asyncio.to_thread(_read_ahead, folder)
         if self._standby:
             await self._standby.wait_ready(_STANDBY_READY_S)
@@ -122,6 +120,7 @@ class ServeHost:
         model = self._settings.targets[target].name
         deadline_s = self._settings.switching.load_timeout_s
         self._lost.discard(model)
+        is_new = False
         try:
             async with asyncio.timeout(deadline_s) as limit, AsyncExitStack() as loading:
                 await self._make_room_for(target)
@@ -129,10 +128,13 @@ class ServeHost:
                 await loading.enter_async_context(self._clearing_strays(model))
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
+                    is_new |= isinstance(event, EngineStarted)
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
                         await loading.aclose()
                     yield event
+                    if isinstance(event, EngineReady) and is_new and not self._settings.is_warm:
+                        await asyncio.to_thread(spare_worker.start_one)
         except TimeoutError:
             message = f"{target} was not ready in {deadline_s:.0f} s"
             yield EngineGone(Problem("load_timeout", message))
@@ -238,23 +240,29 @@ class ServeHost:
         await self._scaler.scale(model, 0, _SCALE_TIMEOUT_S)
         await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
 
-    async def find_running(self) -> tuple[str, int, str] | None:
-        """What serves, if anything; replicas that hold no engine are ended, sleepers are not."""
+    async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
+        """What serves, if anything; replicas that hold no engine are ended, but for the one that
+        `wanted` can begin in. Sleepers stay."""
         replicas = await self._scaler.replicas()
         found = None
-        idle = []
+        others: dict[str, bool] = {}  # name -> whether an engine can begin in its replica
         for name in self._servers:
             held: EngineHeld | None = None
+            is_usable = True
             if replicas[name].num_running:
-                with suppress(RayError, RayServeException, TimeoutError):
+                try:
                     held = await asyncio.wait_for(self._servers[name].describe.remote(), 10)
+                except (RayError, RayServeException, TimeoutError):
+                    is_usable = False
             if held and held.is_asleep:
                 self._note_asleep(held.target)
             elif held and not found:
                 found = (held.target, held.epoch, held.socket)
             elif replicas[name].num_existing:
-                idle.append(name)
-        await asyncio.gather(*(self._end_replica(name) for name in idle))
+                others[name] = is_usable and not held
+        if wanted and not found and others.get(kept := self._settings.targets[wanted].name):
+            del others[kept]
+        await asyncio.gather(*(self._end_replica(name) for name in others))
         return found
 
     def dashboard_url(self) -> str:

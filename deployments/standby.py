@@ -5,7 +5,8 @@ them once: an engine forked from it is ready in a few seconds. It touches no dev
 thread, else it refuses to work, and it ends when it finds its packages replaced. Whoever asks it
 falls back to a plain start when it does not answer, and ends it. It lives as long as its owner
 holds the other end of its standard input, a socket on which it says when it is ready; engines
-outlive it.
+outlive it. It has two owners: the launcher's begins its imports while Ray starts, and the
+Switchboard's waits behind a lock for the end of that one.
 
 A request is one message on its Unix socket: JSON, with three descriptors attached: the
 supervisor's standard input and output (see `supervisor.py`) and the lock on the GPU's place.
@@ -13,6 +14,7 @@ supervisor's standard input and output (see `supervisor.py`) and the lock on the
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -30,6 +32,8 @@ from deployments import engine_main, supervisor
 _MAX_MESSAGE_BYTES = 1 << 20
 _READY = b"ready\n"
 _RESTART_PAUSE_S = 30.0
+_LOCK_RETRY_S = 0.5
+_LISTENS_RETRY_S = 0.05
 _PACKAGES = ("vllm", "torch", "transformers")  # of which an engine imports more later
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's OpenBLAS starts its threads when imported
@@ -58,57 +62,81 @@ def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> int:
     return pid
 
 
-class StandbyKeeper:
-    """Has a standby listen at `path`, and starts another when it ends."""
+def start_standby(home: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start one for the server of `home`: the process, and the descriptor that keeps it alive."""
+    log = home / "logs" / "standby.log"
+    path = socket_path(home)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ours, theirs = socket.socketpair()
+    with log.open("a") as output, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deployments.standby", str(path)],
+            stdin=theirs.fileno(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment | _ONE_THREAD,
+            cwd=Path(__file__).parent.parent,
+        )
+    return process, ours.detach()
 
-    def __init__(self, path: Path, log: Path, environment: dict[str, str]) -> None:
-        self._path = path
-        self._log = log
-        self._environment = environment | _ONE_THREAD
-        self._is_ready = asyncio.Event()
+
+def socket_path(home: Path) -> Path:
+    """Where the standby of the server of `home` listens."""
+    return home / "run" / "standby.sock"
+
+
+class StandbyKeeper:
+    """Starts a standby, and another when it ends."""
+
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+        self._home = home
+        self._environment = environment
 
     async def run(self) -> None:
         """Runs until cancelled; the standby then sees its input end, and ends too."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         while True:
-            ours, theirs = socket.socketpair()
-            with self._log.open("a") as output, theirs:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "deployments.standby",
-                    str(self._path),
-                    stdin=theirs.fileno(),
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment,
-                    cwd=Path(__file__).parent.parent,
-                )
-            reader, writer = await asyncio.open_connection(sock=ours)
+            process, lifeline = await asyncio.to_thread(
+                start_standby, self._home, self._environment
+            )
+            reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=lifeline))
             try:
                 was_ready = await reader.readline() == _READY
-                if was_ready:
-                    self._is_ready.set()
-                await process.wait()
+                await reader.read()  # it has ended
+                await asyncio.to_thread(process.wait)
             finally:
-                self._is_ready.clear()
-                self._path.unlink(missing_ok=True)  # one that was killed has left it
                 writer.close()
             if not was_ready:  # one that can not live is not to be a busy loop
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until a standby listens, `timeout_s` at most; a plain start is the alternative."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_ready.wait(), timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not listens(socket_path(self._home)):
+            if loop.time() > deadline:
+                return
+            await asyncio.sleep(_LISTENS_RETRY_S)  # it may be another owner's, who tells nobody
+
+
+def listens(path: Path) -> bool:
+    """Whether a standby listens at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def main(path: Path) -> None:
     """The standby's process."""
     from setproctitle import setproctitle
 
-    setproctitle("llm-backend standby")  # its first call, which must come before any fork
+    setproctitle("llm-backend next standby")  # its first call, which must come before any fork
+    lock = _wait_for_turn(path)
+    setproctitle("llm-backend standby")
     engine_main.preload()
     engine_main.fork_engine_core()
     _check_clean()
@@ -116,7 +144,6 @@ def main(path: Path) -> None:
     gc.collect()
     gc.freeze()  # what is imported stays shared with the engines
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # first forks are reaped by the kernel
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         os.umask(0o077)
         listener.bind(str(path))
@@ -128,8 +155,23 @@ def main(path: Path) -> None:
                 break  # the owner is gone
             if _packages() != packages:
                 break  # its modules and those imported later would be of two versions
-            _take_request(listener)
+            _take_request(listener, lock)
     path.unlink(missing_ok=True)
+
+
+def _wait_for_turn(path: Path) -> int:
+    """Until no other is there: the lock, as a descriptor. Ends this process with its owner."""
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # flock has no wait that can be given up
+            is_over, _, _ = select.select([0], [], [], _LOCK_RETRY_S)
+            if is_over:
+                sys.exit()
+    path.unlink(missing_ok=True)  # one that was killed has left it
+    return lock
 
 
 def _check_clean() -> None:
@@ -154,7 +196,7 @@ def _packages() -> list[tuple[int, int] | None]:
     return stamps
 
 
-def _take_request(listener: socket.socket) -> None:
+def _take_request(listener: socket.socket, own_lock: int) -> None:
     connection, _ = listener.accept()
     fds: list[int] = []
     request = None
@@ -163,6 +205,7 @@ def _take_request(listener: socket.socket) -> None:
         message, fds, _, _ = socket.recv_fds(connection, _MAX_MESSAGE_BYTES, 3)
         request = json.loads(message)
     if request and len(fds) == 3 and supervisor.fork_away():
+        os.close(own_lock)
         _become_supervisor(listener, request, *fds)
     for fd in fds:
         os.close(fd)

@@ -22,7 +22,7 @@ from deployments.engine import EngineFailed
 from deployments.engine_args import engine_environment, engine_flags
 from deployments.engine_http import engine_session
 from deployments.residency import Problem
-from deployments.standby import StandbyRefused, request_engine
+from deployments.standby import StandbyRefused, request_engine, socket_path
 from serve_app import journal
 from serve_app.settings import ModelSpec
 
@@ -98,7 +98,7 @@ class VllmEngine:
         }
         with _Pipes() as pipes:
             fds = [pipes.stop_read, pipes.status_write, lock_fd]
-            standby_pid = request_engine(self._home / "run" / "standby.sock", request, fds)
+            standby_pid = request_engine(socket_path(self._home), request, fds)
             try:
                 await self._follow(pipes, _STANDBY_TIMEOUT_S)
             except StandbyRefused:

@@ -38,8 +38,7 @@ def build_app(args: AppArgs) -> Application:
             max_ongoing_requests=16,
             health_check_period_s=2,
             health_check_timeout_s=10,
-            graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=5,
+            graceful_shutdown_timeout_s=0,  # its engine has been ended, or its supervisor does that
             max_constructor_retry_count=1,
         )(ModelServer)
         servers[name] = server.bind(settings, name, (_LOOPBACK, http.port))

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +21,9 @@ from typing import Any
 import yaml
 
 from deployments import place
+from deployments.engine_args import OFFLINE
+from deployments.standby import start_standby
+from deployments.vllm_engine import base_environment
 from serve_app import haproxy, journal, running
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
@@ -28,8 +33,12 @@ _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
 _DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller, in its log
 
-# Ray's workers run at niceness 15 otherwise, and with them engines, behind whatever else is busy.
-_AS_OTHERS = {"RAY_worker_niceness": "0"}
+_RAY = {
+    # Ray's workers run at 15 otherwise, and with them engines, behind whatever else is busy.
+    "RAY_worker_niceness": "0",
+    # What a model's replica needs, in the worker that is kept ready for it (`spare_worker.py`).
+    "RAY_preload_python_modules": "ray.serve._private.replica,deployments.model_server",
+}
 
 _HOW_TO_STOP = "Ctrl-C stops it."
 
@@ -56,9 +65,26 @@ def run_server(config: Path, say: Say) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
-    with haproxy.private_folder() as folder:
+    with haproxy.private_folder() as folder, _early_standby(settings):
         environment = haproxy.prepare(folder) if haproxy.is_wanted() else {}
         return _run_serve(deployed, settings, f"http://{host}:{port}", log, environment, say)
+
+
+@contextmanager
+def _early_standby(settings: Settings) -> Iterator[None]:
+    """Where there is to be one, begin its imports before Ray's own."""
+    if not settings.standby:
+        yield
+        return
+    process, lifeline = start_standby(Path(settings.home), base_environment() | OFFLINE)
+    reaper = threading.Thread(target=process.wait, daemon=True)
+    reaper.start()
+    try:
+        yield
+    finally:
+        os.close(lifeline)
+        process.terminate()  # it may be at its imports
+        reaper.join()
 
 
 def _run_serve(
@@ -75,7 +101,7 @@ def _run_serve(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_AS_OTHERS | os.environ | environment,
+            env=_RAY | os.environ | environment,
             start_new_session=True,
         )
     home = Path(settings.home)

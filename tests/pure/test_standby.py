@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.standby import StandbyRefused, request_engine
+from deployments.standby import StandbyRefused, listens, request_engine
 from serve_app.settings import PROJECT
 
 pytest.importorskip("torch")
@@ -38,8 +38,11 @@ standby._packages = lambda: next(looks)
 
 
 @contextmanager
-def standby(path: Path, change: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One that listens at `path`, until the end of the `with`."""
+def standby(
+    path: Path, change: str = "", *, is_first: bool = True
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """One that listens at `path`, or waits for its turn there, until the end of the `with`; and its
+    owner's end of its standard input."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -52,8 +55,9 @@ def standby(path: Path, change: str) -> Iterator[subprocess.Popen[bytes]]:
         theirs.close()
         try:
             ours.settimeout(60)
-            assert ours.recv(100) == b"ready\n"
-            yield process
+            if is_first:
+                assert ours.recv(100) == b"ready\n"
+            yield process, ours
         finally:
             process.kill()
             process.wait()
@@ -69,7 +73,7 @@ def test_standby_that_can_not_serve_ends_and_gives_everything_back(
     stop_read, stop_write = os.pipe()
     status_read, status_write = os.pipe()
     lock_read, lock_write = os.pipe()  # its end of file tells that nobody holds the other end
-    with standby(path, change) as process:
+    with standby(path, change) as (process, _):
         pid = request_engine(path, {"flags": []}, [stop_read, status_write, lock_write])
         assert pid == process.pid
         for fd in (stop_read, status_write, lock_write):
@@ -81,3 +85,21 @@ def test_standby_that_can_not_serve_ends_and_gives_everything_back(
             request_engine(path, {}, [0, 0, 0])
     for fd in (stop_write, status_read, lock_read):
         os.close(fd)
+
+
+def test_second_standby_waits_for_the_end_of_the_first(tmp_path: Path) -> None:
+    """So a killed one is followed by another, and only one has the memory of the imports."""
+    path = tmp_path / "standby.sock"
+    with standby(path) as (first, _), standby(path, is_first=False) as (_, owner):
+        assert listens(path)
+        first.kill()
+        assert owner.recv(100) == b"ready\n"
+        assert listens(path)
+
+
+def test_standby_that_waits_for_its_turn_ends_with_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "standby.sock"
+    with standby(path), standby(path, is_first=False) as (second, owner):
+        owner.close()
+        assert second.wait(20) == 0
+        assert listens(path)  # the first one's socket was not its to remove
