@@ -7,7 +7,9 @@ makes this call for bursts of tasks.
 """
 
 import logging
+import os
 
+import psutil
 import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.worker import global_worker
@@ -22,9 +24,12 @@ logger = logging.getLogger("llm_backend.switchboard")
 def start_one() -> None:
     """Ask this node for a worker that fits the application's replicas; it is ready seconds later.
 
+    Called in a replica, when the last load has taken the worker that there was, if there was one.
     Never raises: without one the next load is slower, and nothing else.
     """
     try:
+        if _is_one_idle():  # the last load had come too early for it
+            return
         node = global_worker.node
         request = node_manager_pb2.PrestartWorkersRequest(
             language=common_pb2.PYTHON,
@@ -39,3 +44,8 @@ def start_one() -> None:
             stub.PrestartWorkers(request, timeout=_TIMEOUT_S)
     except Exception:  # whatever becomes of Ray's private names, the model serves
         logger.exception("no worker is kept ready")
+
+
+def _is_one_idle() -> bool:
+    raylet = psutil.Process(os.getppid())
+    return any(worker.name() == "ray::IDLE" for worker in raylet.children())

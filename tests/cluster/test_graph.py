@@ -9,6 +9,8 @@ from tests.cluster.server import CAPITAL, Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
+PROBATION_S = 5  # configs/backend.yaml
+
 
 def test_resident_model_answers_under_its_name_and_epoch(server: Server) -> None:
     server.switch("qwen-14b")
@@ -145,6 +147,11 @@ def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, part: str)
     """The same model comes back, never beside the old one."""
     resident = server.get("/admin/status")["desired"]
     epoch = server.wait_serving(resident)
+    wait_until(
+        lambda: server.get("/admin/status")["serving_for_s"] > PROBATION_S,
+        30,
+        "it is past probation",
+    )
     watch = server.watch()
     (old,) = watch.engines().values()
     with watch.watching():
