@@ -92,6 +92,7 @@ class StandbyKeeper:
     def __init__(self, home: Path, environment: dict[str, str]) -> None:
         self._home = home
         self._environment = environment
+        self._may_come = True  # False: the last one could not live
 
     async def run(self) -> None:
         """Runs until cancelled; the standby then sees its input end, and ends too."""
@@ -106,15 +107,17 @@ class StandbyKeeper:
                 await asyncio.to_thread(process.wait)
             finally:
                 writer.close()
+            self._may_come = was_ready
             if not was_ready:  # one that can not live is not to be a busy loop
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Wait until a standby listens, `timeout_s` at most; a plain start is the alternative."""
+        """Wait until a standby listens, or none can live, `timeout_s` at most; a plain start is the
+        alternative."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while not listens(socket_path(self._home)):
-            if loop.time() > deadline:
+            if loop.time() > deadline or not self._may_come:
                 return
             await asyncio.sleep(_LISTENS_RETRY_S)  # it may be another owner's, who tells nobody
 

@@ -1,5 +1,6 @@
 """A standby that can not fork, or whose packages were replaced: the asker learns it at once."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.standby import StandbyRefused, listens, request_engine
+from deployments.standby import StandbyKeeper, StandbyRefused, listens, request_engine
 from serve_app.settings import PROJECT
 
 pytest.importorskip("torch")
@@ -103,3 +104,15 @@ def test_standby_that_waits_for_its_turn_ends_with_its_owner(tmp_path: Path) -> 
         owner.close()
         assert second.wait(20) == 0
         assert listens(path)  # the first one's socket was not its to remove
+
+
+async def test_nobody_waits_for_a_standby_that_can_not_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where numpy starts threads at its import: each switch would wait in vain."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    keeper = StandbyKeeper(tmp_path, {})
+    keeping = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(20):
+        await keeper.wait_ready(60)
+    keeping.cancel()
