@@ -31,6 +31,7 @@ _SCALE_TIMEOUT_S = 30.0
 # Its imports take 8 s on two idle cores, and a plain start three times that.
 _STANDBY_READY_S = 45.0
 _STRAYS_S = 2.0  # between two looks for replicas that nobody asked for, while a model loads
+_SPARE_AFTER_S = 2.0  # its imports would slow the first answers of the new model
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 logger = logging.getLogger("llm_backend.switchboard")
@@ -84,6 +85,7 @@ class ServeHost:
         self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died under its hold
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
+        self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: StandbyKeeper | None = None
         if settings.standby:
             self._standby = StandbyKeeper(Path(settings.home), base_environment() | OFFLINE)
@@ -134,7 +136,7 @@ class ServeHost:
                         await loading.aclose()
                     yield event
                     if isinstance(event, EngineReady) and is_new and not self._settings.is_warm:
-                        await asyncio.to_thread(spare_worker.start_one)
+                        self._spare = asyncio.get_running_loop().create_task(_start_spare())
         except TimeoutError:
             message = f"{target} was not ready in {deadline_s:.0f} s"
             yield EngineGone(Problem("load_timeout", message))
@@ -270,6 +272,11 @@ class ServeHost:
 
     def session(self) -> str:
         return scaling.session_name()
+
+
+async def _start_spare() -> None:
+    await asyncio.sleep(_SPARE_AFTER_S)
+    await asyncio.to_thread(spare_worker.start_one)
 
 
 def _read_ahead(folder: Path) -> None:
