@@ -95,9 +95,9 @@ class ServeHost:
         await self._check(target)
 
     async def prepare(self, target: str) -> None:
-        folder = await self._check(target)
-        if target in self._asleep:  # its weights are in memory
+        if target in self._asleep:  # it has its files, and its memory
             return
+        folder = await self._check(target)
         await asyncio.to_thread(_read_ahead, folder)
         if self._standby:
             await self._standby.wait_ready(_STANDBY_READY_S)
