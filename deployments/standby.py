@@ -165,14 +165,15 @@ def main(path: Path) -> None:
 def _wait_for_turn(path: Path) -> int:
     """Until no other is there: the lock, as a descriptor. Ends this process with its owner."""
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    pause_s = 0.0
     while True:
-        try:
+        is_over, _, _ = select.select([0], [], [], pause_s)
+        if is_over:
+            sys.exit()
+        pause_s = _LOCK_RETRY_S
+        with contextlib.suppress(BlockingIOError):  # flock has no wait that can be given up
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except BlockingIOError:  # flock has no wait that can be given up
-            is_over, _, _ = select.select([0], [], [], _LOCK_RETRY_S)
-            if is_over:
-                sys.exit()
     path.unlink(missing_ok=True)  # one that was killed has left it
     return lock
 
