@@ -26,6 +26,7 @@ def spare_worker(server: Server) -> psutil.Process | None:
 def test_each_switch_takes_the_worker_that_was_kept_ready_and_leaves_another(
     server: Server,
 ) -> None:
+    server.switch("qwen-14b")
     for model in ("qwen-coder", "qwen-14b"):
         spare = wait_until(lambda: spare_worker(server), 60, "a worker is kept ready")
         assert server.switch(model).json()["state"] == "done"
