@@ -17,13 +17,12 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import checkpoint, scaling, spare_worker
 from deployments.checkpoint import CheckpointProblem
-from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady, EngineStarted
-from deployments.engine_args import OFFLINE
+from deployments.engine import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.host_memory import open_host_memory
 from deployments.residency import Parting, Problem
 from deployments.scaling import ReplicaScaler, ScalingFailed
 from deployments.standby import StandbyKeeper
-from deployments.vllm_engine import base_environment
+from deployments.vllm_engine import standby_environment
 from deployments.vram import Plan
 from serve_app.settings import Settings
 
@@ -88,7 +87,7 @@ class ServeHost:
         self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: StandbyKeeper | None = None
         if settings.standby:
-            self._standby = StandbyKeeper(Path(settings.home), base_environment() | OFFLINE)
+            self._standby = StandbyKeeper(Path(settings.home), standby_environment())
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
     async def check(self, target: str) -> None:
@@ -122,7 +121,6 @@ class ServeHost:
         model = self._settings.targets[target].name
         deadline_s = self._settings.switching.load_timeout_s
         self._lost.discard(model)
-        is_new = False
         try:
             async with asyncio.timeout(deadline_s) as limit, AsyncExitStack() as loading:
                 await self._make_room_for(target)
@@ -130,13 +128,12 @@ class ServeHost:
                 await loading.enter_async_context(self._clearing_strays(model))
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
                 async for event in events:
-                    is_new |= isinstance(event, EngineStarted)
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
                         await loading.aclose()
+                        if not self._settings.is_warm:  # there, each model keeps its replica
+                            self._spare = asyncio.get_running_loop().create_task(_start_spare())
                     yield event
-                    if isinstance(event, EngineReady) and is_new and not self._settings.is_warm:
-                        self._spare = asyncio.get_running_loop().create_task(_start_spare())
         except TimeoutError:
             message = f"{target} was not ready in {deadline_s:.0f} s"
             yield EngineGone(Problem("load_timeout", message))
@@ -262,9 +259,9 @@ class ServeHost:
                 found = (held.target, held.epoch, held.socket)
             elif replicas[name].num_existing:
                 others[name] = is_usable and not held
-        if wanted and not found and others.get(kept := self._settings.targets[wanted].name):
-            del others[kept]
-        await asyncio.gather(*(self._end_replica(name) for name in others))
+        kept = self._settings.targets[wanted].name if wanted and not found else None
+        to_end = [name for name, is_usable in others.items() if name != kept or not is_usable]
+        await asyncio.gather(*(self._end_replica(name) for name in to_end))
         return found
 
     def dashboard_url(self) -> str:

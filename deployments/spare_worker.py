@@ -24,11 +24,12 @@ logger = logging.getLogger("llm_backend.switchboard")
 def start_one() -> None:
     """Ask this node for a worker that fits the application's replicas; it is ready seconds later.
 
-    Called in a replica, when the last load has taken the worker that there was, if there was one.
+    Called in a replica, after a load; where the worker that there was is still there, it stays the
+    only one.
     Never raises: without one the next load is slower, and nothing else.
     """
     try:
-        if _is_one_idle():  # the last load had come too early for it
+        if _is_one_idle():
             return
         node = global_worker.node
         request = node_manager_pb2.PrestartWorkersRequest(

@@ -19,7 +19,7 @@ import psutil
 
 from deployments import place, supervisor
 from deployments.engine import EngineFailed
-from deployments.engine_args import engine_environment, engine_flags
+from deployments.engine_args import OFFLINE, engine_environment, engine_flags
 from deployments.engine_http import engine_session
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine, socket_path
@@ -45,6 +45,11 @@ def base_environment() -> dict[str, str]:
     """What an engine inherits from this process, with the import hook on its path."""
     path = os.pathsep.join(filter(None, [str(ENGINE_SITE), os.environ.get("PYTHONPATH")]))
     return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"PYTHONPATH": path}
+
+
+def standby_environment() -> dict[str, str]:
+    """What the standby imports in; a fork of it gets its engine's own."""
+    return base_environment() | OFFLINE
 
 
 class VllmEngine:

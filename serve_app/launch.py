@@ -21,9 +21,8 @@ from typing import Any
 import yaml
 
 from deployments import place
-from deployments.engine_args import OFFLINE
 from deployments.standby import start_standby
-from deployments.vllm_engine import base_environment
+from deployments.vllm_engine import standby_environment
 from serve_app import haproxy, journal, running
 from serve_app.preflight import PreflightProblem, check_all, read_deployment
 from serve_app.settings import Settings
@@ -76,7 +75,7 @@ def _early_standby(settings: Settings) -> Iterator[None]:
     if not settings.standby:
         yield
         return
-    process, lifeline = start_standby(Path(settings.home), base_environment() | OFFLINE)
+    process, lifeline = start_standby(Path(settings.home), standby_environment())
     reaper = threading.Thread(target=process.wait, daemon=True)
     reaper.start()
     try:

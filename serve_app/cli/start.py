@@ -125,8 +125,5 @@ async def _running_ticket(url: str) -> Ticket | None:
         try:
             ticket: Ticket | None = (await client.status())["switch"]
         except LLMError:
-            task = asyncio.current_task()
-            if task and task.cancelling():  # a Ctrl-C that met the connection's own failure
-                raise asyncio.CancelledError from None
             return None
         return ticket

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from deployments.standby import listens, socket_path
 from serve_app.settings import PROJECT
 from tests.cluster import victims
 from tests.cluster.ledger import (
@@ -95,7 +96,7 @@ def resting(server: Server) -> tuple[str, str]:
 
     def at_rest() -> str | None:
         health = server.get("/health")
-        is_ready = (server.home / "run" / "standby.sock").exists()
+        is_ready = listens(socket_path(server.home))
         return health["resident"] if health["state"] == "serving" and is_ready else None
 
     old = wait_until(at_rest, TWO_LOADS_S, "a model serves, and the standby is ready")
