@@ -1,11 +1,12 @@
 """A process that has imported everything an engine needs, and forks engines from itself.
 
 Two thirds of a start of vLLM are imports, the same ones in each of its processes. The standby does
-them once: an engine forked from it is ready in a few seconds. It touches no device and has one
-thread, else it refuses to work, and it ends when it finds its packages replaced. Whoever asks it
-falls back to a plain start when it does not answer, and ends it. It lives as long as its owner
-holds the other end of its standard input, a socket on which it says when it is ready; engines
-outlive it. It has two owners: the launcher's begins its imports while Ray starts, and the
+them once: an engine forked from it is ready in a few seconds. It reads a checkpoint's tokenizer
+when its first engine is asked for, and keeps it for the next ones. It touches no device and has one
+thread, else it refuses to work, and it ends when it finds its packages or a tokenizer replaced.
+Whoever asks it falls back to a plain start when it does not answer, and ends it. It lives as long
+as its owner holds the other end of its standard input, a socket on which it says when it is ready;
+engines outlive it. It has two owners: the launcher's begins its imports while Ray starts, and the
 Switchboard's waits behind a lock for the end of that one.
 
 A request is one message on its Unix socket: JSON, with three descriptors attached: the
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments import engine_main, supervisor
+from deployments.ready_tokenizers import ReadyTokenizers
 
 _MAX_MESSAGE_BYTES = 1 << 20
 _READY = b"ready\n"
@@ -36,7 +38,10 @@ _LOCK_RETRY_S = 0.5
 _LISTENS_RETRY_S = 0.05
 _PACKAGES = ("vllm", "torch", "transformers")  # of which an engine imports more later
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's OpenBLAS starts its threads when imported
+_ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's OpenBLAS starts its threads when imported
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class StandbyRefused(Exception):
@@ -142,10 +147,12 @@ def main(path: Path) -> None:
     setproctitle("llm-backend standby")
     engine_main.preload()
     engine_main.fork_engine_core()
+    engine_main.register_kernels()
     _check_clean()
     packages = _packages()
     gc.collect()
     gc.freeze()  # what is imported stays shared with the engines
+    tokenizers = ReadyTokenizers()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # first forks are reaped by the kernel
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         os.umask(0o077)
@@ -158,7 +165,8 @@ def main(path: Path) -> None:
                 break  # the owner is gone
             if _packages() != packages:
                 break  # its modules and those imported later would be of two versions
-            _take_request(listener, lock)
+            if not _take_request(listener, lock, tokenizers):
+                break
     path.unlink(missing_ok=True)
 
 
@@ -200,7 +208,8 @@ def _packages() -> list[tuple[int, int] | None]:
     return stamps
 
 
-def _take_request(listener: socket.socket, own_lock: int) -> None:
+def _take_request(listener: socket.socket, own_lock: int, tokenizers: ReadyTokenizers) -> bool:
+    """False: this process is of no more use, and the request was not taken."""
     connection, _ = listener.accept()
     fds: list[int] = []
     request = None
@@ -208,11 +217,17 @@ def _take_request(listener: socket.socket, own_lock: int) -> None:
         connection.settimeout(1)
         message, fds, _, _ = socket.recv_fds(connection, _MAX_MESSAGE_BYTES, 3)
         request = json.loads(message)
-    if request and len(fds) == 3 and supervisor.fork_away():
-        os.close(own_lock)
-        _become_supervisor(listener, request, *fds)
+    if request and len(fds) == 3:
+        if not tokenizers.load(request["checkpoint"], request["runner"]):
+            return False  # its end closes the descriptors
+        _check_clean()
+        gc.freeze()
+        if supervisor.fork_away():
+            os.close(own_lock)
+            _become_supervisor(listener, request, *fds)
     for fd in fds:
         os.close(fd)
+    return True
 
 
 def _become_supervisor(

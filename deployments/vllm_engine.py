@@ -28,7 +28,7 @@ from serve_app.settings import ModelSpec
 
 ENGINE_SITE = Path(__file__).parent / "engine_site"
 _POLL_S = 0.05
-_STANDBY_TIMEOUT_S = 3.0  # it forks in milliseconds
+_STANDBY_TIMEOUT_S = 10.0  # it forks in milliseconds, but may first read a tokenizer (1 s)
 _SCRIPT_TIMEOUT_S = 20.0
 _DROPPED = {
     "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers; vLLM chooses for itself
@@ -85,7 +85,7 @@ class VllmEngine:
             flags = [f"--uds={self.socket}", *self._flags(checkpoint, device)]
             environment = self._environment(device)
             try:
-                await self._start_by_standby(flags, environment, grace_s, lock_fd)
+                await self._start_by_standby(checkpoint, flags, environment, grace_s, lock_fd)
                 self.is_forked = True
             except StandbyRefused:
                 await self._start_by_script(flags, environment, grace_s, lock_fd)
@@ -93,10 +93,17 @@ class VllmEngine:
             os.close(lock_fd)
 
     async def _start_by_standby(
-        self, flags: list[str], environment: dict[str, str], grace_s: float, lock_fd: int
+        self,
+        checkpoint: Path,
+        flags: list[str],
+        environment: dict[str, str],
+        grace_s: float,
+        lock_fd: int,
     ) -> None:
         request = {
             "flags": flags,
+            "checkpoint": str(checkpoint),
+            "runner": "pooling" if self.spec.task == "embed" else "generate",
             "environment": environment,
             "grace_s": grace_s,
             "log": str(self._log),

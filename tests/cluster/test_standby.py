@@ -116,3 +116,22 @@ def test_standby_whose_packages_were_replaced_is_not_used(server: Server) -> Non
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     newer.kill()  # it knows the changed file
+
+
+def test_standby_that_has_read_a_tokenizer_replaced_since_is_not_used(server: Server) -> None:
+    """The next one reads the new files."""
+    switch_to_the_other(server)
+    switch_to_the_other(server)  # it has read both now
+    old = ready_standby(server)
+    folder = server.home / "models" / "smollm2-135m-instruct"
+    file = folder / "tokenizer_config.json"
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    try:
+        assert switch_to_the_other(server) == {"exec": 1}
+        wait_until(lambda: not old.is_running(), 20, "the old standby is gone")
+        ready_standby(server)
+        assert switch_to_the_other(server) == {"standby": 1}
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ready_standby(server).kill()  # it knows the changed file

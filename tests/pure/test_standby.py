@@ -21,7 +21,8 @@ SCRIPT = """
 import errno, os, sys
 from pathlib import Path
 from deployments import engine_main, standby
-engine_main.preload = engine_main.fork_engine_core = lambda: None
+engine_main.preload = engine_main.fork_engine_core = engine_main.register_kernels = lambda: None
+engine_main.load_tokenizer = lambda *_: None
 standby._PACKAGES = ("torch",)
 exec(sys.argv[2])
 standby.main(Path(sys.argv[1]))
@@ -75,7 +76,8 @@ def test_standby_that_can_not_serve_ends_and_gives_everything_back(
     status_read, status_write = os.pipe()
     lock_read, lock_write = os.pipe()  # its end of file tells that nobody holds the other end
     with standby(path, change) as (process, _):
-        pid = request_engine(path, {"flags": []}, [stop_read, status_write, lock_write])
+        request = {"flags": [], "checkpoint": "", "runner": "generate"}
+        pid = request_engine(path, request, [stop_read, status_write, lock_write])
         assert pid == process.pid
         for fd in (stop_read, status_write, lock_write):
             os.close(fd)
