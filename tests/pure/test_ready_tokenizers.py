@@ -38,6 +38,7 @@ def test_a_replaced_file_is_seen(checkpoint: Path, reads: list[tuple[str, str]])
     (checkpoint / "new.json").write_text("{} ")
     os.replace(checkpoint / "new.json", checkpoint / "tokenizer.json")
     assert not tokenizers.load(str(checkpoint), "generate")
+    assert not tokenizers.load(str(checkpoint), "pooling")  # the processor is one for both
 
 
 def test_new_weights_are_no_matter(checkpoint: Path, reads: list[tuple[str, str]]) -> None:
