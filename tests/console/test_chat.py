@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.console.conftest import VISION, A, B, Stage, Visit
 from tests.gateway.conftest import until
@@ -23,6 +23,16 @@ CODE = [
     "def render(shot: str) -> None:\n    print(f'rendering {shot}')\n",
     "```\n\n- first the *cheap* pass\n- then the **final** one\n\nCall `render` once a shot.",
 ]
+GIVE_PICTURE = """async ([kind, name]) => {
+    const canvas = Object.assign(document.createElement('canvas'), {width: 40, height: 40});
+    const blob = await new Promise(done => canvas.toBlob(done));
+    const data = new DataTransfer();
+    data.items.add(new File(name === 'x' ? ['x'] : [blob], name, {type: 'image/png'}));
+    const box = document.getElementById('prompt');
+    const event = kind === 'paste'
+      ? new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})
+      : new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+    box.dispatchEvent(event); }"""
 
 
 async def test_a_question_is_answered(visit: Visit) -> None:
@@ -51,6 +61,7 @@ async def test_shift_enter_is_a_new_line_and_what_was_said_is_sent_again(
     await box.fill("one")
     await box.press("Shift+Enter")
     await box.press_sequentially("two")
+    await expect(page.get_by_role("button", name="Send")).to_be_enabled()
     await box.press("Enter")
     await expect(visit.answer().locator(".meta")).to_be_visible()
     await visit.ask("three")
@@ -157,27 +168,39 @@ async def test_a_picture_is_asked_about(visit: Visit, stage: Stage, tmp_path: Pa
     await visit.shoot("picture")
 
 
+async def test_who_is_early_waits_for_the_models_names(visit: Visit, stage: Stage) -> None:
+    """A question is sent once, when there is a model to send it to; a picture finds who sees."""
+    named = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await named.wait()
+        await route.continue_()
+
+    await visit.page.route("**/v1/models", hold)
+    await visit.open()
+    send = visit.page.get_by_role("button", name="Send")
+    await visit.page.evaluate(GIVE_PICTURE, ["paste", "a.png"])
+    await expect(visit.page.get_by_role("img", name="Picture 1")).to_be_visible()
+    await expect(send).to_be_disabled()
+    asking = asyncio.create_task(visit.ask("What is this?"))
+    named.set()
+    await asking
+    await expect(visit.answer()).to_have_attribute("aria-label", f"Answer of {VISION}")
+    await expect(visit.answer()).to_contain_text("Paris")
+    assert len(stage.engines[VISION].bodies) == 1
+
+
 async def test_a_picture_can_be_pasted_and_dropped_and_taken_back(visit: Visit) -> None:
     """Two at most, as the model's settings allow; what is no picture is refused in words."""
-    give = """async ([kind, name]) => {
-        const canvas = Object.assign(document.createElement('canvas'), {width: 40, height: 40});
-        const blob = await new Promise(done => canvas.toBlob(done));
-        const data = new DataTransfer();
-        data.items.add(new File(name === 'x' ? ['x'] : [blob], name, {type: 'image/png'}));
-        const box = document.getElementById('prompt');
-        const event = kind === 'paste'
-          ? new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})
-          : new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
-        box.dispatchEvent(event); }"""
     chosen = visit.page.locator("#pictures figure")
     for number, kind in enumerate(["paste", "drop"], 1):
-        await visit.page.evaluate(give, [kind, "a.png"])
+        await visit.page.evaluate(GIVE_PICTURE, [kind, "a.png"])
         await expect(chosen).to_have_count(number)
-    await visit.page.evaluate(give, ["paste", "b.png"])
+    await visit.page.evaluate(GIVE_PICTURE, ["paste", "b.png"])
     await expect(visit.page.get_by_role("alert")).to_contain_text("At most 2")
     await visit.page.get_by_role("button", name="Remove picture 1").click()
     await expect(chosen).to_have_count(1)
-    await visit.page.evaluate(give, ["paste", "x"])
+    await visit.page.evaluate(GIVE_PICTURE, ["paste", "x"])
     await expect(visit.page.get_by_role("alert")).to_contain_text("not a picture")
 
 
