@@ -5,9 +5,9 @@ The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 (1) An idle resident is left at once; if it was busy a moment ago, after a short linger, because a
     client that sends one request after the other is between two of them.
 (2) A busy one is left once the others' waiting is worth it: they have waited, since it began to
-    serve, as many seconds in sum as its own requests would for a switch away and back, those that
-    will come meanwhile among them (the rent has reached the price of the skis). Never before it
-    has served R.
+    serve, as many seconds in sum as its own requests would for a tour of the waiters' models and
+    back, those that will come meanwhile among them (the rent has reached the price of the skis).
+    Never before it has served R.
 (3) Whatever it costs, it is left in time for everybody. Between a waiter and its model lie at most
     M switches: one under way, one to each model with an older claim, and one to its own. W gives
     each of them the share s = (W - (M - 1) R) / M, and each model in between its R. The model of
@@ -126,10 +126,11 @@ class Rule:
         """When to switch to the first of `claims` (oldest first, not empty) if nothing changes."""
         earliest = resident.serving_since + self.min_resident_s
         owed_at = max(earliest, self._owed_at(claims))  # (3)
-        away_and_back_s = self._away_and_back_s(resident.model, claims[0].model, costs)
         if not resident.num_requests:
+            away_and_back_s = _tour_s(resident, claims[:1], costs)
             return min(owed_at, self._idle_at(resident, away_and_back_s))  # (1)
-        return min(owed_at, max(earliest, self._worth_at(resident, claims, away_and_back_s)))  # (2)
+        tour_s = _tour_s(resident, claims, costs)
+        return min(owed_at, max(earliest, self._worth_at(resident, claims, tour_s)))  # (2)
 
     def _owed_at(self, claims: Sequence[Claim]) -> float:
         share_s, turn_s = self.switch_share_s, self.min_resident_s
@@ -143,12 +144,10 @@ class Rule:
             return resident.serving_since
         return resident.last_active + min(_LINGER_SHARE * away_and_back_s, _LINGER_LIMIT_S)
 
-    def _worth_at(
-        self, resident: Resident, claims: Sequence[Claim], away_and_back_s: float | None
-    ) -> float:
+    def _worth_at(self, resident: Resident, claims: Sequence[Claim], tour_s: float | None) -> float:
         """When the waiting seconds reach the price. Each claim adds (t - begin) * weight: its
         requests all waited since `begin`, or came evenly since, which is half of that."""
-        if away_and_back_s is None:
+        if tour_s is None:
             return float("inf")  # no price is known: (3) decides
         total_weight, total_weighted_begin = 0.0, 0.0
         for claim in claims:
@@ -156,10 +155,13 @@ class Rule:
             weight = claim.num_requests if has_waited_throughout else (claim.num_requests + 1) / 2
             total_weight += weight
             total_weighted_begin += weight * max(claim.since, resident.serving_since)
-        will_come = resident.arrivals_per_s * away_and_back_s
-        price = (resident.num_requests + will_come) * away_and_back_s
+        will_come = resident.arrivals_per_s * tour_s
+        price = (resident.num_requests + will_come) * tour_s
         return (price + total_weighted_begin) / total_weight
 
-    def _away_and_back_s(self, resident: str, other: str, costs: Costs) -> float | None:
-        legs = [costs.guess(old, new) for old, new in pairwise((resident, other, resident))]
-        return sum(leg for leg in legs if leg is not None) if None not in legs else None
+
+def _tour_s(resident: Resident, claims: Sequence[Claim], costs: Costs) -> float | None:
+    """What the switches to the models of `claims`, one after the other, and back would take."""
+    stops = (resident.model, *(claim.model for claim in claims), resident.model)
+    legs = [costs.guess(old, new) for old, new in pairwise(stops)]
+    return sum(leg for leg in legs if leg is not None) if None not in legs else None

@@ -106,8 +106,12 @@ def test_waiting_before_the_resident_came_is_not_held_against_it():
 
 def test_many_waiters_make_it_worth_sooner():
     assert RULE.leave_at(resident(), [Claim("b", 100, 5)], costs(15)) == 110
-    both = [Claim("b", 100, 1), Claim("c", 100, 1)]
-    assert RULE.leave_at(resident(), both, costs(15)) == 115
+
+
+def test_a_second_model_adds_its_waiters_and_its_leg_of_the_tour():
+    both = [Claim("b", 100, 2), Claim("c", 100, 1)]
+    assert RULE.leave_at(resident(), both[:1], costs(15)) == 120
+    assert RULE.leave_at(resident(), both, costs(15)) == 118
 
 
 def test_busy_model_serves_its_minimum_whatever_waits():
