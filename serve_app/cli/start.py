@@ -1,6 +1,7 @@
 """`start` and `stop`."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -93,15 +94,18 @@ def _ask_for_model(config: Path, profile: str | None) -> str:
 def _start_in_background(config: Path) -> None:
     from serve_app import background
 
+    # Python's own handler, which `asyncio.run` replaces by a cancellation of its task, loses one
+    # that comes as the task ends.
+    interrupts: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     steps = background.start(config)
     with SwitchProgress(is_result=True) as shown:
-        try:
-            for step in steps:
-                _show(step, shown)
-        except KeyboardInterrupt:
-            shown.wait("stopping")
-            steps.close()
-            raise typer.Exit(INTERRUPTED) from None
+        for step in steps:
+            _show(step, shown)
+            if interrupts and not step.is_ready:
+                shown.wait("stopping")
+                steps.close()
+                raise typer.Exit(INTERRUPTED)
     if not step.is_ready:
         raise typer.Exit(step.exit_code or FAILED)
     typer.echo("`llm-backend stop` stops it; `llm-backend logs all -f` shows what it does.")
