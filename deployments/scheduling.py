@@ -3,7 +3,8 @@
 The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 
 (1) An idle resident is left at once; if it was busy a moment ago, after a short linger, because a
-    client that sends one request after the other is between two of them.
+    client that sends one request after the other is between two of them. The linger is three of the
+    pauses between its requests where these are dense: such a model is busy, and idle by chance.
 (2) A busy one is left once the others' waiting is worth it: they have waited, since it began to
     serve, as many seconds in sum as its own requests would for a tour of the waiters' models and
     back, those that will come meanwhile among them (the rent has reached the price of the skis).
@@ -38,8 +39,12 @@ from itertools import pairwise
 _OLD = 0.7  # weight of the past in an average: three switches make a change of disk or driver felt
 # Measured with tests/pure/simulation.py: a linger makes a third as many switches a request for
 # clients that send one after the other, halves their wait, and costs others its own length at most.
-_LINGER_SHARE = 0.05  # of a switch away and back
+_LINGER_SHARE = 0.05  # of a tour
 _LINGER_LIMIT_S = 1.5  # longer pauses are a person thinking, not a client's loop
+# One in twenty pauses between independent requests is longer than three mean ones. To wait as long
+# makes a seventh fewer switches beside a busy model, and the mean wait no longer (same simulation).
+_NUM_PAUSES = 3
+_DENSE_SHARE = 0.2  # of a tour, that so many pauses may take
 
 
 @dataclass
@@ -126,10 +131,9 @@ class Rule:
         """When to switch to the first of `claims` (oldest first, not empty) if nothing changes."""
         earliest = resident.serving_since + self.min_resident_s
         owed_at = max(earliest, self._owed_at(claims))  # (3)
-        if not resident.num_requests:
-            away_and_back_s = _tour_s(resident, claims[:1], costs)
-            return min(owed_at, self._idle_at(resident, away_and_back_s))  # (1)
         tour_s = _tour_s(resident, claims, costs)
+        if not resident.num_requests:
+            return min(owed_at, _idle_at(resident, tour_s))  # (1)
         return min(owed_at, max(earliest, self._worth_at(resident, claims, tour_s)))  # (2)
 
     def _owed_at(self, claims: Sequence[Claim]) -> float:
@@ -138,11 +142,6 @@ class Rule:
             claim.since + self.max_wait_s - (rank + 1) * share_s - rank * turn_s
             for rank, claim in enumerate(claims)
         )
-
-    def _idle_at(self, resident: Resident, away_and_back_s: float | None) -> float:
-        if resident.last_active < resident.serving_since or away_and_back_s is None:
-            return resident.serving_since
-        return resident.last_active + min(_LINGER_SHARE * away_and_back_s, _LINGER_LIMIT_S)
 
     def _worth_at(self, resident: Resident, claims: Sequence[Claim], tour_s: float | None) -> float:
         """When the waiting seconds reach the price. Each claim adds (t - begin) * weight: its
@@ -158,6 +157,17 @@ class Rule:
         will_come = resident.arrivals_per_s * tour_s
         price = (resident.num_requests + will_come) * tour_s
         return (price + total_weighted_begin) / total_weight
+
+
+def _idle_at(resident: Resident, tour_s: float | None) -> float:
+    if resident.last_active < resident.serving_since or tour_s is None:
+        return resident.serving_since
+    linger_s = min(_LINGER_SHARE * tour_s, _LINGER_LIMIT_S)
+    if resident.arrivals_per_s:
+        pauses_s = _NUM_PAUSES / resident.arrivals_per_s
+        if pauses_s <= _DENSE_SHARE * tour_s:
+            linger_s = max(linger_s, pauses_s)
+    return resident.last_active + linger_s
 
 
 def _tour_s(resident: Resident, claims: Sequence[Claim], costs: Costs) -> float | None:
