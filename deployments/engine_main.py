@@ -34,6 +34,30 @@ _PRELOADED = (
     "uvicorn.protocols.http.auto",
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
     "transformers.models.auto.tokenization_auto",
+    # the routes, which are imported as they are attached
+    "model_hosting_container_standards.sagemaker",
+    "pydantic.v1",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.websockets.auto",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.cohere.api_router",
+    "vllm.entrypoints.generate.generative_scoring.api_router",
+    "vllm.entrypoints.generate.structured_decisions.api_router",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.models.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.scale_out.derender.api_router",
+    "vllm.entrypoints.scale_out.render.api_router",
+    "vllm.entrypoints.scale_out.token_in_token_out.api_router",
+    "vllm.entrypoints.serve.elastic_ep.api_router",
+    "vllm.entrypoints.serve.instrumentator.metrics",
+    "vllm.entrypoints.serve.instrumentator.offline_docs",
+    "vllm.entrypoints.serve.lora.api_router",
+    "vllm.entrypoints.serve.profile.api_router",
+    "vllm.entrypoints.serve.tokenize.api_router",
+    "vllm.plugins.lora_resolvers.filesystem_resolver",
+    "vllm.plugins.lora_resolvers.hf_hub_resolver",
 )
 # Who asks for a multiprocessing context, by vLLM 0.32.0's private names.
 _CONTEXT_USERS = (
@@ -79,6 +103,7 @@ def load_tokenizer(checkpoint: str, runner: str) -> None:
     """
     from transformers import ProcessorMixin, PythonBackend, TokenizersBackend
     from vllm.tokenizers import cached_get_tokenizer
+    from vllm.tokenizers.detokenizer_utils import get_leading_space_marker
     from vllm.transformers_utils.processor import cached_get_processor
 
     # Keyword arguments in vLLM's order: to an `lru_cache` another order is another call.
@@ -89,7 +114,10 @@ def load_tokenizer(checkpoint: str, runner: str) -> None:
         revision=None,
         trust_remote_code=False,
     )
-    _copy_ahead(tokenizer)
+    _, (inner,) = tokenizer.__reduce__()  # copies of `tokenizer` are made of this one
+    for known in (tokenizer, inner):
+        get_leading_space_marker(known)  # kept as an attribute; asked for by the first token
+    _copy_ahead(inner)
     cached_get_processor(
         checkpoint,
         processor_cls=(PythonBackend, TokenizersBackend, ProcessorMixin),
@@ -110,11 +138,10 @@ class _CopiesAhead:
         return self._ready.pop() if self._ready else copy.deepcopy(self._tokenizer)
 
 
-def _copy_ahead(tokenizer: Any) -> None:
+def _copy_ahead(inner: Any) -> None:
     """A renderer deep-copies its tokenizer for its threads, each time through the whole JSON."""
     from vllm.tokenizers.hf import get_cached_tokenizer
 
-    _, (inner,) = tokenizer.__reduce__()  # copies of `tokenizer` are made of this one
     if not isinstance(getattr(inner, "__deepcopy__", None), _CopiesAhead):
         inner.__deepcopy__ = _CopiesAhead(get_cached_tokenizer(copy.copy(inner)))
 

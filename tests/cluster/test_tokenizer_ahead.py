@@ -23,7 +23,7 @@ num_threads = len(os.listdir("/proc/self/task"))
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.renderers import hf
-from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
+from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config, detokenizer_utils
 from vllm.transformers_utils.processor import cached_get_processor
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -38,6 +38,7 @@ print(json.dumps({
     "tokenizers": cached_get_tokenizer.cache_info()[:2],
     "processors": cached_get_processor.cache_info()[:2],
     "copies": len({id(t) for t in taken}),
+    "markers": [detokenizer_utils._CACHED_MARKER_KEY in vars(t) for t in [tokenizer, *taken]],
     "texts": sorted(set(texts)),
 }))
 """
@@ -69,5 +70,6 @@ def test_an_engine_finds_its_tokenizer_and_its_copies_made() -> None:
         "tokenizers": [1, 1],  # hits, misses
         "processors": [1, 1],
         "copies": 3,  # two made ahead, one more on demand
+        "markers": [True, True, True, True],
         "texts": ["one red square"],
     }
