@@ -126,7 +126,9 @@ class ServeHost:
             async with asyncio.timeout(deadline_s) as limit, AsyncExitStack() as loading:
                 await self._make_room_for(target)
                 if model in self._leaving:  # what is about to end would be taken for the new one
-                    await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
+                    with suppress(ScalingFailed):  # Serve has kept it, and it can begin again
+                        await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
+                    self._leaving.discard(model)
                 await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
                 await loading.enter_async_context(self._clearing_strays(model))
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
