@@ -11,6 +11,7 @@ old model again.
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,26 @@ class ReplicaScaler:
 
     def __init__(self, app_name: str) -> None:
         self._app_name = app_name
+        self._ending: set[str] = set()  # told to have none, and not seen without any since
 
     async def scale(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
         """Ask for zero or one replica; returns when Serve has taken the wish, not done it.
 
+        A replica that is about to end would be taken for the new one: it is waited for first.
+
         Raises:
             ScalingFailed: refused, or not taken within `timeout_s`.
         """
+        if num_replicas and deployment in self._ending:
+            with suppress(ScalingFailed):
+                await self.wait_gone(deployment, timeout_s)
+        await self._tell(deployment, num_replicas, timeout_s)
+        if num_replicas:
+            self._ending.discard(deployment)
+        else:
+            self._ending.add(deployment)
+
+    async def _tell(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
         path = f"/api/v1/applications/{self._app_name}/deployments/{deployment}/scale"
         headers = {"Content-Type": "application/json"}
         headers |= get_auth_headers_if_auth_enabled(headers)
@@ -96,13 +110,15 @@ class ReplicaScaler:
         status = await asyncio.to_thread(serve.status)
         application = status.applications[self._app_name]
         deployments: dict[str, Any] = application.deployments
-        return {
+        replicas = {
             name: Replicas(
                 num_existing=sum(d.replica_states.values()),
                 num_running=d.replica_states.get("RUNNING", 0),
             )
             for name, d in deployments.items()
         }
+        self._ending &= {name for name, found in replicas.items() if found.num_existing}
+        return replicas
 
     async def wait_gone(self, deployment: str, timeout_s: float) -> None:
         """Wait until no replica of `deployment` is left.
@@ -113,5 +129,6 @@ class ReplicaScaler:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while (await self.replicas())[deployment].num_existing:
             if asyncio.get_running_loop().time() > deadline:
+                self._ending.discard(deployment)  # Serve has kept it, and it can begin again
                 raise ScalingFailed(f"a replica of {deployment} is left after {timeout_s:.0f} s")
             await asyncio.sleep(_POLL_S)  # Serve tells its state only when asked

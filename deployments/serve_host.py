@@ -83,7 +83,6 @@ class ServeHost:
         self._scaler = ReplicaScaler(app_name)
         self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died under its hold
-        self._leaving: set[str] = set()  # models whose replica may still be about to end
         self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
         self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: StandbyKeeper | None = None
@@ -125,10 +124,6 @@ class ServeHost:
         try:
             async with asyncio.timeout(deadline_s) as limit, AsyncExitStack() as loading:
                 await self._make_room_for(target)
-                if model in self._leaving:  # what is about to end would be taken for the new one
-                    with suppress(ScalingFailed):  # Serve has kept it, and it can begin again
-                        await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
-                    self._leaving.discard(model)
                 await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
                 await loading.enter_async_context(self._clearing_strays(model))
                 events = self._servers[model].options(stream=True).hold.remote(epoch, target)
@@ -236,10 +231,9 @@ class ServeHost:
             watching.cancel()
 
     async def _end_replica(self, model: str) -> None:
-        """Returns when nothing of its engine is left; of the replica itself `hold` takes care."""
+        """Returns when nothing of its engine is left; the replica itself may be about to end."""
         bound_s = self._settings.switching.unload_timeout_s + 5
         replicas = await self._scaler.replicas()
-        self._leaving = {name for name in self._leaving if replicas[name].num_existing}
         has_ended = False
         # A dead replica can not answer, and its engine's supervisor ends the engine.
         if model not in self._lost and replicas[model].num_running:
@@ -247,9 +241,7 @@ class ServeHost:
                 await asyncio.wait_for(self._servers[model].release.remote(), bound_s)
                 has_ended = True
         await self._scaler.scale(model, 0, _SCALE_TIMEOUT_S)
-        if has_ended:  # the next model's replica begins as soon as this one is gone, by itself
-            self._leaving.add(model)
-        else:
+        if not has_ended:
             await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
 
     async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
