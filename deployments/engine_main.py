@@ -114,9 +114,8 @@ def load_tokenizer(checkpoint: str, runner: str) -> None:
         revision=None,
         trust_remote_code=False,
     )
-    _, (inner,) = tokenizer.__reduce__()  # copies of `tokenizer` are made of this one
-    for known in (tokenizer, inner):
-        get_leading_space_marker(known)  # kept as an attribute; asked for by the first token
+    _, (inner,) = tokenizer.__reduce__()  # copies are made of this one, and only they are used
+    get_leading_space_marker(inner)  # kept as an attribute; asked for by the first token
     _copy_ahead(inner)
     cached_get_processor(
         checkpoint,

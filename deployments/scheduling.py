@@ -163,10 +163,8 @@ def _idle_at(resident: Resident, tour_s: float | None) -> float:
     if resident.last_active < resident.serving_since or tour_s is None:
         return resident.serving_since
     linger_s = min(_LINGER_SHARE * tour_s, _LINGER_LIMIT_S)
-    if resident.arrivals_per_s:
-        pauses_s = _NUM_PAUSES / resident.arrivals_per_s
-        if pauses_s <= _DENSE_SHARE * tour_s:
-            linger_s = max(linger_s, pauses_s)
+    if resident.arrivals_per_s * _DENSE_SHARE * tour_s >= _NUM_PAUSES:
+        linger_s = max(linger_s, _NUM_PAUSES / resident.arrivals_per_s)
     return resident.last_active + linger_s
 
 

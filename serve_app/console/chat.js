@@ -71,14 +71,13 @@ function showModels() {
   const select = byId("model");
   const names = backend.models.map((model) => [model.id, chats(model) ? `${model.id} · resident` : model.id]);
   const shown = [...select.options].map((option) => [option.value, option.text]);
-  const isFirst = !shown.length && names.length;
   if (JSON.stringify(shown) !== JSON.stringify(names)) {
     const chosen = select.value;
     select.replaceChildren(...names.map(([value, text]) => el("option", { value }, text)));
     if (chosen) select.value = chosen;
   }
   if (!hasChosen && !said.length && backend.health?.resident) select.value = backend.health.resident;
-  if (isFirst && hasPictures()) choosePictureModel(); // they came before the names
+  if (!shown.length && hasPictures()) choosePictureModel(); // they came before the names
   byId("send").disabled = !names.length;
 }
 
