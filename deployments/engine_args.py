@@ -1,10 +1,14 @@
-"""The command line an engine is started with: one pure function of the settings.
+"""The command line an engine is started with, and its environment: functions of the settings and of
+the machine's cores.
 
 `tests/cluster/test_engine_args_parsed.py` reads every result with vLLM's own argument parser.
 """
 
 import json
+import os
 from pathlib import Path
+
+import psutil
 
 from serve_app.settings import GPU_ONLY, EngineSettings, ModelSpec
 
@@ -73,7 +77,7 @@ def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False)
     """What the engine's environment holds besides what it inherits."""
     return (
         OFFLINE
-        | ({} if device == "cuda" else _CPU_ENV)
+        | ({} if device == "cuda" else _CPU_ENV | {"OMP_NUM_THREADS": str(_num_threads())})
         | (_SLEEP_ENV if can_sleep else {})
         | spec.env
     )
@@ -82,3 +86,14 @@ def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False)
 def _gpu_flags(spec: ModelSpec) -> list[str]:
     values = {name: getattr(spec.engine, name) for name in GPU_ONLY}
     return [f"--{k.replace('_', '-')}={v}" for k, v in values.items() if v is not None]
+
+
+def _num_threads() -> int:
+    """Cores that an engine on the CPU computes on: all but one, which is left to whoever feeds it.
+
+    vLLM does the same by itself where the worker is a process of its own, and then too takes one of
+    the threads that share a core. A computation waits for its slowest thread: on two cores, two of
+    them beside the rest of the server were no faster than one, and their first tokens came later.
+    """
+    usable = len(os.sched_getaffinity(0))
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable) - 1)

@@ -234,7 +234,7 @@ def _become_supervisor(
     listener: socket.socket, request: dict[str, Any], stdin: int, stdout: int, lock: int
 ) -> None:
     """The rest of this process's life, in the child that `fork_away` left alone."""
-    import torch._dynamo.config
+    import torch
     from setproctitle import setproctitle
 
     listener.close()
@@ -245,8 +245,10 @@ def _become_supervisor(
     os.close(stdout)
     os.environ.clear()
     os.environ.update(request["environment"])
-    # Torch has read this one already, out of the standby's own environment.
+    # Torch has read these already, out of the standby's own environment.
     torch._dynamo.config.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     flags: list[str] = request["flags"]
 
     def engine() -> None:

@@ -21,6 +21,11 @@ from serve_app.settings import ModelSpec, Settings
 
 _APP = Path(__file__).with_name("peer_app.py")
 _READY_S = 600.0
+# Of one model an application only, and HAProxy's metrics are then open on all interfaces.
+_DIRECT_STREAMING = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+}
 
 
 def why_not(python: Path | None) -> str | None:
@@ -39,7 +44,7 @@ def why_not(python: Path | None) -> str | None:
 
 @contextmanager
 def running(
-    python: Path, settings: Settings, spec: ModelSpec, log: Path
+    python: Path, settings: Settings, spec: ModelSpec, log: Path, *, is_direct: bool = False
 ) -> Iterator[tuple[str, psutil.Process]]:
     """Its address, and the root of its processes."""
     port = free_port()
@@ -59,6 +64,7 @@ def running(
     }
     with tempfile.TemporaryDirectory(prefix="llmb-", ignore_cleanup_errors=True) as ray_tmp:
         own = engine_environment(spec, settings.device) | {"RAY_TMPDIR": ray_tmp}
+        own |= _DIRECT_STREAMING if is_direct else {}
         with log.open("a") as output:
             process = subprocess.Popen(
                 [str(python), str(_APP), json.dumps(wish)],

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from tests.bench.samples import Samples
-from tests.bench.targets import BARE, OURS, PEER, PYTHON_PROXY
+from tests.bench.targets import ALL_CORES, BARE, DIRECT_PEER, OURS, PEER, PYTHON_PROXY
 
-_STREAM_SUBJECTS = [BARE, OURS, PYTHON_PROXY, PEER]
+_STREAM_SUBJECTS = [BARE, ALL_CORES, OURS, PYTHON_PROXY, PEER, DIRECT_PEER]
 
 
 def draw_all(samples: Samples, folder: Path) -> None:

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,15 @@ import psutil
 from serve_app.settings import ModelSpec, Settings
 from tests.bench import bare, ours, peer, streams, traces
 from tests.bench.samples import Samples
-from tests.bench.targets import BARE, OURS, PEER, PYTHON_PROXY
+from tests.bench.targets import ALL_CORES, BARE, DIRECT_PEER, OURS, PEER, PYTHON_PROXY
 from tests.cluster.server import Server, running
 
 # Ray's own switch between the two modes of its HTTP front.
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _PYTHON_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+
+
+_ASIDES = (ALL_CORES, PYTHON_PROXY)
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,21 @@ class Amounts:
     generations: int
     warm: int
     seeds: int  # of each simulated trace
-    with_python_proxy: bool
+    with_asides: bool  # what is told beside the rest, and not judged: once is enough
 
 
 FULL = Amounts(
-    rounds=3,
-    waves={1: 10, 4: 3, 10: 3},
+    rounds=2,
+    waves={1: 10, 4: 2, 10: 5},
     num_tokens=40,
     prompts=30,
-    bare_switches=4,
-    our_switches=4,
+    bare_switches=5,
+    our_switches=5,
     hits=20,
     generations=4,
     warm=12,
     seeds=2,
-    with_python_proxy=True,
+    with_asides=True,
 )
 QUICK = Amounts(
     rounds=1,
@@ -61,7 +65,7 @@ QUICK = Amounts(
     generations=2,
     warm=3,
     seeds=1,
-    with_python_proxy=False,
+    with_asides=False,
 )
 
 
@@ -88,22 +92,24 @@ class Bench:
         self._take("vLLM's own sleep and wake", self._bare_sleep)
         for number in range(self.amounts.rounds):
             for name in list(turns)[:: 1 if number % 2 == 0 else -1]:
-                if number and name == PYTHON_PROXY:
-                    continue  # told beside the rest, and not judged: once is enough
+                if number and name in _ASIDES:
+                    continue
                 self._take(f"round {number + 1} of {self.amounts.rounds}: {name}", turns[name])
 
     def _turns(self) -> dict[str, Callable[[], None]]:
         turns = {BARE: self._bare, OURS: self._ours}
-        if self.amounts.with_python_proxy:
+        if self.amounts.with_asides:
             turns[PYTHON_PROXY] = self._python_proxy
+            if self.settings.device == "cpu":
+                turns[ALL_CORES] = self._bare_on_all_cores
         else:
-            self.samples.skipped[PYTHON_PROXY] = "left out of a quick run"
+            self.samples.skipped |= dict.fromkeys(_ASIDES, "left out of a quick run")
         if self.amounts.prompts == 0:
             self.samples.skipped["vLLM's bench serve"] = "left out of a quick run"
         if reason := peer.why_not(self.peer_python):
-            self.samples.skipped[PEER] = reason
+            self.samples.skipped |= dict.fromkeys((PEER, DIRECT_PEER), reason)
         else:
-            turns[PEER] = self._peer
+            turns |= {PEER: self._peer, DIRECT_PEER: partial(self._peer, is_direct=True)}
         return turns
 
     def _take(self, name: str, act: Callable[[], None]) -> None:
@@ -146,17 +152,31 @@ class Bench:
         with running(self.work, ray_environment=_PYTHON_PROXY, profile="auto") as server:
             self._load_ours(PYTHON_PROXY, server)
 
-    def _peer(self) -> None:
+    def _bare_on_all_cores(self) -> None:
+        with self._bare_engine(on_all_cores=True) as (engine, _):
+            self._load(ALL_CORES, engine.url, engine.roots)
+
+    def _peer(self, *, is_direct: bool = False) -> None:
         assert self.peer_python
-        log = self.work / "peer.log"
-        with peer.running(self.peer_python, self.settings, self.specs[0], log) as (url, root):
-            self._load(PEER, url, lambda: [root])
+        with peer.running(
+            self.peer_python,
+            self.settings,
+            self.specs[0],
+            self.work / "peer.log",
+            is_direct=is_direct,
+        ) as (url, root):
+            self._load(DIRECT_PEER if is_direct else PEER, url, lambda: [root])
 
     def _bare_engine(
-        self, *, can_sleep: bool = False
+        self, *, can_sleep: bool = False, on_all_cores: bool = False
     ) -> AbstractContextManager[tuple[bare.BareVllm, float]]:
-        log = self.work / "bare.log"
-        return bare.running(self.settings, self.specs[0], log, can_sleep=can_sleep)
+        return bare.running(
+            self.settings,
+            self.specs[0],
+            self.work / "bare.log",
+            can_sleep=can_sleep,
+            on_all_cores=on_all_cores,
+        )
 
     def _load_ours(self, subject: str, server: Server) -> None:
         self._load(subject, server.url, lambda: list(ours.roots(server)))

@@ -13,9 +13,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments.engine_args import engine_environment
 from deployments.standby import listens, socket_path
 from tests.cluster import victims
 from tests.cluster.server import Server, wait_until
+from tests.specs import tiny
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,6 +76,19 @@ def killed_when_asked(server: Server, standby: psutil.Process) -> Iterator[None]
         killing = thread.submit(kill)
         yield
         killing.result()
+
+
+def test_forked_engine_computes_on_all_cores_but_one(server: Server) -> None:
+    """The standby's own threads would be as many as there are cores: torch has counted them."""
+    ready_standby(server)
+    assert switch_to_the_other(server) == {"standby": 1}
+    model = server.get("/health")["resident"]
+    server.chat(model, max_tokens=200, ignore_eos=True)
+    [processes] = server.watch().engines().values()
+    [core] = [process for process in processes if "EngineCore" in process.name()]
+    seconds = [thread.user_time for thread in core.threads()]  # all wait by spinning
+    wanted = engine_environment(tiny(""), "cpu")["OMP_NUM_THREADS"]
+    assert sum(s > max(seconds) / 2 for s in seconds) == int(wanted)
 
 
 def test_dead_standby_is_replaced_while_the_old_model_still_serves(server: Server) -> None:

@@ -15,7 +15,17 @@ from tests.bench.report import as_json, as_markdown, table, unit
 from tests.bench.rounds import FULL, QUICK, Amounts, Bench
 from tests.bench.samples import Samples, summarize
 from tests.bench.streams import body, has_token
-from tests.bench.targets import BARE, OURS, Target, judge, targets
+from tests.bench.targets import (
+    ALL_CORES,
+    BARE,
+    DIRECT_PEER,
+    OURS,
+    PEER,
+    PYTHON_PROXY,
+    Target,
+    judge,
+    targets,
+)
 
 FLOOR = Target("throughput", "tokens_per_s@10", BARE, 0.99, is_floor=True)
 ADDED = Target("CPU a token", "cpu_ms_a_token@10", BARE, 0.25, compared="difference")
@@ -189,7 +199,8 @@ class Played(Bench):
     """A run whose parts only note their turn; the server's own fail."""
 
     def __init__(self, amounts: Amounts) -> None:
-        super().__init__(None, [], amounts, Path(), Path(), None, Samples(), lambda _: None)  # type: ignore[arg-type]
+        settings = type("Settings", (), {"device": "cpu"})
+        super().__init__(settings, [], amounts, Path(), Path(), None, Samples(), lambda _: None)  # type: ignore[arg-type]
         self.order: list[str] = []
 
     def _warm(self) -> None:
@@ -208,6 +219,9 @@ class Played(Bench):
     def _python_proxy(self) -> None:
         self.order.append("python proxy")
 
+    def _bare_on_all_cores(self) -> None:
+        self.order.append("all cores")
+
 
 @pytest.fixture
 def no_traces(monkeypatch):
@@ -218,7 +232,8 @@ def no_traces(monkeypatch):
 def test_order_alternates_and_a_part_that_fails_does_not_end_the_run():
     bench = Played(replace(FULL, rounds=2))
     bench.run()
-    assert bench.order == ["warm", "sleep", "bare", "ours", "python proxy", "ours", "bare"]
+    first, second = ["bare", "ours", "python proxy", "all cores"], ["ours", "bare"]
+    assert bench.order == ["warm", "sleep", *first, *second]
     assert bench.has_failed
     assert (
         bench.samples.skipped["round 2 of 2: llm-backend"] == "it failed: AssertionError: no engine"
@@ -229,8 +244,9 @@ def test_order_alternates_and_a_part_that_fails_does_not_end_the_run():
 def test_quick_run_says_what_it_leaves_out():
     bench = Played(QUICK)
     bench.run()
-    assert "python proxy" not in bench.order
-    assert {"python proxy", "vLLM's bench serve", "ray.serve.llm"} <= set(bench.samples.skipped)
+    assert bench.order == ["warm", "sleep", "bare", "ours"]
+    left_out = {ALL_CORES, PYTHON_PROXY, "vLLM's bench serve", PEER, DIRECT_PEER}
+    assert left_out <= set(bench.samples.skipped)
 
 
 # --- the command ---
