@@ -1,6 +1,6 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
-# make bench  this server measured against bare vLLM, three rounds; ARGS=--quick for one
+# make bench  this server measured against bare vLLM, two rounds; ARGS=--quick for one
 # make drill  kills every part in every phase of a switch, then at random: what was lost is printed
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 # make test-gpu   on a machine with the card: its models, switches and speeds, with a report

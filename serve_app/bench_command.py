@@ -20,7 +20,7 @@ def bench(
         typer.Option(help="The python of an environment with Ray's extra `llm`: a peer."),
     ] = None,
 ) -> None:
-    """Measure this server against bare vLLM on this machine, in three rounds; nothing else should
+    """Measure this server against bare vLLM on this machine, in two rounds; nothing else should
     run. Writes a report with tables, JSON and pictures. The exit code is 1 where a target is
     missed or a part fails."""
     if not (PROJECT / "tests" / "bench").is_dir():
