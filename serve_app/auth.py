@@ -100,13 +100,13 @@ class Guard:
             raise Forbidden("An admin's request must not come from another site's page.")
 
 
-def check_user(request: Request) -> None:
+async def check_user(request: Request) -> None:
     """Whether this client may use the models. Raises InvalidKey, Forbidden."""
     guard: Guard = request.app.state.guard
     guard.check_user(request)
 
 
-def check_admin(request: Request) -> None:
+async def check_admin(request: Request) -> None:
     """Whether this client has the admin's rights. Raises InvalidKey, Forbidden."""
     guard: Guard = request.app.state.guard
     guard.check_admin(request)

@@ -157,7 +157,8 @@ def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(work)
 
 
-def _gateway(request: Request) -> Gateway:
+# A coroutine, as all that routes depend on: FastAPI calls a plain function in another thread.
+async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 

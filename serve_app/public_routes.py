@@ -60,7 +60,7 @@ async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
     intent = requests.intent(request)
     wants_cache = requests.wants_cache(request)
     if intent is Intent.FORCE:
-        check_admin(request)
+        await check_admin(request)
     job, value = await _read_job(call, request, gateway, deadline)
     target = requests.target(job.model, call.task, gateway.settings.models)
     wish = Wish(target, deadline, intent, wait_deadline, gateway.admission.last_failure(target))

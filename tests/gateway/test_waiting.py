@@ -179,6 +179,7 @@ async def test_of_a_thousand_at_once_exactly_limit_and_queue_are_admitted(
     await until(lambda: sum(task.done() for task in asking) >= 940, deadline_s=60)
     assert backend.admission.num_in_flight == 10
     assert backend.admission.num_queued == 50
+    await until(lambda: engine.num_running == 10)
     engine.first_byte.set()
     statuses = [(await task)[0] for task in asking]
     assert (statuses.count(200), statuses.count(429)) == (60, 940)
