@@ -92,8 +92,8 @@ def _num_threads() -> int:
     """Cores that an engine on the CPU computes on: all but one, which is left to whoever feeds it.
 
     vLLM does the same by itself where the worker is a process of its own, and then too takes one of
-    the threads that share a core. A computation waits for its slowest thread: on two cores, two of
-    them beside the rest of the server were no faster than one, and their first tokens came later.
+    the threads that share a core. The threads wait for each other at every step: on two cores, two
+    of them beside the rest of the server made fewer tokens a second than one.
     """
     usable = len(os.sched_getaffinity(0))
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable) - 1)

@@ -234,7 +234,7 @@ def _become_supervisor(
     listener: socket.socket, request: dict[str, Any], stdin: int, stdout: int, lock: int
 ) -> None:
     """The rest of this process's life, in the child that `fork_away` left alone."""
-    import torch
+    import torch._dynamo.config
     from setproctitle import setproctitle
 
     listener.close()

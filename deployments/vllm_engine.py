@@ -31,7 +31,7 @@ _POLL_S = 0.05
 _STANDBY_TIMEOUT_S = 10.0  # it forks in milliseconds, but may first read a tokenizer (1 s)
 _SCRIPT_TIMEOUT_S = 20.0
 _DROPPED = {
-    "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers; vLLM chooses for itself
+    "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers
     # an engine checks no keys
     "LLM_BACKEND_API_KEY",
     "LLM_BACKEND_ADMIN_KEY",

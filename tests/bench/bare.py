@@ -34,18 +34,10 @@ def folder_of(settings: Settings, spec: ModelSpec) -> Path:
 class BareVllm:
     """One engine at a time, on a port of its own."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        log: Path,
-        *,
-        can_sleep: bool = False,
-        on_all_cores: bool = False,
-    ) -> None:
+    def __init__(self, settings: Settings, log: Path, *, can_sleep: bool = False) -> None:
         self._settings = settings
         self._log = log
         self._can_sleep = can_sleep
-        self._on_all_cores = on_all_cores
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -55,8 +47,6 @@ class BareVllm:
         device, weights = self._settings.device, folder_of(self._settings, spec)
         flags = engine_flags(spec, weights, device, can_sleep=self._can_sleep)
         environment = engine_environment(spec, device, can_sleep=self._can_sleep)
-        if self._on_all_cores:
-            del environment["OMP_NUM_THREADS"]
         began = time.monotonic()
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
@@ -103,15 +93,10 @@ class BareVllm:
 
 @contextmanager
 def running(
-    settings: Settings,
-    spec: ModelSpec,
-    log: Path,
-    *,
-    can_sleep: bool = False,
-    on_all_cores: bool = False,
+    settings: Settings, spec: ModelSpec, log: Path, *, can_sleep: bool = False
 ) -> Iterator[tuple[BareVllm, float]]:
     """The engine of `spec`, and the seconds its start took."""
-    engine = BareVllm(settings, log, can_sleep=can_sleep, on_all_cores=on_all_cores)
+    engine = BareVllm(settings, log, can_sleep=can_sleep)
     try:
         yield engine, engine.start(spec)
     finally:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +21,6 @@ from serve_app.settings import ModelSpec, Settings
 
 _APP = Path(__file__).with_name("peer_app.py")
 _READY_S = 600.0
-# Of one model an application only, and HAProxy's metrics are then open on all interfaces.
-_DIRECT_STREAMING = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
-}
 
 
 def why_not(python: Path | None) -> str | None:
@@ -44,7 +39,11 @@ def why_not(python: Path | None) -> str | None:
 
 @contextmanager
 def running(
-    python: Path, settings: Settings, spec: ModelSpec, log: Path, *, is_direct: bool = False
+    python: Path,
+    settings: Settings,
+    spec: ModelSpec,
+    log: Path,
+    ray_environment: Mapping[str, str],
 ) -> Iterator[tuple[str, psutil.Process]]:
     """Its address, and the root of its processes."""
     port = free_port()
@@ -64,11 +63,10 @@ def running(
     }
     with tempfile.TemporaryDirectory(prefix="llmb-", ignore_cleanup_errors=True) as ray_tmp:
         own = engine_environment(spec, settings.device) | {"RAY_TMPDIR": ray_tmp}
-        own |= _DIRECT_STREAMING if is_direct else {}
         with log.open("a") as output:
             process = subprocess.Popen(
                 [str(python), str(_APP), json.dumps(wish)],
-                env=_environment() | own,
+                env=_environment() | own | dict(ray_environment),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -1,5 +1,6 @@
 """What is started when: one engine at a time, in turns whose order alternates."""
 
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from tests.cluster.server import Server, running
 # Ray's own switch between the two modes of its HTTP front.
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 _PYTHON_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
-
+# Of `ray.serve.llm`; HAProxy's metrics are then open on all interfaces.
+_DIRECT_STREAMING = _HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}
 
 _ASIDES = (ALL_CORES, PYTHON_PROXY)
 
@@ -109,7 +111,8 @@ class Bench:
         if reason := peer.why_not(self.peer_python):
             self.samples.skipped |= dict.fromkeys((PEER, DIRECT_PEER), reason)
         else:
-            turns |= {PEER: self._peer, DIRECT_PEER: partial(self._peer, is_direct=True)}
+            turns[PEER] = partial(self._peer, PEER, {})
+            turns[DIRECT_PEER] = partial(self._peer, DIRECT_PEER, _DIRECT_STREAMING)
         return turns
 
     def _take(self, name: str, act: Callable[[], None]) -> None:
@@ -153,30 +156,26 @@ class Bench:
             self._load_ours(PYTHON_PROXY, server)
 
     def _bare_on_all_cores(self) -> None:
-        with self._bare_engine(on_all_cores=True) as (engine, _):
+        spec = self.specs[0]
+        threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+        spec = spec.model_copy(update={"env": spec.env | threads})
+        with bare.running(self.settings, spec, self.work / "bare.log") as (engine, _):
             self._load(ALL_CORES, engine.url, engine.roots)
 
-    def _peer(self, *, is_direct: bool = False) -> None:
+    def _peer(self, subject: str, ray_environment: dict[str, str]) -> None:
         assert self.peer_python
-        with peer.running(
-            self.peer_python,
-            self.settings,
-            self.specs[0],
-            self.work / "peer.log",
-            is_direct=is_direct,
-        ) as (url, root):
-            self._load(DIRECT_PEER if is_direct else PEER, url, lambda: [root])
+        log = self.work / "peer.log"
+        with peer.running(self.peer_python, self.settings, self.specs[0], log, ray_environment) as (
+            url,
+            root,
+        ):
+            self._load(subject, url, lambda: [root])
 
     def _bare_engine(
-        self, *, can_sleep: bool = False, on_all_cores: bool = False
+        self, *, can_sleep: bool = False
     ) -> AbstractContextManager[tuple[bare.BareVllm, float]]:
-        return bare.running(
-            self.settings,
-            self.specs[0],
-            self.work / "bare.log",
-            can_sleep=can_sleep,
-            on_all_cores=on_all_cores,
-        )
+        log = self.work / "bare.log"
+        return bare.running(self.settings, self.specs[0], log, can_sleep=can_sleep)
 
     def _load_ours(self, subject: str, server: Server) -> None:
         self._load(subject, server.url, lambda: list(ours.roots(server)))

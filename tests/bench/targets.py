@@ -1,7 +1,7 @@
 """What is promised, and whether the samples keep it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from tests.bench.samples import Samples, Summary
@@ -54,10 +54,7 @@ def targets(traces: Sequence[str]) -> list[Target]:
         ),
         Target("TTFT of ten, `vllm bench serve`", "bench_serve_ttft_ms@10", BARE),
         *_data_path(PYTHON_PROXY, judged=False),
-        *(
-            replace(target, against=ALL_CORES, limit=None)
-            for target in _data_path(OURS, judged=True)[:3]
-        ),
+        *_streams(OURS, ALL_CORES),
         Target("warm switch, verification apart", "warm_ms", CALLS, 150, compared="difference"),
         Target("cache hit", "answer_ms", GENERATION, 1 / 50),
         Target("cache hit, by itself", "answer_ms", None, 5),
@@ -71,30 +68,12 @@ def targets(traces: Sequence[str]) -> list[Target]:
     ]
 
 
-def _peer(subject: str) -> list[Target]:
-    return [
-        Target("throughput of 10 streams", "tokens_per_s@10", subject, 1.0, is_floor=True),
-        Target("TTFT of one stream", "ttft_ms@1", subject, 1.0),
-        Target("TTFT of ten streams", "ttft_ms@10", subject, 1.0),
-        Target("CPU a token", "cpu_ms_a_token@10", subject, 0, compared="difference"),
-    ]
-
-
 def _data_path(subject: str, *, judged: bool) -> list[Target]:
     def limit(value: float) -> float | None:
         return value if judged else None
 
     return [
-        Target(
-            "throughput of 10 streams",
-            "tokens_per_s@10",
-            BARE,
-            limit(0.99),
-            subject,
-            is_floor=True,
-        ),
-        Target("TTFT of one stream", "ttft_ms@1", BARE, limit(1.03), subject),
-        Target("TTFT of ten streams", "ttft_ms@10", BARE, limit(1.03), subject),
+        *_streams(subject, BARE, throughput=limit(0.99), ttft=limit(1.03)),
         Target(
             "CPU a token, the whole tree",
             "cpu_ms_a_token@10",
@@ -111,6 +90,30 @@ def _data_path(subject: str, *, judged: bool) -> list[Target]:
             subject,
             "difference",
         ),
+    ]
+
+
+def _peer(against: str) -> list[Target]:
+    return [
+        *_streams(OURS, against, throughput=1.0, ttft=1.0),
+        Target("CPU a token", "cpu_ms_a_token@10", against, 0, compared="difference"),
+    ]
+
+
+def _streams(
+    subject: str, against: str, throughput: float | None = None, ttft: float | None = None
+) -> list[Target]:
+    return [
+        Target(
+            "throughput of 10 streams",
+            "tokens_per_s@10",
+            against,
+            throughput,
+            subject,
+            is_floor=True,
+        ),
+        Target("TTFT of one stream", "ttft_ms@1", against, ttft, subject),
+        Target("TTFT of ten streams", "ttft_ms@10", against, ttft, subject),
     ]
 
 
