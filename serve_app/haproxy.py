@@ -9,10 +9,16 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
    in OpenAI's shape and say what is the matter;
 4. a replica that is stopped drains for at least 30 s: the gateway has a drain of its own;
 5. a dead proxy is missed after 30 s: here, after 1.5 s;
-6. a request's head may take for ever: here, 30 s.
+6. a request's head may take for ever: here, 30 s;
+7. it does not see that most clients leave, and spins meanwhile: here, they are gone at once. Who
+   closes its side of the connection has left, also where it would still read;
+8. of a head of more than 15 KB it says that it is no HTTP: here, the gateway answers up to 64 KiB;
+9. it listens on one loopback address: here, on ::1 too;
+10. clients can steer Serve with headers: here, those are dropped.
 
-(1) to (3) and (6) are lines of a configuration that Ray writes anew with each change, so
-`haproxy_guard.py` mends the file each time, before it becomes the real HAProxy.
+(1) to (3) and (6) to (10) are lines of a configuration that Ray writes anew with each change, so
+`haproxy_guard.py` mends the file each time, before it becomes the real HAProxy. What is not HTTP/1
+at all is answered in HTML: that text is compiled into HAProxy.
 """
 
 import json
@@ -36,11 +42,11 @@ _AWAY = (
     "The gateway is not running; it is being restarted.",
 )
 _PAGES: dict[int, tuple[str, list[str], str | None, str]] = {
-    400: ("Bad Request", [], None, "This is no HTTP request that can be read."),
+    400: ("Bad Request", [], None, "The request's target must be a path."),
     408: ("Request Timeout", [], "upload_timeout", "The request's head did not come in time."),
     413: ("Content Too Large", [], "request_too_large", "The request's head is too large."),
     500: ("Internal Server Error", [], None, "Something went wrong here."),
-    501: ("Not Implemented", [], None, "This method is not known here."),
+    501: ("Not Implemented", [], "method_not_allowed", "This method is not known here."),
     502: _AWAY,
     503: _AWAY,
     504: _AWAY,

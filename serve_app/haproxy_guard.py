@@ -6,11 +6,26 @@ standard library, for it runs at each reload.
 
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 
 _HEAD_TIMEOUT_S = 30  # for a request's head: whoever sends it slower holds a connection for nothing
 _PAGES = (400, 408, 413, 500, 501, 502, 503, 504)  # beside the private folder's own folders
+# Heads past the gateway's 32 KiB still fit, so that the gateway can refuse them in words.
+_MAX_HEAD_BYTES, _MAX_HEADERS = 65_536, 1_000
+_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
+# Serve obeys or reads these, whoever sends them: the first cuts a stream without a word.
+_STEERING = "^(x-request-timeout-seconds|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
+# Serve gives back any name that a client gives its request, and fails on one that is not UTF-8.
+_HARMLESS_ID = (
+    "{ req.fhdr_cnt(x-request-id) 1 } { req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }"
+)
+_RULES = f"""
+    http-request deny deny_status 501 unless {{ method {_METHODS} }}
+    http-request deny deny_status 400 unless {{ path_beg / }}
+    http-request del-header {_STEERING} -m reg
+    http-request del-header x-request-id unless {_HARMLESS_ID}"""
 
 
 class UnknownConfig(Exception):
@@ -29,6 +44,14 @@ def mend(text: str, folder: Path) -> str:
     away = f"content-type application/json hdr Retry-After 2 file {pages}/503.json"
     slow = f"    timeout http-request {_HEAD_TIMEOUT_S}s"
     for pattern, replacement in (
+        # With it and `abortonclose`, HAProxy 2.8.25 does not see a client leave whose body came in
+        # another segment than its head, and spins until the answer is done.
+        (r"^    option splice-request\n", ""),
+        (
+            r"(?<=^    tune\.bufsize )\d+$",
+            f"{_MAX_HEAD_BYTES}\n    tune.http.maxhdr {_MAX_HEADERS}",
+        ),
+        (r"(?<=^frontend http_frontend\n)    bind .*$", lambda bind: _binds(bind[0]) + _RULES),
         (r"(?<=^defaults\n    mode http$)", f"\n{slow}"),
         (r"(?<=^frontend prometheus\n)    bind :\d+$", f"    bind unix@{folder}/m.sock mode 600"),
         (r"(?<=^listen stats\n)  bind \*:\d+$", f"  bind unix@{folder}/s.sock mode 600"),
@@ -43,6 +66,21 @@ def mend(text: str, folder: Path) -> str:
         if num_mended != 1:
             raise UnknownConfig(pattern)
     return text
+
+
+def _binds(line: str) -> str:
+    """The line of the address, and beside 127.0.0.1 one of ::1, which Node takes `localhost` for:
+    where that is there, and free or held by the HAProxy that this one takes over from."""
+    address, _, port = line.split()[1].rpartition(":")
+    if address != "127.0.0.1":
+        return line
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(("::1", int(port)))
+    except OSError:
+        return line
+    return f"{line}\n    bind [::1]:{port}"
 
 
 def main(arguments: list[str]) -> None:

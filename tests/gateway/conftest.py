@@ -25,6 +25,9 @@ from tests.pure.fake_host import FakeHost
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
     import ray.serve  # noqa: F401
+
+    from tests.gateway import proxied
+from serve_app.asgi import chunk, start
 from serve_app.gateway import Gateway
 from serve_app.ingress import build_http
 from serve_app.settings import AppArgs, Settings, load_settings
@@ -217,6 +220,27 @@ async def backend(
     await backend.in_step()
     yield backend
     await backend.close()
+
+
+@pytest.fixture(scope="session")
+async def haproxy(front: Front) -> AsyncIterator[proxied.Proxy]:
+    """One for all tests, before the one server."""
+    front.app = proxied.in_replica(_nothing)
+    async with proxied.running(front.port) as proxy:
+        yield proxy
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(start(200, {"content-length": "0"}))
+    await send(chunk(b"", is_last=True))
+
+
+@pytest.fixture
+async def proxy(front: Front, backend: Backend, haproxy: proxied.Proxy) -> proxied.Proxy:
+    """The real HAProxy in front of the backend's gateway, which runs as Serve's replica runs it."""
+    app = build_http(backend.gateway, is_behind_serve=True)
+    front.app = proxied.in_replica(app)
+    return haproxy
 
 
 @pytest.fixture

