@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from serve_app.content import Picture
 from serve_app.errors import (
-    ContextTooLong,
     InvalidImage,
     InvalidRequest,
     InvalidType,
@@ -17,10 +16,13 @@ from serve_app.errors import (
     UnknownField,
 )
 from serve_app.settings import Limits, ModelSpec
-from serve_app.surface import REFUSED, Body, Call
+from serve_app.surface import REFUSED, Body, Call, ChatBody, CountBody, MessagesBody, ResponsesBody
 
 # Parts of a pydantic location that are no part of the request: branches of a union, validators.
-_BRANCHES = frozenset({"str", "int", "float", "bool", "function-after", "function-before"})
+_BRANCHES = frozenset(
+    {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
+    | {"function-after", "function-before"}
+)
 
 
 def check_fields(call: Call, value: dict[str, Any]) -> Body:
@@ -29,9 +31,16 @@ def check_fields(call: Call, value: dict[str, Any]) -> Body:
     Raises:
         InvalidRequest: names the first field that is wrong, those that are refused before others.
     """
+    fields, refused = call.body.model_fields, REFUSED | call.body.refused
+    names = {field.alias or name for name, field in fields.items()}
     for name in value:
-        if name not in call.body.model_fields and name in REFUSED:
-            raise RefusedField(f"`{name}` is not supported here: {REFUSED[name]}.", name)
+        if name in refused and name not in names:
+            raise RefusedField(f"`{name}` is not supported here: {refused[name]}.", name)
+    for name, given in value.items():
+        if name not in names:
+            raise UnknownField(f"Unknown parameter: '{name[:100]}'.", name[:100])
+        if given is None:  # `normalize` has dropped those that may be left out
+            raise MissingField(f"Missing required parameter: '{name}'.", name)
     try:
         return call.body.model_validate(value)
     except ValidationError as exc:
@@ -60,17 +69,54 @@ def check_counts(body: Body, limits: Limits) -> None:
             raise InvalidValue(f"Invalid '{name}': at most {limit}, but it is {count}.", name)
 
 
-def check_length(body: Body, spec: ModelSpec) -> None:
-    """Whether the answer that is asked for fits the model at all. Raises ContextTooLong."""
-    limit = spec.engine.max_model_len
+def lower_length(value: dict[str, Any], spec: ModelSpec) -> bool:
+    """Lower the length that is asked for to what the model takes at all, one token of prompt
+    apart; whether it was. The engine lowers it further to what the prompt leaves, and says `length`
+    where that was too little."""
+    limit, has_changed = spec.engine.max_model_len - 1, False
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        num_tokens = getattr(body, name, None)
-        if num_tokens is not None and num_tokens > limit:
-            raise ContextTooLong(
-                f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{num_tokens} tokens in the completion. Please reduce `{name}`.",
-                name,
+        if name in value and value[name] > limit:
+            value[name], has_changed = limit, True
+    return has_changed
+
+
+def check_sizes(value: Any) -> None:
+    """No object of a request has more fields than any real one. Raises InvalidValue."""
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, dict):
+                if len(node) > _MAX_FIELDS:
+                    raise InvalidValue(f"An object of the body has more than {_MAX_FIELDS} fields.")
+                below += [child for child in node.values() if isinstance(child, dict | list)]
+            else:
+                below += [child for child in node if isinstance(child, dict | list)]
+        level = below
+
+
+def check_tools(body: Body, value: dict[str, Any], spec: ModelSpec) -> None:
+    """Whether the model calls tools, and such ones. Raises InvalidValue."""
+    tools = value.get("tools") or []
+    calls_tools = isinstance(body, ChatBody | ResponsesBody | MessagesBody)
+    if tools and calls_tools and spec.engine.tool_call_parser is None:
+        raise InvalidValue(f"{spec.name} cannot call tools; send none.", "tools")
+    wanted = _TOOL_TYPES.get(type(body), ())
+    for number, tool in enumerate(tools if wanted else []):
+        kind = tool.get("type", wanted[0])
+        if kind not in wanted:
+            raise InvalidValue(
+                f"Invalid 'tools[{number}].type': no `{str(kind)[:60]}` tools are run here; supported "
+                f"is {wanted[0]}, which the client runs.",
+                f"tools[{number}].type",
             )
+    choice = value.get("tool_choice")
+    if isinstance(body, ChatBody) and isinstance(choice, dict) and choice.get("type") != "function":
+        raise InvalidValue(
+            "Invalid 'tool_choice': supported are none, auto, required, and one function by its "
+            "name.",
+            "tool_choice",
+        )
 
 
 def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
@@ -86,6 +132,12 @@ def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
         )
 
 
+_TOOL_TYPES: dict[type[Body], tuple[str, ...]] = {
+    ChatBody: ("function",),
+    MessagesBody: ("custom",),
+    CountBody: ("custom",),
+}
+_MAX_FIELDS = 1_024  # `logit_bias` is the largest real object: 300 at OpenAI
 # Field -> the limit it has; a number, or the length of a list.
 _COUNTS = {
     "logprobs": "max_logprobs",
@@ -123,7 +175,9 @@ def _invalid(exc: ValidationError) -> InvalidRequest:
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"])
+    if message.startswith("Value error, "):
+        return f"it must be {message.removeprefix('Value error, ')}"[:200]
     return (message[0].lower() + message[1:])[:200]
 
 

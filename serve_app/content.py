@@ -27,17 +27,17 @@ from serve_app.surface import (
 )
 
 _CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_CHAT_MESSAGE = frozenset(
+CHAT_MESSAGE = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio"}
     | {"annotations", "reasoning", "reasoning_content", "cache_control"}
 )
 _TEXT = frozenset({"type", "text", "cache_control", "annotations", "citations", "logprobs"})
-_CHAT_PARTS = {
+CHAT_PARTS = {
     "text": _TEXT,
     "refusal": frozenset({"type", "refusal"}),
     "image_url": frozenset({"type", "image_url", "cache_control"}),
 }
-_RESPONSES_PARTS = {
+RESPONSES_PARTS = {
     "input_text": _TEXT,
     "output_text": _TEXT,
     "refusal": frozenset({"type", "refusal"}),
@@ -45,16 +45,14 @@ _RESPONSES_PARTS = {
 }
 _ITEM = frozenset({"type", "id", "status"})
 _CALL = _ITEM | {"call_id", "name", "namespace", "caller"}
-_RESPONSES_ITEMS = {
+RESPONSES_ITEMS = {
     "message": _ITEM | {"role", "content", "phase"},
     "function_call": _CALL | {"arguments", "async"},
     "function_call_output": _CALL | {"output"},
     "reasoning": _ITEM | {"content", "summary", "encrypted_content"},
 }
-_REASONING_PARTS = {
-    kind: frozenset({"type", "text"}) for kind in ("reasoning_text", "summary_text")
-}
-_MESSAGES_PARTS = {
+REASONING_PARTS = {kind: frozenset({"type", "text"}) for kind in ("reasoning_text", "summary_text")}
+ANTHROPIC_PARTS = {
     "text": _TEXT,
     "image": frozenset({"type", "source", "cache_control"}),
     "tool_use": frozenset(
@@ -64,7 +62,9 @@ _MESSAGES_PARTS = {
     "thinking": frozenset({"type", "thinking", "signature"}),
     "redacted_thinking": frozenset({"type", "data"}),
 }
-_TOOL_RESULT_PARTS = {kind: _MESSAGES_PARTS[kind] for kind in ("text", "image")}
+ANTHROPIC_MESSAGE = frozenset({"role", "content"})
+SYSTEM_PARTS = {"text": _TEXT}
+TOOL_RESULT_PARTS = {kind: ANTHROPIC_PARTS[kind] for kind in ("text", "image")}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def pictures(body: Body, value: dict[str, Any]) -> list[Picture]:
             items = value["input"] if isinstance(value["input"], list) else []
             return [p for at, item in _numbered(items, "input") for p in _of_item(item, at)]
         case CountBody():
-            system = list(_of_parts(value.get("system"), "system", {"text": _TEXT}, _no_picture))
+            system = list(_of_parts(value.get("system"), "system", SYSTEM_PARTS, _no_picture))
             return system + [
                 p
                 for at, message in _numbered(value["messages"], "messages")
@@ -150,8 +150,8 @@ def _role(message: dict[str, Any], at: str, roles: tuple[str, ...]) -> None:
 
 def _of_chat(message: dict[str, Any], at: str) -> Iterator[Picture]:
     _role(message, at, _CHAT_ROLES)
-    _no_others(message, at, _CHAT_MESSAGE)
-    return _of_parts(message.get("content"), f"{at}.content", _CHAT_PARTS, _image_url)
+    _no_others(message, at, CHAT_MESSAGE)
+    return _of_parts(message.get("content"), f"{at}.content", CHAT_PARTS, _image_url)
 
 
 def _image_url(part: dict[str, Any], at: str) -> Iterator[Picture]:
@@ -166,17 +166,23 @@ def _image_url(part: dict[str, Any], at: str) -> Iterator[Picture]:
 
 def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
     kind = item.get("type", "message")
-    fields = _RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
+    fields = RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
+    if kind == "item_reference":
+        raise InvalidValue(
+            f"Invalid '{at}': items are not kept here, so none can be referred to; send the whole "
+            "conversation, with `store: false`.",
+            at,
+        )
     if fields is None:
-        kinds = ", ".join(_RESPONSES_ITEMS)
+        kinds = ", ".join(RESPONSES_ITEMS)
         raise InvalidValue(f"Invalid '{at}.type': supported are {kinds}.", f"{at}.type")
     _no_others(item, at, fields)
     if kind == "message":
         _role(item, at, _CHAT_ROLES)
-    yield from _of_parts(item.get("output"), f"{at}.output", _RESPONSES_PARTS, _input_image)
-    parts = _REASONING_PARTS if kind == "reasoning" else _RESPONSES_PARTS
+    yield from _of_parts(item.get("output"), f"{at}.output", RESPONSES_PARTS, _input_image)
+    parts = REASONING_PARTS if kind == "reasoning" else RESPONSES_PARTS
     yield from _of_parts(item.get("content"), f"{at}.content", parts, _input_image)
-    yield from _of_parts(item.get("summary"), f"{at}.summary", _REASONING_PARTS, _no_picture)
+    yield from _of_parts(item.get("summary"), f"{at}.summary", REASONING_PARTS, _no_picture)
 
 
 def _input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
@@ -188,15 +194,16 @@ def _input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
 
 def _of_message(message: dict[str, Any], at: str) -> Iterator[Picture]:
     _role(message, at, ("user", "assistant", "system"))
+    _no_others(message, at, ANTHROPIC_MESSAGE)
     content = message.get("content")
     if content is None:
         raise MissingField(f"Missing required parameter: '{at}.content'.", f"{at}.content")
-    return _of_parts(content, f"{at}.content", _MESSAGES_PARTS, _block)
+    return _of_parts(content, f"{at}.content", ANTHROPIC_PARTS, _block)
 
 
 def _block(block: dict[str, Any], at: str) -> Iterator[Picture]:
     if block["type"] == "tool_result":
-        yield from _of_parts(block.get("content"), f"{at}.content", _TOOL_RESULT_PARTS, _block)
+        yield from _of_parts(block.get("content"), f"{at}.content", TOOL_RESULT_PARTS, _block)
     if block["type"] == "image":
         yield _source(block.get("source"), f"{at}.source")
 

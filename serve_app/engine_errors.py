@@ -14,13 +14,15 @@ from serve_app.errors import (
 )
 
 _MAX_MESSAGE = 600
+# An engine's error may repeat megabytes of what a client sent: only its beginning is looked at.
+_MAX_READ = 2_000
 _ENGINE_DIED = "EngineCore"  # vLLM's name for what is gone, in its errors
 # "[21:15:21] /project/cpp/regex.cc:83: " of xgrammar, paths, `File "x.py", line 3`, addresses
 _INSIDE = re.compile(
     r"\[\d\d:\d\d:\d\d\] \S+:\d+: |File \"[^\"]*\", line \d+(, in \S+)?"
     r"|(?<![\w:/])(/[\w.-]+){2,}\.\w+(:\d+)?| at 0x[0-9a-f]+|0x[0-9a-f]{6,}"
 )
-_PYDANTIC_MESSAGE = re.compile(r"'msg': (['\"])(?P<text>.*?)\1, '")
+_PYDANTIC_MESSAGE = "'msg': "
 _TOO_LONG = re.compile(
     r"maximum context length is (?P<limit>\d+) tokens.*?contains (?P<num>(?:at least )?\d+)"
     r" (?P<unit>\w+)",
@@ -41,6 +43,7 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
     `status` of an error event, which has none, is that in its `code`, or 500.
     """
     message, param, code = _read(body)
+    message = message[:_MAX_READ]
     if isinstance(code, int) and 400 <= code < 600:
         status = code
     if status >= 500 and (_ENGINE_DIED in message or status == 503):
@@ -78,9 +81,9 @@ def _read(body: bytes) -> tuple[str, str | None, Any]:
 
 
 def _clean(message: str) -> str:
-    found = _PYDANTIC_MESSAGE.search(message)
-    if found:
-        message = found["text"]
+    _, is_pydantics, quoted = message.partition(_PYDANTIC_MESSAGE)
+    if is_pydantics:
+        message = quoted[1:].partition(f"{quoted[:1]}, '")[0]
     elif "Traceback" in message or "validation errors for" in message:
         return ""  # of an answer of its own that it could not read
     message = message.replace("Value error, ", "")
@@ -99,6 +102,9 @@ def _too_long(message: str, path: str) -> ContextTooLong | None:
             return None
         numbers = [group for group in found.groups() if group]
         limit, num, unit = min(numbers, key=int), max(numbers, key=int), "tokens"
+    if path.startswith("/v1/messages"):  # Anthropic's words, by which programs know to shorten it
+        num_tokens = num.removeprefix("at least ") if unit == "tokens" else str(int(limit) + 1)
+        return ContextTooLong(f"prompt is too long: {num_tokens} tokens > {limit} maximum", field)
     return ContextTooLong(
         f"This model's maximum context length is {limit} tokens. However, your {field} resulted in "
         f"{num} {unit}. Please reduce the length of the {field}.",

@@ -21,6 +21,7 @@ class Observation:
     error_code: str | None = None  # of the error that its client is told
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    ignored_fields: str | None = None  # of its body, as its client is told
 
     def note_error(self, error: BackendError) -> None:
         """The client is about to be told this one."""

@@ -1,7 +1,6 @@
 """The routes for everybody: health, the models, and what the models answer."""
 
 import asyncio
-import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,12 +10,11 @@ from serve_app import requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin, check_user, namespace_of
 from serve_app.cache.shared_answer import Question
-from serve_app.checking import check_counts, check_fields, check_length, check_vision
-from serve_app.content import pictures
+from serve_app.examining import encode, examine
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
 from serve_app.images import prepare
-from serve_app.schemas import check_schemas
+from serve_app.observation import observation
 from serve_app.surface import CALLS, Call
 from serve_app.switchboard_client import ask
 
@@ -90,22 +88,18 @@ async def _read_job(
 ) -> tuple[Job, dict[str, Any]]:
     """What the engine is to be sent, and its JSON. Raises InvalidRequest, UnknownModel, and their
     like."""
-    limits, models = gateway.settings.limits, gateway.settings.models
-    raw, value = await requests.read_json(request, limits.max_body_bytes, deadline)
-    model = requests.wanted_model(value, models)
-    body = check_fields(call, value)
-    check_counts(body, limits)
-    check_length(body, models[model])
-    check_schemas(body, value, limits)
-    found = pictures(body, value)
-    check_vision(found, models[model])
-    has_changed = await prepare(found, limits) if found else False
+    limits = gateway.settings.limits
+    raw = await requests.read_body(request, limits.max_body_bytes, deadline)
+    examined = await examine(call, raw, gateway.settings)
+    observation().ignored_fields = examined.ignored
+    value, found = examined.value, examined.pictures
+    has_changed = bool(found) and await prepare(found, limits)
     job = Job(
-        model=model,
+        model=value["model"],
         path=call.path,
-        body=json.dumps(value).encode() if has_changed else raw,
+        body=encode(value) if has_changed or examined.has_changed else raw,
         is_stream=bool(value.get("stream")),
-        ending=call.ending(body.num_choices),
+        ending=call.ending(examined.body.num_choices),
         dialect=call.dialect,
     )
     return job, value

@@ -8,22 +8,23 @@ Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), rea
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve_app.endings import ChatEnding, Ending, NamedEnding
 from serve_app.errors import Dialect
 from serve_app.settings import Task
 
-# Fields that vLLM, OpenAI or Anthropic have and that are refused here, on every route, and why.
+# Fields that would change the answer or its cost, and cannot be done here, on every route, and why.
+# What else is unknown here is left out: see `normalizing.py`.
 _OWN_TEMPLATE = "a template is a program; the model's own is used"
 _OWN_MEDIA = "it sets how much memory and time a picture takes"
 _EMBEDS = "embeddings are unpickled tensors that skip the tokenizer's checks"
 _TRANSFER = "it steers transfers between the engines of a cluster"
-_OWN_ID = "requests are named here"
-_RENDER = "it belongs to routes that only render a prompt"
-_STATE = "answers are not kept here: send the whole conversation with each request"
+_STATE = (
+    "answers are not kept here: send the whole conversation with each request, and `store: false`"
+)
 _OLD_TOOLS = "it is deprecated; use `tools` and `tool_choice`"
 _OLD_GUIDED = "vLLM no longer has it; use `structured_outputs` or `response_format`"
 REFUSED = {
@@ -35,20 +36,9 @@ REFUSED = {
     "ec_transfer_params": _TRANSFER,
     "vllm_xargs": "it reaches plug-ins of the engine, of which there are none",
     "logits_processors": "it names Python code to run in the engine",
-    "priority": "requests are served in the order of their arrival",
-    "request_id": _OWN_ID,
-    "session_id": _OWN_ID,
-    "mm_payload": _RENDER,
-    "return_mm_kwargs": _RENDER,
-    "return_token_offsets": _RENDER,
-    "routed_experts_prompt_start": "the models have no experts to route to",
-    "thinking_token_budget": "the models do not think apart from their answer",
     "use_beam_search": "one such request takes the engine's places of many",
-    "length_penalty": "it belongs to beam search",
     "watermarking": "no watermark is set up",
     "repetition_detection": "it searches the whole answer at every token",
-    "previous_input_messages": "it belongs to models that are not here",
-    "enable_response_messages": "it belongs to models that are not here",
     "previous_response_id": _STATE,
     "conversation": _STATE,
     "prompt_id": _STATE,
@@ -71,7 +61,8 @@ REFUSED = {
 _INT64 = 2**63
 Bool = bool | None
 Text = str | None
-Items = list[dict[str, Any]]
+# A list stops at its first wrong element: a million wrong ones are told as one.
+Items = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Object = dict[str, Any] | None
 Number = Annotated[float | None, Field(allow_inf_nan=False)]
 Count = Annotated[int | None, Field(ge=1, le=_INT64 - 1)]
@@ -82,14 +73,48 @@ Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
 TopP = Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(max_length=4096)] | None
-Words = list[Annotated[str, Field(min_length=1)]]
+Token = Annotated[int, Field(ge=0, lt=_INT64)]
+Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
+TokenIds = Annotated[list[Token], Field(fail_fast=True, max_length=4096)] | None
+Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
+
+
+def _one_kind(value: Any) -> Any:
+    """Says what is wrong with a prompt before its forms are tried one by one."""
+    if isinstance(value, str) and value:
+        return value
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        first = first[0] if first else None
+    if not isinstance(first, str | int) or isinstance(first, bool):
+        raise ValueError(
+            "a text, a list of texts, a list of token numbers or a list of those lists"
+        )
+    return value
+
+
+def _text_or_items(value: Any) -> Any:
+    """Says what is wrong with an input before its two forms are tried."""
+    if not isinstance(value, str | list) or not value:
+        raise ValueError("a text, or a list of items; not empty")
+    return value
+
+
+# What a completion goes on with, and what is embedded.
+Prompt = Annotated[
+    Annotated[str, Field(min_length=1)]
+    | Annotated[list[str], Field(fail_fast=True, min_length=1)]
+    | Tokens
+    | Annotated[list[Tokens], Field(fail_fast=True, min_length=1)],
+    BeforeValidator(_one_kind),
+]
 
 
 class Body(BaseModel):
     """A request's body: the fields that are allowed, and what is checked of them."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    refused: ClassVar[dict[str, str]] = {}  # on this route alone, like REFUSED
 
     model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
 
@@ -111,7 +136,7 @@ class StructuredOutputs(BaseModel):
 
     json_schema: Annotated[dict[str, Any] | None, Field(alias="json")] = None
     regex: Annotated[str | None, Field(min_length=1)] = None
-    choice: Annotated[list[str] | None, Field(min_length=1)] = None
+    choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     grammar: Annotated[str | None, Field(min_length=1)] = None
     json_object: Literal[True] | None = None
     whitespace_pattern: Text = None
@@ -219,14 +244,13 @@ class ChatBody(_Generation, _Ignored):
     tools: Annotated[Items | None, Field(min_length=1)] = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: Bool = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     include_reasoning: Bool = None
     add_generation_prompt: Bool = None
     continue_final_message: Bool = None
     chat_template_kwargs: ChatTemplateArguments | None = None
-    documents: list[dict[str, str]] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     return_prompt_text: Bool = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     store: Bool = None  # taken and not done: nothing on this route can be read back
     verbosity: Text = None
     prediction: Object = None
@@ -239,12 +263,7 @@ class ChatBody(_Generation, _Ignored):
 class CompletionBody(_Generation):
     """`POST /v1/completions`"""
 
-    prompt: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(min_length=1)]
-        | Annotated[list[list[Annotated[int, Field(ge=0, lt=_INT64)]]], Field(min_length=1)]
-    )
+    prompt: Prompt
     logprobs: Natural = None
 
     @property
@@ -260,13 +279,18 @@ class CompletionBody(_Generation):
 class ResponsesBody(_Sampling, _Ignored):
     """`POST /v1/responses`"""
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[Items, Field(min_length=1)]
+    refused = {"prompt": "prompts are not kept here: send the text itself"}
+
+    input: Annotated[
+        Annotated[str, Field(min_length=1)] | Annotated[Items, Field(min_length=1)],
+        BeforeValidator(_text_or_items),
+    ]
     instructions: Text = None
     max_output_tokens: Count = None
     max_tool_calls: Count = None
     parallel_tool_calls: Bool = None
     reasoning: Object = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(fail_fast=True)] | None = None
     include_reasoning: Bool = None
     text: Object = None
     tools: Items | None = None
@@ -286,7 +310,6 @@ class CountBody(Body):
     system: str | Items | None = None
     tools: Items | None = None
     tool_choice: Object = None
-    thinking: Object = None
     output_config: Object = None
     chat_template_kwargs: ChatTemplateArguments | None = None
     cache_control: Object = None  # prefixes are cached without being asked
@@ -310,13 +333,7 @@ class MessagesBody(CountBody):
 class EmbeddingsBody(Body):
     """`POST /v1/embeddings`: texts in `input`, or `messages` as chat has them, images among them"""
 
-    input: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, lt=_INT64)]], Field(min_length=1)]
-        | Annotated[list[list[Annotated[int, Field(ge=0, lt=_INT64)]]], Field(min_length=1)]
-        | None
-    ) = None
+    input: Prompt | None = None
     messages: Annotated[Items | None, Field(min_length=1)] = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count = None
@@ -361,7 +378,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """`POST /detokenize`"""
 
-    tokens: list[Annotated[int, Field(ge=0, lt=_INT64)]]
+    tokens: Annotated[list[Token], Field(fail_fast=True)]
 
 
 @dataclass(frozen=True)

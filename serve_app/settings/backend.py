@@ -1,6 +1,6 @@
 """The file `configs/backend.yaml`: what holds for every profile."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,10 +15,12 @@ class Limits(Frozen):
     max_queued: Annotated[int, Field(ge=0)]
     request_timeout_s: Annotated[float, Field(gt=0)]
     max_body_bytes: Annotated[int, Field(gt=0)]
+    max_values: Annotated[int, Field(gt=0)]
+    unknown_fields: Literal["ignore", "refuse"]
     max_choices: Annotated[int, Field(gt=0)]
     max_inputs: Annotated[int, Field(gt=0)]
     max_logprobs: Annotated[int, Field(ge=0, le=20)]  # vLLM's own limit, `--max-logprobs`, is 20
-    max_stop: Annotated[int, Field(ge=0, le=4)]  # vLLM's own limit, VLLM_MAX_STOP_STRINGS, is 4
+    max_stop: Annotated[int, Field(ge=0, le=16)]  # what engines are started with
     max_tools: Annotated[int, Field(ge=0)]
     max_schema_depth: Annotated[int, Field(gt=0, le=60)]  # vLLM's own limit is 64
     max_schema_properties: Annotated[int, Field(gt=0)]

@@ -1,0 +1,190 @@
+"""What a request means, without what asks for nothing: the step between reading and checking.
+
+Programs send more than a model needs: nulls for what they leave open, fields of other servers, and
+their own records in messages that they send back. (1) A null asks for nothing, and neither does a
+refused field at the value that it has by itself. (2) What no engine here knows is left out, and the
+answer names it in `X-Ignored-Fields`; where the settings say so, it is refused instead, later. (3) A
+form that may be left out is supplied.
+
+The request is changed in place; whoever sends it on writes it anew.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from serve_app import content
+from serve_app.surface import (
+    REFUSED,
+    Body,
+    Call,
+    ChatBody,
+    CountBody,
+    EmbeddingsBody,
+    ResponsesBody,
+    TokenizeBody,
+)
+
+_MAX_NAMES = 16  # in the header
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+# Refused fields that programs send at the value which asks for nothing.
+_ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "audio": ({},),
+    "background": (False,),
+    "best_of": (1,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "mcp_servers": ([],),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "watermarking": (False,),
+}
+# The models do not think apart from their answer: left out also where unknown fields are refused.
+_NEEDLESS = {"thinking", "reasoning_effort", "thinking_token_budget"}
+# Fields of a request that are objects, and the fields that those may have.
+_OBJECTS = {
+    "stream_options": {"include_usage", "continuous_usage_stats", "include_obfuscation"},
+    "chat_template_kwargs": {"enable_thinking"},
+    "response_format": {"type", "json_schema"},
+}
+_MODELLED = (ChatBody, TokenizeBody, EmbeddingsBody)
+
+
+class Ignored:
+    """The fields that were left out, each named once, without the numbers of its places."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self.has_changed = False  # something was left out or supplied, named or not
+
+    def add(self, at: str, name: str) -> None:
+        self.has_changed = True
+        self._names.setdefault(_UNSAFE.sub("?", f"{at}{name[:60]}"))
+
+    def header(self) -> str | None:
+        """The value of `X-Ignored-Fields`."""
+        names = list(self._names)
+        more = [f"and-{len(names) - _MAX_NAMES}-more"] if len(names) > _MAX_NAMES else []
+        return ", ".join(names[:_MAX_NAMES] + more) or None
+
+
+def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
+    """Change `value`, a request at `call`; with `is_strict` unknown fields stay, to be refused."""
+    ignored = Ignored()
+    _of_request(call.body, value, ignored, is_strict)
+    for name, allowed in _OBJECTS.items():
+        _object(value.get(name), f"{name}.", allowed, ignored, is_strict)
+    for tool in _objects(value.get("tools")):
+        _without_nulls(tool, ignored)
+        if isinstance(tool.get("function"), dict):
+            _without_nulls(tool["function"], ignored)
+    if issubclass(call.body, _MODELLED):
+        for message in _objects(value.get("messages")):
+            _of_chat(message, ignored, is_strict)
+    elif issubclass(call.body, ResponsesBody):
+        _functions_only(value, ignored)
+        for item in _objects(value.get("input")):
+            _of_item(item, ignored, is_strict)
+    elif issubclass(call.body, CountBody):
+        _parts(value.get("system"), "system[].", content.SYSTEM_PARTS, ignored, is_strict)
+        for message in _objects(value.get("messages")):
+            _object(message, "messages[].", content.ANTHROPIC_MESSAGE, ignored, is_strict)
+            _blocks(message.get("content"), ignored, is_strict)
+    return ignored
+
+
+def _of_request(body: type[Body], value: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
+    fields = body.model_fields
+    for name, given in list(value.items()):
+        asks_nothing = given is None or given in _ASKS_NOTHING.get(name, ())
+        if name in fields:
+            if given is None and not fields[name].is_required():
+                _drop(value, name, ignored)
+        elif name in REFUSED or name in body.refused:
+            if asks_nothing:
+                _drop(value, name, ignored)
+        elif given is None:
+            _drop(value, name, ignored)
+        elif name in _NEEDLESS or not is_strict:
+            del value[name]
+            ignored.add("", name)
+
+
+def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:
+    """Without the tools that OpenAI's servers run (web_search, mcp, …): programs name them in every
+    request, and the models here cannot call them."""
+    for tool in list(_objects(value.get("tools"))):
+        if (kind := tool.get("type")) != "function" and isinstance(kind, str):
+            value["tools"].remove(tool)
+            ignored.add("tools[].", kind)
+    if value.get("tools") == []:
+        del value["tools"]
+        value.pop("tool_choice", None)
+        ignored.has_changed = True
+
+
+def _of_chat(message: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
+    _object(message, "messages[].", content.CHAT_MESSAGE, ignored, is_strict)
+    _parts(message.get("content"), "messages[].content[].", content.CHAT_PARTS, ignored, is_strict)
+    for call in _objects(message.get("tool_calls")):
+        _without_nulls(call, ignored)
+
+
+def _of_item(item: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
+    _without_nulls(item, ignored)
+    if "type" not in item and "role" in item:
+        item["type"] = "message"
+        ignored.has_changed = True
+    kind = item.get("type")
+    fields = content.RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        return
+    _object(item, "input[].", fields, ignored, is_strict)
+    reasoning = content.REASONING_PARTS
+    parts = reasoning if kind == "reasoning" else content.RESPONSES_PARTS
+    for name, kinds in (("content", parts), ("output", parts), ("summary", reasoning)):
+        _parts(item.get(name), f"input[].{name}[].", kinds, ignored, is_strict)
+
+
+def _blocks(blocks: Any, ignored: Ignored, is_strict: bool) -> None:
+    _parts(blocks, "messages[].content[].", content.ANTHROPIC_PARTS, ignored, is_strict)
+    for block in _objects(blocks):
+        if block.get("type") == "tool_result":
+            at = "messages[].content[].content[]."
+            _parts(block.get("content"), at, content.TOOL_RESULT_PARTS, ignored, is_strict)
+
+
+def _parts(
+    parts: Any, at: str, kinds: dict[str, frozenset[str]], ignored: Ignored, is_strict: bool
+) -> None:
+    for part in _objects(parts):
+        kind = part.get("type")
+        fields = kinds.get(kind) if isinstance(kind, str) else None
+        if fields is not None:
+            _object(part, at, fields, ignored, is_strict)
+
+
+def _object(
+    value: Any, at: str, allowed: Collection[str], ignored: Ignored, is_strict: bool
+) -> None:
+    if not isinstance(value, dict):
+        return
+    _without_nulls(value, ignored)
+    for name in [] if is_strict else [name for name in value if name not in allowed]:
+        del value[name]
+        ignored.add(at, name)
+
+
+def _without_nulls(value: dict[str, Any], ignored: Ignored) -> None:
+    for name in [name for name, given in value.items() if given is None and name != "content"]:
+        _drop(value, name, ignored)
+
+
+def _drop(value: dict[str, Any], name: str, ignored: Ignored) -> None:
+    del value[name]
+    ignored.has_changed = True
+
+
+def _objects(values: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(values, list):
+        yield from (value for value in values if isinstance(value, dict))
