@@ -53,7 +53,8 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
     too_long = _too_long(message, path)
     if too_long:
         return too_long
-    if _OWN_ANSWER.search(message) or (path == "/v1/messages" and _JSON_PLACE.search(message)):
+    is_json = path == "/v1/messages" and _JSON_PLACE.search(message)
+    if status < 500 and (is_json or _OWN_ANSWER.search(message)):
         return BadAnswer("The model's answer was not in the form that was asked for.")
     text = _clean(message)
     if status == 404:
