@@ -31,7 +31,8 @@ class AccessLog:
     client did), or `broken` (an answer begun and not ended).
 
     `is_behind_serve`: Serve's proxy names a request that has no name yet, and puts the name on the
-    answer itself; a second such header would make it "name, name" to most clients.
+    answer itself, the client's also where it is not harmless; a second such header would make it
+    "name, name" to most clients.
     """
 
     def __init__(self, app: ASGIApp, is_behind_serve: bool) -> None:
@@ -55,9 +56,8 @@ class _Request:
     def __init__(self, scope: Scope, receive: Receive, send: Send, is_behind_serve: bool) -> None:
         self._receive, self._send = receive, send
         self._began = time.perf_counter()
-        given = _given_id(scope)
-        self._id = given or uuid.uuid4().hex
-        self._is_named = is_behind_serve and given is not None
+        self._id = _given_id(scope) or uuid.uuid4().hex
+        self._is_named = is_behind_serve
         self._observed = begin_observation(self._id)
         self._status = 0
         self._is_over = self._has_left = False

@@ -20,7 +20,11 @@ def chunk(body: bytes, *, is_last: bool = False) -> dict[str, Any]:
 
 
 def event_stream_headers() -> dict[str, str]:
-    return {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+    return {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",  # nginx would hold events back until it has some kilobytes
+    }
 
 
 async def expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:

@@ -27,7 +27,7 @@ from serve_app.errors import Forbidden, InvalidKey
 from serve_app.settings import Http, SettingsError
 
 _OWN_SITE = ("same-origin", "none")
-_KEY_LIMIT = 512  # characters; longer ones are not even hashed
+_KEY_LIMIT = 512  # bytes; longer ones are not even hashed
 
 
 class KeySettings(Protocol):
@@ -71,14 +71,14 @@ class Guard:
         if not self.admins:
             return
         self._check_key(request)
-        if not _is_one_of(_digest(key_of(request) or ""), self.admins):
+        if not _is_one_of(_digest(_bytes(key_of(request) or "")), self.admins):
             raise Forbidden("This needs an admin key.")
 
     def _check_key(self, request: Request) -> None:
         key = key_of(request)
         if key is None:
             raise InvalidKey("An API key is needed, as `Authorization: Bearer <key>`.")
-        if not _is_one_of(_digest(key), (*self.users, *self.admins)):
+        if not _is_one_of(_digest(_bytes(key)), (*self.users, *self.admins)):
             raise InvalidKey("This API key is not valid.")
 
     def _check_host(self, request: Request) -> None:
@@ -113,7 +113,8 @@ async def check_admin(request: Request) -> None:
 
 
 def key_of(request: Request) -> str | None:
-    """The key a client brings, OpenAI's way or Anthropic's; never one from the address."""
+    """The key a client brings, OpenAI's way or Anthropic's; never one from the address. A header's
+    bytes are read as Starlette reads them, as Latin-1."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
@@ -123,7 +124,7 @@ def key_of(request: Request) -> str | None:
 def namespace_of(request: Request) -> str:
     """Names the caller without telling the key: whoever brings the same one shares it."""
     key = key_of(request)
-    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+    return hashlib.sha256(_bytes(key)).hexdigest()[:16] if key else ""
 
 
 def is_loopback(host: str) -> bool:
@@ -145,11 +146,17 @@ def check_bound(host: str, settings: KeySettings) -> None:
 
 
 def _digests(keys: Iterable[SecretStr]) -> tuple[bytes, ...]:
-    return tuple(_digest(key.get_secret_value()) for key in keys)
+    """Of keys as they are set, text: clients send it as UTF-8."""
+    return tuple(_digest(key.get_secret_value().encode(errors="surrogateescape")) for key in keys)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key[:_KEY_LIMIT].encode(errors="surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key[:_KEY_LIMIT]).digest()
+
+
+def _bytes(key: str) -> bytes:
+    """As a client sent it in a header."""
+    return key.encode("latin-1")
 
 
 def _is_one_of(digest: bytes, valid: tuple[bytes, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""The web page: a fixed set of files, served as they lie in `console/`."""
+"""The web pages: fixed sets of files, served as they lie in `console/` and `docs/`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.errors import NotFound
 
-_FOLDER = Path(__file__).parent / "console"
+_HERE = Path(__file__).parent
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# Nothing from elsewhere and no inline script; pictures of a chat are data addresses.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# The console makes no text into markup; Swagger UI does, after it has cleaned it.
+_STRICTER = f"{_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
 _HEADERS = {
     # Asked for again each time, answered with 304 while unchanged: an update is never half seen.
     "cache-control": "no-cache",
-    # Nothing from elsewhere, no inline script, no text made into markup; pictures of a chat are
-    # data addresses.
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -39,9 +39,9 @@ class _File:
     etag: str
 
 
-def _read_all() -> dict[str, _File]:
+def _read_all(folder: str) -> dict[str, _File]:
     files = {}
-    for path in _FOLDER.iterdir():
+    for path in (_HERE / folder).iterdir():
         if path.suffix in _TYPES:
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
@@ -49,26 +49,38 @@ def _read_all() -> dict[str, _File]:
     return files
 
 
-_FILES = _read_all()
+_FILES = _read_all("console")
+_DOCS = _read_all("docs")
 
 
 @routes.get("/")
 async def page(request: Request) -> Response:
     """The console."""
-    return _answer(request, "index.html")
+    return _answer(request, _FILES.get("index.html"), _STRICTER)
 
 
 @routes.get("/console/{path:path}")
 async def file(path: str, request: Request) -> Response:
     """One of its parts."""
-    return _answer(request, path)
+    return _answer(request, _FILES.get(path), _STRICTER)
 
 
-def _answer(request: Request, name: str) -> Response:
-    found = _FILES.get(name)
+@routes.get("/docs")
+async def docs(request: Request) -> Response:
+    """The API's description, to read and to try."""
+    return _answer(request, _DOCS.get("index.html"), _POLICY)
+
+
+@routes.get("/docs/{path:path}")
+async def docs_file(path: str, request: Request) -> Response:
+    """One of its parts."""
+    return _answer(request, _DOCS.get(path), _POLICY)
+
+
+def _answer(request: Request, found: _File | None, policy: str) -> Response:
     if found is None:
-        raise NotFound("The console has no such file.")
-    headers = _HEADERS | {"etag": found.etag}
+        raise NotFound("There is no such file.")
+    headers = _HEADERS | {"etag": found.etag, "content-security-policy": policy}
     known = request.headers.get("if-none-match", "")
     if found.etag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
         return Response(status_code=304, headers=headers)

@@ -6,13 +6,16 @@ away. Responses and messages say "completed" and "end_turn" of a cut answer too:
 event the engine is asked whether it lives.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
 SEPARATOR = b"\n\n"
 _DONE = b"data: [DONE]\n\n"
 _ERROR_DATA = b'data: {"error":'
-_ERROR_EVENT = b"event: error\n"
+_FAILURE = re.compile(rb"^event: (?:error|response\.failed)\n", re.MULTILINE)
+# Responses begin with these before the engine has looked at the request.
+_PREAMBLE = (b"event: response.created\n", b"event: response.in_progress\n")
 _FINISHED = b'"finish_reason":"'
 _ABORTED = b'"finish_reason":"abort"'
 _MESSAGE_DELTA = b"event: message_delta\n"
@@ -24,6 +27,7 @@ class Judged:
     """What a piece of a stream is worth."""
 
     good: bytes  # whole events that may go on
+    is_preamble: bool = False  # they are only what is said before the request is looked at
     is_over: bool = False  # `good` ends with the stream's last word
     is_lost: bool = False  # the engine died
     error: bytes | None = None  # its own error event's data, after `good`; what follows is no news
@@ -65,14 +69,16 @@ class NamedEnding:
 
     needs_proof_of_life = True
 
-    def __init__(self, last: str) -> None:
-        self._last = f"event: {last}\n".encode()
+    def __init__(self, *last: str) -> None:
+        self._last = [f"event: {name}\n".encode() for name in last]
 
     def judge(self, events: bytes) -> Judged:
-        whole, mark, cause = events.partition(_ERROR_EVENT)
+        found = _FAILURE.search(events)
+        whole = events[: found.start()] if found else events
         if _NO_REASON in whole.partition(_MESSAGE_DELTA)[2]:  # how messages call an abort
             return Judged(b"", is_lost=True)
-        if mark:
-            data = cause.partition(SEPARATOR)[0].removeprefix(b"data: ")
-            return Judged(whole, error=data)
-        return Judged(whole, is_over=self._last in whole)
+        is_preamble = sum(map(whole.count, _PREAMBLE)) == whole.count(SEPARATOR)
+        if found:
+            data = events[found.end() :].partition(SEPARATOR)[0].removeprefix(b"data: ")
+            return Judged(whole, is_preamble, error=data)
+        return Judged(whole, is_preamble, is_over=any(last in whole for last in self._last))

@@ -6,6 +6,7 @@ from typing import Any
 
 from serve_app.errors import (
     BackendError,
+    BadAnswer,
     BodyTooLarge,
     ContextTooLong,
     EngineLost,
@@ -16,6 +17,10 @@ from serve_app.errors import (
 _MAX_MESSAGE = 600
 # An engine's error may repeat megabytes of what a client sent: only its beginning is looked at.
 _MAX_READ = 2_000
+# What the engine calls a bad request, and is an answer of its own that it could not read: by the
+# name of what it was to be, or on messages, where clients send no JSON inside JSON, as its JSON.
+_OWN_ANSWER = re.compile(r"validation errors? for (?!\w{0,60}(?:Request|Param))\w")
+_JSON_PLACE = re.compile(r"line \d+ column \d+ \(char \d+\)$")
 _ENGINE_DIED = "EngineCore"  # vLLM's name for what is gone, in its errors
 # "[21:15:21] /project/cpp/regex.cc:83: " of xgrammar, paths, `File "x.py", line 3`, addresses
 _INSIDE = re.compile(
@@ -51,6 +56,9 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
     too_long = _too_long(message, path)
     if too_long:
         return too_long
+    is_json = path == "/v1/messages" and _JSON_PLACE.search(message)
+    if status < 500 and (is_json or _OWN_ANSWER.search(message)):
+        return BadAnswer("The model's answer was not in the form that was asked for.")
     text = _clean(message)
     if status == 404:
         return NotFound(text or "The engine does not know that.", param)

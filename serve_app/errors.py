@@ -21,6 +21,7 @@
     ├── SwitchRefused            409  the switch can not be made as asked
     │   └── LeaseRefused         409  somebody else has a lease
     ├── Overloaded               429  the queue is full
+    ├── BadAnswer                502  the engine lives, and its answer is of no use
     └── Unavailable              503  try again
         ├── ModelNotResident     503  and the client asked not to wait, or not longer
         ├── Leased               503  another model has a lease
@@ -138,6 +139,10 @@ class LeaseRefused(SwitchRefused):
 
 class Overloaded(BackendError):
     status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class BadAnswer(BackendError):
+    status, code = 502, "bad_answer"
 
 
 class Unavailable(BackendError):

@@ -53,7 +53,7 @@ class EventStream(Response):
                 break
             if page.boot != after[0]:  # the client comes again, and is told of the gap
                 break
-            await send(chunk(_page(page) or b": no news\n\n"))
+            await send(chunk(_page(page) or b": no news\n"))
         await send(chunk(b"", is_last=True))
 
 

@@ -2,16 +2,21 @@
 
 It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
 event; an error response. When the end of a stream is believed: `endings.py`.
+
+A stream's head is held until the engine has begun to answer: until then a refusal has a status of
+its own. Only heartbeats, while it waits for its model, send it before.
 """
 
 import asyncio
 import io
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+from aiohttp.client import _RequestContextManager
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -21,17 +26,21 @@ from serve_app.endings import SEPARATOR, Ending
 from serve_app.engine_errors import engine_error
 from serve_app.errors import (
     BackendError,
+    BadAnswer,
     DeadlineExceeded,
     Dialect,
     EngineLost,
     error_event,
     error_response,
 )
+from serve_app.heartbeat import heartbeat
 from serve_app.observation import observation
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
 _ABORTED = b'"finish_reason":"abort"'
+# Where a stream does not tell why it is refused: the field that keeps a plain answer short.
+_LENGTHS = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
 
 logger = logging.getLogger("llm_backend.gateway")
 
@@ -143,9 +152,6 @@ class EngineAnswer(Response):
             except aiohttp.ClientConnectorError:
                 # Nothing was sent: the engine is gone, or going. Its successor answers.
                 await self._wait_for_news(permit, send)
-            except (aiohttp.ClientError, ConnectionError) as exc:
-                logger.warning("engine of epoch %d lost: %r", permit.epoch, exc)
-                raise _lost() from exc
             finally:
                 self._admission.release(permit, loop.time() - began)
 
@@ -167,7 +173,7 @@ class EngineAnswer(Response):
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
-        await send(chunk(b": waiting for " + self._job.model.encode() + b"\n\n"))
+        await send(chunk(heartbeat(self._job.model, self._job.dialect)))
 
     async def _wait_for_news(self, permit: Permit, send: Send) -> None:
         """Wait until the view is no longer the one that named a dead engine."""
@@ -182,22 +188,21 @@ class EngineAnswer(Response):
             await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
 
     async def _forward(self, permit: Permit, send: Send) -> None:
-        async with (
-            self._sessions.to(permit.endpoint) as session,
-            session.post(
-                f"http://engine{self._job.path}",
-                data=io.BytesIO(self._job.body),  # written piece by piece: other requests go on
-                headers={"content-type": "application/json"},
-            ) as response,
-        ):
-            if response.status != 200:
-                logger.info("the engine answered %d to %s", response.status, self._job.path)
-                raise engine_error(response.status, await response.read(), self._job.path)
-            if self._job.is_stream:
-                await self._start_stream(send, truth_headers(permit, self._job.model))
-                await self._relay_events(response, session, send)
-            else:
-                await self._relay_whole(response, session, permit, send)
+        async with self._sessions.to(permit.endpoint) as session:
+            try:
+                async with _asking(session, self._job.path, self._job.body) as response:
+                    if response.status != 200:
+                        logger.info("the engine answered %d to %s", response.status, self._job.path)
+                        raise engine_error(response.status, await response.read(), self._job.path)
+                    if self._job.is_stream:
+                        await self._relay_events(response, session, permit, send)
+                    else:
+                        await self._relay_whole(response, session, permit, send)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ClientError, ConnectionError) as exc:
+                logger.warning("engine of epoch %d broke off: %r", permit.epoch, exc)
+                raise await self._cause(session) from exc
 
     async def _relay_whole(
         self,
@@ -208,21 +213,26 @@ class EngineAnswer(Response):
     ) -> None:
         body = await response.read()
         if _ABORTED in body:
+            raise await self._cause(session)
+        if self._job.ending.needs_proof_of_life and not await _is_alive(session):
             raise _lost()
-        if self._job.ending.needs_proof_of_life:
-            await _check_alive(session)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | truth_headers(permit, self._job.model)))
         await send(chunk(body, is_last=True))
 
     async def _relay_events(
-        self, response: aiohttp.ClientResponse, session: aiohttp.ClientSession, send: Send
+        self,
+        response: aiohttp.ClientResponse,
+        session: aiohttp.ClientSession,
+        permit: Permit,
+        send: Send,
     ) -> None:
-        """Pass whole events on as they come; hold the last word until it is known to be true.
+        """Pass whole events on as they come; hold the first until the engine has begun to answer,
+        and the last word until it is known to be true.
 
         The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
         """
-        ending, rest = self._job.ending, b""
+        ending, rest, held = self._job.ending, b"", b""
         async for data in response.content.iter_any():
             events, separator, rest = (rest + data).rpartition(SEPARATOR)
             if not separator:
@@ -230,16 +240,43 @@ class EngineAnswer(Response):
             judged = ending.judge(events + separator)
             if judged.is_lost:
                 break
-            if judged.is_over and ending.needs_proof_of_life:
-                await _check_alive(session)
-            if judged.good:
-                self._num_events += judged.good.count(SEPARATOR)
-                await send(chunk(judged.good, is_last=judged.is_over))
+            if judged.is_over and ending.needs_proof_of_life and not await _is_alive(session):
+                break
+            held += judged.good
+            if held and not judged.is_preamble:
+                await self._start_stream(send, truth_headers(permit, self._job.model))
+                self._num_events += held.count(SEPARATOR)
+                await send(chunk(held, is_last=judged.is_over))
+                held = b""
             if judged.error is not None:
-                raise engine_error(500, judged.error, self._job.path)
+                error = engine_error(500, judged.error, self._job.path)
+                raise await self._cause(session, error)
             if judged.is_over:
                 return
-        raise _lost()
+        raise await self._cause(session)
+
+    async def _cause(
+        self, session: aiohttp.ClientSession, told: BackendError | None = None
+    ) -> BackendError:
+        """Why the engine did not answer to the end; `told` is what it says itself.
+
+        (1) The client's fault. (2) The engine is gone. (3) A refusal that a stream of this route
+        does not tell: a plain answer of one token does.
+        """
+        if told and told.status < 500:  # (1)
+            return told
+        if not await _is_alive(session):  # (2)
+            return _lost()
+        length = _LENGTHS.get(self._job.path)
+        if self._job.is_stream and length and not self._num_events:  # (3)
+            value = json.loads(self._job.body) | {"stream": False, length: 1}
+            try:
+                async with _asking(session, self._job.path, json.dumps(value).encode()) as response:
+                    if response.status != 200:
+                        return engine_error(response.status, await response.read(), self._job.path)
+            except (aiohttp.ClientError, ConnectionError):
+                return _lost()
+        return told or BadAnswer("The engine broke off this answer.")
 
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         if not self._has_started:
@@ -258,11 +295,21 @@ class EngineAnswer(Response):
         await send(chunk(body, is_last=True))
 
 
-async def _check_alive(session: aiohttp.ClientSession) -> None:
-    """Raises EngineLost, or aiohttp's error."""
-    async with session.get("http://engine/health") as response:
-        if response.status != 200:
-            raise _lost()
+def _asking(session: aiohttp.ClientSession, path: str, body: bytes) -> _RequestContextManager:
+    return session.post(
+        f"http://engine{path}",
+        data=io.BytesIO(body),  # written piece by piece: other requests go on
+        headers={"content-type": "application/json"},
+    )
+
+
+async def _is_alive(session: aiohttp.ClientSession) -> bool:
+    """Whether the engine says so itself: its server may outlive its core."""
+    try:
+        async with session.get("http://engine/health") as response:
+            return response.status == 200
+    except (aiohttp.ClientError, ConnectionError):
+        return False
 
 
 def _lost() -> EngineLost:

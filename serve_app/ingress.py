@@ -1,5 +1,6 @@
 """The ingress deployment: the ASGI application around one gateway."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
 from serve_app import (
@@ -22,6 +23,7 @@ from serve_app import (
     public_routes,
 )
 from serve_app.access_log import AccessLog
+from serve_app.asgi import chunk
 from serve_app.auth import Guard
 from serve_app.errors import (
     BackendError,
@@ -42,7 +44,8 @@ from serve_app.surface import dialect_of
 from serve_app.switchboard_client import HandleClient
 
 _MAX_HEADER_BYTES = 32_768
-_DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
+# By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
+_STEERING = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 logger = logging.getLogger("llm_backend.gateway")
 
@@ -68,6 +71,8 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
         title="llm-backend",
         version="0.1.0",
         openapi_url="/openapi.json",
+        docs_url=None,  # FastAPI's page runs scripts of a foreign server; ours is a file
+        redoc_url=None,
         redirect_slashes=False,  # a redirect is no answer to a POST, and follows the Host header
     )
     app.state.gateway = gateway
@@ -86,6 +91,7 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(IgnoredFields)
+    app.add_middleware(_HeadAsGet)
     app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -98,8 +104,9 @@ class _HeaderLimits:
     """Refuses what Serve's proxy lets through, whatever the route.
 
     (1) More bytes of headers than any client has a use for. (2) Two lengths of one body, by which
-    two servers in a row can be made to disagree where it ends. (3) Serve's own header by which a
-    client's leaving is kept from us: the engine would go on for nobody.
+    two servers in a row can be made to disagree where it ends. (3) Serve's own headers: with one a
+    client's leaving is kept from us, and the engine would go on for nobody; the other cuts a stream
+    without a word.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -114,12 +121,43 @@ class _HeaderLimits:
                 error = HeadersTooLarge(f"The headers have more than {_MAX_HEADER_BYTES} bytes.")
             elif {b"transfer-encoding", b"content-length"} <= names:  # (2)
                 error = InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
-            elif _DISCONNECT_DISABLED in names:  # (3)
-                error = InvalidRequest("X-Request-Disconnect-Disabled is not taken here.")
+            elif steering := next((name for name in _STEERING if name in names), None):  # (3)
+                error = InvalidRequest(f"{steering.decode().title()} is not taken here.")
             if error:
                 response = await _on_backend_error(Request(scope), error)
                 return await response(scope, receive, send)
         return await self._app(scope, receive, send)
+
+
+class _HeadAsGet:
+    """Answers HEAD as GET, without the body. Of an answer that goes on and on, the head alone: what
+    makes it is told that its client has left."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        is_told = asyncio.Event()
+
+        async def receive_until_told() -> Message:
+            if is_told.is_set():
+                return {"type": "http.disconnect"}
+            return await receive()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not is_told.is_set():
+                is_told.set()
+                await send(chunk(b"", is_last=True))
+
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive_until_told, send_head)
+        finally:
+            scope["route"] = inner.get("route")  # for the layers around this one
 
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
@@ -151,7 +189,8 @@ def _allowed_methods(request: Request) -> list[str]:
         for route in request.app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
     ]
-    return sorted({method for route in here for method in route.methods or ()})
+    methods = {method for route in here for method in route.methods or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 async def _on_exception(request: Request, exc: Exception) -> Response:

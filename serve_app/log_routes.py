@@ -81,7 +81,7 @@ class _LogStream(Response):
     async def _relay(self, followers: dict[str, logs.Follower], send: Send) -> None:
         await send(start(200, event_stream_headers()))
         past = [(name, line) for name, follower in followers.items() for line in follower.past]
-        await send(chunk(_events(past) or b": nothing yet\n\n"))
+        await send(chunk(_events(past) or b": nothing yet\n"))
         num_silent = 0
         while True:
             await asyncio.sleep(_POLL_S)
@@ -89,7 +89,7 @@ class _LogStream(Response):
             num_silent = 0 if new else num_silent + 1
             if new or num_silent * _POLL_S >= _HEARTBEAT_S:
                 num_silent = 0
-                await send(chunk(_events(new) or b": nothing new\n\n"))
+                await send(chunk(_events(new) or b": nothing new\n"))
 
 
 def _news(followers: dict[str, logs.Follower]) -> list[tuple[str, str]]:

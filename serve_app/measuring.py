@@ -12,6 +12,7 @@ from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import UnknownModel
+from serve_app.heartbeat import is_heartbeat
 from serve_app.metrics import CACHE_RESULTS, UNKNOWN_MODEL, GatewayMetrics
 from serve_app.observation import observation
 
@@ -87,7 +88,7 @@ class _Exchange:
         )
 
     def _measure_piece(self, body: bytes) -> None:
-        if body.startswith(b":") or self._observed.error_code:  # heartbeats and errors are no text
+        if is_heartbeat(body) or self._observed.error_code:  # heartbeats and errors are no text
             return
         now = time.perf_counter()
         if self._between_pieces:

@@ -388,19 +388,24 @@ class Call:
     path: str
     body: type[Body]
     dialect: Dialect = Dialect.OPENAI
-    last_event: str | None = None  # of its streams; without, they end with `[DONE]`
+    last_events: tuple[str, ...] = ()  # one ends its streams; without, `[DONE]` does
     task: Task = "generate"  # which of the model's engines has it
 
     def ending(self, num_choices: int) -> Ending:
         """What judges one answer's end."""
-        return NamedEnding(self.last_event) if self.last_event else ChatEnding(num_choices)
+        return NamedEnding(*self.last_events) if self.last_events else ChatEnding(num_choices)
 
 
 CALLS = [
     Call("/v1/chat/completions", ChatBody),
     Call("/v1/completions", CompletionBody),
-    Call("/v1/responses", ResponsesBody, Dialect.RESPONSES, "response.completed"),
-    Call("/v1/messages", MessagesBody, Dialect.ANTHROPIC, "message_stop"),
+    Call(
+        "/v1/responses",
+        ResponsesBody,
+        Dialect.RESPONSES,
+        ("response.completed", "response.incomplete"),
+    ),
+    Call("/v1/messages", MessagesBody, Dialect.ANTHROPIC, ("message_stop",)),
     Call("/v1/messages/count_tokens", CountBody, Dialect.ANTHROPIC),
     Call("/v1/embeddings", EmbeddingsBody, task="embed"),
     Call("/tokenize", TokenizeBody),

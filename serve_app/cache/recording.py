@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import Message
 
 from serve_app.cache.policy import Route, Value
+from serve_app.heartbeat import without_heartbeats
 
 _DATA = "data: "
 _DONE = "data: [DONE]"
@@ -28,7 +29,7 @@ class Recording(BaseModel):
 
     made_at: float  # Unix time
     is_stream: bool
-    parts: list[str]  # a plain answer's body, or a stream's events in order, without comments
+    parts: list[str]  # a plain answer's body, or a stream's events in order, without heartbeats
 
     def dump(self) -> bytes:
         return self.model_dump_json().encode()
@@ -62,7 +63,9 @@ def record(route: Route, messages: Sequence[Message]) -> Recording | None:
         body = b"".join(message.get("body", b"") for message in rest).decode()
     except UnicodeDecodeError:
         return None
-    parts = [e for e in body.split("\n\n") if e and not e.startswith(":")] if is_stream else [body]
+    parts = [body]
+    if is_stream:
+        parts = [event for event in without_heartbeats(body).split("\n\n") if event]
     if not _is_whole(route, is_stream, parts):
         return None
     return Recording(made_at=time.time(), is_stream=is_stream, parts=parts)

@@ -31,6 +31,7 @@ from serve_app.errors import (
     ModelNotResident,
     error_event,
 )
+from serve_app.heartbeat import is_heartbeat
 from serve_app.observation import observation
 
 _OF_ITS_OWN_TIME = (DeadlineExceeded, ModelNotResident)  # errors that depend on who asked, and when
@@ -99,7 +100,7 @@ class SharedAnswer(Response):
         super().__init__()
         self._join, self._counts, self._question = join, counts, question
         self._has_begun = False  # the head is with the client
-        self._has_content = False  # and more than comments
+        self._has_content = False  # and more than heartbeats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         observation().model = self._question.model
@@ -173,7 +174,9 @@ class SharedAnswer(Response):
                     return False
                 if is_last and flight.error:  # told here too; a status told before says nothing
                     observation().note_error(flight.error)
-                if stamper and head["status"] == 200:
+                    if self._has_begun and head["status"] != 200:
+                        raise flight.error  # heartbeats went out: only an event can carry it
+                if stamper and head["status"] == 200 and not is_heartbeat(body):
                     body = stamper.feed(body, is_last=is_last)
                 await self._send(send, head, body, is_stamped=stamper is not None, is_last=is_last)
         return True
@@ -186,9 +189,7 @@ class SharedAnswer(Response):
         if not self._has_begun:
             self._has_begun = True
             await send(_without_length(head) if is_stamped else head)
-        elif head["status"] != 200:  # heartbeats went out: only an event can carry what came
-            body = b"data: " + body + b"\n\n"
-        self._has_content = self._has_content or not body.startswith(b":")  # no heartbeat
+        self._has_content = self._has_content or not is_heartbeat(body)
         await send(chunk(body, is_last=is_last))
 
 

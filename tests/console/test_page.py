@@ -4,7 +4,7 @@ import re
 
 import aiohttp
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 from pydantic import SecretStr
 
 from serve_app.auth import Guard
@@ -31,6 +31,25 @@ async def test_files_come_with_their_types_and_are_asked_for_again(stage: Stage)
             async with client.get(f"/console/{name}") as response:
                 assert response.status == 404
                 error_of(await response.read())
+
+
+async def test_the_description_needs_no_other_server(chromium: Browser, stage: Stage) -> None:
+    """It shares the console's origin, where a key is kept: nobody else's script runs there."""
+    context = await chromium.new_context()
+    try:
+        visit = Visit(await context.new_page(), stage.url)
+        answer = await visit.page.goto(f"{stage.url}/docs")
+        assert answer
+        assert "script-src 'self';" in answer.headers["content-security-policy"]
+        operation = visit.page.locator("[data-path='/v1/chat/completions']")
+        await expect(operation).to_be_visible()
+        await operation.click()
+        await expect(visit.page.get_by_text("Try it out").first).to_be_visible()
+        assert not visit.problems
+    finally:
+        await context.close()
+    async with aiohttp.ClientSession(stage.url) as client, client.get("/redoc") as response:
+        assert response.status == 404
 
 
 def test_no_address_of_elsewhere_is_named() -> None:

@@ -225,7 +225,7 @@ async def backend(
 @pytest.fixture(scope="session")
 async def haproxy(front: Front) -> AsyncIterator[proxied.Proxy]:
     """One for all tests, before the one server."""
-    front.app = proxied.in_replica(_nothing)
+    front.app = proxied.InReplica(_nothing)
     async with proxied.running(front.port) as proxy:
         yield proxy
 
@@ -239,7 +239,7 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 async def proxy(front: Front, backend: Backend, haproxy: proxied.Proxy) -> proxied.Proxy:
     """The real HAProxy in front of the backend's gateway, which runs as Serve's replica runs it."""
     app = build_http(backend.gateway, is_behind_serve=True)
-    front.app = proxied.in_replica(app)
+    front.app = proxied.InReplica(app)
     return haproxy
 
 

@@ -47,6 +47,8 @@ class Fault(StrEnum):
     END_WITHOUT_DONE = "end_without_done"  # after a proper finish_reason
     ABORT = "abort"  # finish_reason "abort"
     BAD_REQUEST = "bad_request"  # 400
+    REFUSED = "refused"  # also 400, and in a stream as its route tells a refusal, or does not
+    BROKEN_OFF = "broken_off"  # the connection, of one request: the engine lives
     DEAD = "dead"  # 500
 
 
@@ -58,8 +60,15 @@ DYING = (
     Fault.END_WITHOUT_DONE,
     Fault.ABORT,
 )
-_IN_THE_MIDDLE = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.ERROR_EVENT, Fault.RESET)
-_DEADLY = (Fault.DONE_WITHOUT_FINISH, Fault.DEATH_EVENT, Fault.RESET, Fault.ABORT, Fault.DEAD)
+_IN_THE_MIDDLE = (
+    Fault.DONE_WITHOUT_FINISH,
+    Fault.DEATH_EVENT,
+    Fault.ERROR_EVENT,
+    Fault.RESET,
+    Fault.BROKEN_OFF,
+)
+_DEADLY = (*DYING, Fault.RESET_BEFORE_ANSWER, Fault.DEAD)
+REFUSAL = "max_tokens is too large"
 # What the routes answer that generate nothing.
 COUNTED = {
     "/v1/embeddings": {
@@ -132,8 +141,9 @@ class FakeEngine:
             self.num_running -= 1
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if self.fault is Fault.BAD_REQUEST:
-            return _error(400, "max_tokens is too large", "BadRequestError")
+        is_stream = bool(body.get("stream"))
+        if self.fault is Fault.BAD_REQUEST or (self.fault is Fault.REFUSED and not is_stream):
+            return _error(400, REFUSAL, "BadRequestError")
         if self.fault is Fault.DEAD:
             return _error(500, DEATH, "InternalServerError")
         if self.fault is Fault.RESET_BEFORE_ANSWER or (
@@ -160,6 +170,10 @@ class FakeEngine:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         self.last_answer = b""
+        if self.fault is Fault.REFUSED:
+            events, is_broken = voice.refusal(REFUSAL)
+            await self._write_all(response, events)
+            return _reset(request) if is_broken else response
         await self._write_all(response, voice.first())
         for position, token in enumerate(self.tokens, start=1):
             await (self.slow_token if body.get("user") == "slow" else self.next_token).wait()
@@ -169,7 +183,7 @@ class FakeEngine:
                     voice.polite_death("".join(self.tokens[:2]))
                     if self.fault is Fault.DONE_WITHOUT_FINISH
                     else None
-                    if self.fault is Fault.RESET
+                    if self.fault in (Fault.RESET, Fault.BROKEN_OFF)
                     else voice.error(why)
                 )
                 if events is None:

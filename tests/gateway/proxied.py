@@ -60,19 +60,20 @@ def written(folder: Path, port: int, gateway_port: int | None = None) -> Path:
     return file
 
 
-def in_replica(app: ASGIApp) -> ASGIApp:
+class InReplica:
     """The application as Serve's replica runs it: behind its layer that names requests, and with
     the answer to HAProxy's question whether it is well."""
-    named: ASGIApp = RequestIdMiddleware(app)
 
-    async def replica(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._named = RequestIdMiddleware(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/-/healthz":
             await send(start(200, {"content-length": "0"}))
             await send(chunk(b"", is_last=True))
         else:
-            await named(scope, receive, send)
-
-    return replica
+            await self._named(scope, receive, send)
 
 
 @asynccontextmanager

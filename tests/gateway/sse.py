@@ -47,6 +47,12 @@ def check(content_type: str | None, raw: bytes, num_choices: int = 1) -> Stream:
     return stream
 
 
+def check_of(path: str, content_type: str | None, raw: bytes) -> Stream:
+    """Read a whole stream of the route."""
+    checks = {"/v1/responses": check_responses, "/v1/messages": check_messages}
+    return checks.get(path, check)(content_type, raw)
+
+
 def check_responses(content_type: str | None, raw: bytes) -> Stream:
     """Read a whole stream of `/v1/responses`.
 
@@ -95,6 +101,9 @@ def check_messages(content_type: str | None, raw: bytes) -> Stream:
     for name, data in _events(content_type, raw, stream):
         value = json.loads(data)
         assert value["type"] == name, (name, value)  # (1)
+        if name == "ping":
+            stream.num_heartbeats += 1
+            continue
         assert (name == "message_start") == (not stream.chunks) or name == "error"  # (2)
         stream.chunks.append(value)
         match name:
@@ -124,7 +133,7 @@ def check_messages(content_type: str | None, raw: bytes) -> Stream:
                 assert {"type", "message"} <= set(value["error"])
                 stream.error = value["error"]
             case _:
-                assert name in ("message_start", "ping"), name
+                assert name == "message_start", name
     assert stream.is_over, "a silent end"
     return stream
 
@@ -141,10 +150,10 @@ def _events(
     assert text.endswith("\n\n"), f"the last event is cut: {text[-80:]!r}"
     for event in text.removesuffix("\n\n").split("\n\n"):
         assert not stream.is_over, f"after the end: {event!r}"
-        if event.startswith(":"):
-            assert "\n" not in event, f"more than one line: {event!r}"
+        while event.startswith(":"):  # never alone: decoders take that for an empty event
+            comment, _, event = event.partition("\n")
+            assert event, f"a comment without an event: {comment!r}"
             stream.num_heartbeats += 1
-            continue
         name = None
         if event.startswith("event: "):
             line, _, event = event.partition("\n")

@@ -19,7 +19,9 @@ OPEN = {
     "/health/ready",
     "/",
     "/console/{path:path}",
-}  # the page itself, not what it asks
+    "/docs",
+    "/docs/{path:path}",
+}  # the pages themselves, not what they ask
 
 
 def guard(settings: Settings, *, users: list[str], admins: list[str], **http: Any) -> Guard:

@@ -150,8 +150,8 @@ async def test_an_unknown_route_is_404(backend: Backend, path: str) -> None:
     [
         ("GET", CHAT, "POST"),
         ("PUT", CHAT, "POST"),
-        ("POST", "/health", "GET"),
-        ("DELETE", "/models", "GET"),
+        ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/models", "GET, HEAD"),
         ("GET", "/admin/switch", "POST"),
         ("PATCH", "/admin/lease", "DELETE, POST"),
     ],

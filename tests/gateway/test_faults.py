@@ -109,7 +109,7 @@ async def test_a_stream_that_waits_for_a_dead_engine_s_successor_gets_heartbeats
     gone = await backend.serving(epoch=1)
     await gone.stop()
     async with asyncio.timeout(5), await backend.chat(stream=True) as response:
-        head = await response.content.readuntil(b"\n\n")
+        head = await response.content.readline()
         assert backend.admission.view is not None
         assert backend.admission.view.state is State.SERVING
         await backend.serving(epoch=2)
@@ -141,14 +141,10 @@ async def test_an_engine_that_stays_away_is_503_at_the_deadline(backend: Backend
     assert error_of(body)["code"] == "engine_restarting"
 
 
-@pytest.mark.parametrize("header", [{}, {"X-Request-Timeout-Seconds": "0"}])
 @pytest.mark.parametrize("limits", [{"request_timeout_s": 0.3}])
-async def test_a_silent_engine_is_cut_at_the_request_s_timeout(
-    backend: Backend, header: dict[str, str]
-) -> None:
-    """504 before the first byte, an error event after it, and no client can lift it."""
+async def test_a_silent_engine_is_cut_at_the_request_s_timeout(backend: Backend) -> None:
+    """504 before the first byte, and an error event after it."""
     engine = await backend.serving()
-    backend.client.headers.update(header)
     engine.first_byte.clear()
     for stream in (False, True):
         began = time.monotonic()

@@ -1,5 +1,7 @@
 """The configuration that Ray writes for HAProxy, mended: valid, and what was open is closed."""
 
+import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def test_leaving_is_seen(written: Path) -> None:
     after = mend(before, written.parent)
     assert "option abortonclose" in after
     assert "option splice-request" not in after
+
+
+def test_the_second_address_outlives_a_reload(written: Path, tmp_path: Path) -> None:
+    """Ray has the old HAProxy hold its ports until the new one has taken them over; where another
+    program holds this one from the start, it is not ours."""
+    text = written.read_text()
+    assert mend(text, written.parent).count("bind [::1]:") == 1
+    port = int(re.findall(r"bind 127\.0\.0\.1:(\d+)", text)[0])
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert mend(text, written.parent).count("bind [::1]:") == 1
+        (tmp_path / "other").mkdir()
+        assert "bind [::1]:" not in mend(text, tmp_path / "other")
 
 
 def test_haproxy_takes_the_mended_file(written: Path) -> None:

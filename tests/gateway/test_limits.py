@@ -243,10 +243,14 @@ async def test_headers_without_end_are_431(backend: Backend) -> None:
         assert error_of(await response.read())["code"] == "headers_too_large"
 
 
-async def test_a_client_can_not_hide_its_leaving(backend: Backend) -> None:
-    """With this header Serve's proxy would not tell, and the engine would go on for nobody."""
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("X-Request-Disconnect-Disabled", "?1"), ("X-Request-Timeout-Seconds", "2")],
+)
+async def test_a_client_can_not_steer_serve(backend: Backend, name: str, value: str) -> None:
+    """Serve's proxy would not tell that it leaves, or cut its stream without a word."""
     await backend.serving()
-    headers = {"X-Request-Disconnect-Disabled": "?1"}
+    headers = {name: value}
     async with backend.client.get("/health", headers=headers) as response:
         assert response.status == 400
         error_of(await response.read())

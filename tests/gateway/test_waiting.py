@@ -47,7 +47,7 @@ async def test_a_waiting_stream_gets_heartbeats(backend: Backend) -> None:
     """The first comes within two seconds, and the answer follows in the same stream."""
     began = time.monotonic()
     async with await backend.chat(stream=True) as response:
-        head = await response.content.readuntil(b"\n\n")
+        head = await response.content.readline()
         assert time.monotonic() - began < 2
         assert head.startswith(b": ")
         await backend.serving(A)

@@ -47,6 +47,11 @@ class Chat:
         error = json.dumps({"error": {"message": message, "type": "x", "code": 500}})
         return [f"data: {error}\n\n".encode(), *self.done()]
 
+    def refusal(self, message: str) -> tuple[list[bytes], bool]:
+        """What is sent of a stream that is refused, and whether the connection then breaks."""
+        error = json.dumps({"error": {"message": message, "type": "x", "code": 400}})
+        return [f"data: {error}\n\n".encode(), *self.done()], False
+
     def done(self) -> list[bytes]:
         return [b"data: [DONE]\n\n"]
 
@@ -109,6 +114,8 @@ class _Named:
 class Responses(_Named):
     """`/v1/responses`"""
 
+    last_event = "response.completed"
+
     def plain(self, text: str, reason: str) -> bytes:
         return json_bytes(self._response("completed", text))
 
@@ -135,11 +142,14 @@ class Responses(_Named):
         ]
 
     def done(self) -> list[bytes]:
-        response = self._response("completed", self._text)
-        return [self._numbered("response.completed", {"response": response})]
+        response = self._response(self.last_event.removeprefix("response."), self._text)
+        return [self._numbered(self.last_event, {"response": response})]
 
     def error(self, message: str) -> list[bytes] | None:
         return None  # vLLM's generator raises, and the connection is cut
+
+    def refusal(self, message: str) -> tuple[list[bytes], bool]:
+        return self.first()[:2], True
 
     def _numbered(self, name: str, value: dict[str, Any]) -> bytes:
         head = {"sequence_number": self._num_events, "output_index": 0, "content_index": 0}
@@ -199,6 +209,9 @@ class Messages(_Named):
         """Its converter can not read chat's error event, says so, and stops."""
         text = "4 validation errors for ChatCompletionStreamResponse\nid\n  Field required"
         return [self._event("error", {"error": {"type": "internal_error", "message": text}})]
+
+    def refusal(self, message: str) -> tuple[list[bytes], bool]:
+        return self.error(message), False
 
     def _message(self) -> dict[str, Any]:
         return {
