@@ -33,6 +33,8 @@ from deployments.switch_metrics import SwitchMetrics
 from deployments.view import FailedLoad, LeaseView, View
 from serve_app.settings import Settings
 
+_SPARE_S = 30.0
+
 logger = logging.getLogger("llm_backend.switchboard")
 
 
@@ -58,6 +60,8 @@ class Conductor:
             min_resident_s=switching.min_resident_s,
             probation_s=switching.probation_s,
             failed_retry_s=switching.failed_retry_s,
+            # the host's own limit is told first, with what it waited for
+            load_timeout_s=switching.load_timeout_s + _SPARE_S,
             idle_unload_s={
                 target: switching.idle_unload_s[spec.name]
                 for target, spec in settings.targets.items()
@@ -77,6 +81,7 @@ class Conductor:
         self.view = self._make_view(0)
         self._changed = asyncio.Event()  # set, and replaced, with each change that is told
         self._wake = asyncio.Event()
+        self._preparing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._start())
         self._spawn(self._keep_time())
@@ -174,7 +179,8 @@ class Conductor:
                 await self._prepare(ticket_id, model)
             case Unload(epoch, model, parting):
                 try:
-                    await self._host.release(model, parting)
+                    async with asyncio.timeout(self.machine.policy.load_timeout_s):
+                        await self._host.release(model, parting)
                 except Exception:  # the lock on the place guards the next load
                     logger.exception("could not release %s", model)
                 self.machine.unloaded(time.monotonic(), epoch)
@@ -183,7 +189,15 @@ class Conductor:
         self.settle()
 
     async def _prepare(self, ticket_id: str, model: str) -> None:
-        problem = await problem_of(self._host.prepare(model), model)
+        if model in self._preparing:  # its threads hang; more of them would stop everything else
+            message = f"the files of {model} are still being read for an earlier switch"
+            self.machine.refused(time.monotonic(), ticket_id, Problem("prepare_timeout", message))
+            return
+        self._preparing.add(model)
+        try:
+            problem = await problem_of(self._host.prepare(model), model)
+        finally:
+            self._preparing.discard(model)
         if problem:
             self.machine.refused(time.monotonic(), ticket_id, problem)
         else:

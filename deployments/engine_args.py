@@ -12,12 +12,14 @@ import psutil
 
 from serve_app.settings import GPU_ONLY, EngineSettings, ModelSpec
 
-# Environment of every engine: no network, no usage reports.
-OFFLINE = {
+# Environment of every engine, and of the standby it is forked from, as vLLM reads some of it as it
+# is imported: no network, no usage reports, and no fewer stop strings than the gateway takes.
+EVERY_ENGINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "VLLM_MAX_STOP_STRINGS": "16",
 }
 
 # On the CPU the worker can live in the engine core's process: one import of vLLM less, and a start
@@ -70,13 +72,16 @@ def _generation_flags(engine: EngineSettings) -> list[str]:
     flags = [f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}"]
     if engine.tool_call_parser:
         flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
+        # Every tool's arguments are held to its schema, as if it said `strict: true`; left free, a
+        # small model writes what no client can parse.
+        flags.append("--tool-strict-level=parameter")
     return flags
 
 
 def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False) -> dict[str, str]:
     """What the engine's environment holds besides what it inherits."""
     return (
-        OFFLINE
+        EVERY_ENGINE
         | ({} if device == "cuda" else _CPU_ENV | {"OMP_NUM_THREADS": str(_num_threads())})
         | (_SLEEP_ENV if can_sleep else {})
         | spec.env

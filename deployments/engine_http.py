@@ -5,8 +5,8 @@ from pathlib import Path
 import aiohttp
 
 
-def engine_session(socket: Path, timeout_s: float) -> aiohttp.ClientSession:
-    """A session for a question or two, each of which fails after `timeout_s`."""
+def engine_session(socket: Path, timeout_s: float | None) -> aiohttp.ClientSession:
+    """A session for a question or two; each fails after `timeout_s`, if that is not None."""
     return aiohttp.ClientSession(
         connector=aiohttp.UnixConnector(path=str(socket)),
         timeout=aiohttp.ClientTimeout(total=timeout_s),

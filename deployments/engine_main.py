@@ -7,8 +7,10 @@ the standby, which has imported everything already.
 
 import copy
 import importlib
+import logging
 import os
 import sys
+import traceback
 from typing import Any
 
 # What a start imports, one way or another: 8 s of an engine's start on two cores.
@@ -64,6 +66,20 @@ _CONTEXT_USERS = (
     "vllm.v1.engine.utils",
     "vllm.v1.engine.coordinator",
     "vllm.v1.executor.multiproc_executor",
+)
+# Loggers that meet what clients send, by vLLM 0.32's modules.
+_ABOUT_REQUESTS = (
+    "vllm.entrypoints.anthropic",
+    "vllm.entrypoints.chat_utils",
+    "vllm.entrypoints.generate",
+    "vllm.entrypoints.openai",
+    "vllm.entrypoints.serve",
+    "vllm.multimodal",
+    "vllm.parser",
+    "vllm.renderers",
+    "vllm.tool_parsers",
+    "vllm.v1.structured_output",
+    "uvicorn.error",
 )
 _NUM_COPIES = 2  # of its tokenizer, which a renderer makes: `renderer_num_workers` + 1
 
@@ -145,6 +161,26 @@ def _copy_ahead(inner: Any) -> None:
         inner.__deepcopy__ = _CopiesAhead(get_cached_tokenizer(copy.copy(inner)))
 
 
+class NoRequestText(logging.Filter):
+    """Keeps what clients send out of the log: of a warning or error about a request, the fixed text
+    stays, and where it came from; its arguments and the exception's words do not."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING and record.name.startswith(_ABOUT_REQUESTS):
+            record.msg, record.args = str(record.msg), ()
+            if record.exc_info and record.exc_info[0]:
+                kind, _, frames = record.exc_info
+                record.msg += f"\n{''.join(traceback.format_tb(frames))}{kind.__name__}"
+                record.exc_info = record.exc_text = None
+        return True
+
+
+def _keep_requests_out_of_log() -> None:
+    for handler in logging.getLogger("vllm").handlers:
+        handler.addFilter(NoRequestText())
+    logging.getLogger("uvicorn.error").addFilter(NoRequestText())
+
+
 def serve(flags: list[str]) -> None:
     """Serve with vLLM's command line `flags` until SIGTERM."""
     os.umask(0o077)  # the socket is for this user only
@@ -152,6 +188,7 @@ def serve(flags: list[str]) -> None:
     # name; this module is what it calls.
     from vllm.entrypoints.launchers.api_server.entry import main
 
+    _keep_requests_out_of_log()
     sys.argv = ["llm-backend-engine", *flags]
     main()
 

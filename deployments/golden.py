@@ -16,6 +16,7 @@ changed under the same name are to be compared, not recorded anew.
 
 import hashlib
 import json
+import logging
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,8 @@ from deployments.golden_probe import Record, probe_for
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from deployments.whole_file import write_whole
 from serve_app.settings import ModelSpec
+
+logger = logging.getLogger("llm_backend.model_server")
 
 _FINGERPRINTED = ("config.json", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
 
@@ -57,11 +60,11 @@ class GoldenAnswer:
         self._folder, self._device = folder, device
         self._file = home / "golden" / f"{spec.target}.json"
 
-    async def verify(self, socket: Path, timeout_s: float) -> None:
+    async def verify(self, socket: Path, timeout_s: float | None) -> None:
         """Ask the engine at `socket`, and compare; record where nothing is recorded yet.
 
         Raises:
-            EngineFailed: no answer within `timeout_s`, or a wrong one.
+            EngineFailed: no answer within `timeout_s` (None: no limit), or a wrong one.
         """
         answer = await self._ask(socket, timeout_s)
         try:
@@ -85,7 +88,7 @@ class GoldenAnswer:
         """Of one load: the checkpoint is not read again by the questions that come later."""
         return fingerprint(self._spec, self._folder, self._device)
 
-    async def _ask(self, socket: Path, timeout_s: float) -> Any:
+    async def _ask(self, socket: Path, timeout_s: float | None) -> Any:
         name = self._spec.name
         try:
             async with (
@@ -115,9 +118,12 @@ class GoldenAnswer:
             return None
 
     def _save(self, answer: Record) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         kept = {"fingerprint": self._fingerprint, "answer": answer}
-        write_whole(self._file, json.dumps(kept, indent=1))
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, json.dumps(kept, indent=1))
+        except OSError as exc:  # the next start compares with the same of its own
+            logger.warning("%s cannot be written: %s", self._file, exc.strerror)
 
 
 def _vllm_version() -> str:

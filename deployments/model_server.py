@@ -29,8 +29,6 @@ from deployments.vllm_engine import VllmEngine
 from serve_app import journal
 from serve_app.settings import ModelSpec, Settings
 
-# The first answer of a fresh engine on a GPU compiles kernels.
-_FIRST_ANSWER_TIMEOUT_S = 120.0
 # What an engine keeps of the card while it sleeps. Source: published figures, 0.4 to 1.2 GiB.
 _SLEEPER_BYTES = int(1.2 * 2**30)
 
@@ -68,6 +66,13 @@ class ModelServer:
                     yield event
             except (EngineFailed, CheckpointProblem) as exc:
                 yield self._told_gone(epoch, exc.problem)
+                return
+            except OSError as exc:
+                logger.exception("could not start %s", target)
+                await self.release()
+                what = f"{exc.strerror or type(exc).__name__} ({exc.filename or 'no file named'})"
+                problem = Problem("disk_problem", f"{target} could not be started: {what}")
+                yield self._told_gone(epoch, problem)
                 return
         engine = self._engine
         assert engine is not None
@@ -148,7 +153,7 @@ class ModelServer:
         engine, golden = self._engine, self._golden
         assert engine is not None
         assert golden is not None
-        await golden.verify(engine.socket, _FIRST_ANSWER_TIMEOUT_S)
+        await watchdog.first_answer(engine.socket, engine.pid, golden, self._settings.probing)
         logger.info("engine verified", extra={"model": self._model, "epoch": engine.epoch})
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
         if self._old_port:
@@ -156,7 +161,7 @@ class ModelServer:
 
     async def _watch(self, engine: VllmEngine, golden: GoldenAnswer) -> None:
         """Kill the engine when it no longer works; its end is then told with the reason."""
-        problem = await watchdog.watch(engine.socket, golden, self._settings.probing)
+        problem = await watchdog.watch(engine.socket, engine.pid, golden, self._settings.probing)
         if not engine.ended.is_set():
             self._problem = problem
             engine.kill()

@@ -98,8 +98,11 @@ class Policy:
     min_resident_s: float
     probation_s: float
     failed_retry_s: float
+    load_timeout_s: float = 600.0  # to prepare a model; to load and verify it
     cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
-    gateway_ttl_s: float = 15.0  # a gateway silent this long is gone, and its requests with it
+    # A gateway silent this long is gone, and its requests with it. It speaks every five seconds,
+    # less often where other programs have the cores.
+    gateway_ttl_s: float = 60.0
     retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
     idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> unused this long
 
@@ -249,6 +252,7 @@ class Residency:
         self._effects: list[Effect] = []
         self._last_load: tuple[Ticket, float] | None = None  # whose engine may be on probation
         self._drain_deadline = 0.0
+        self._answer_deadline = math.inf  # of the effect that the running switch waits for
         self._all_known_at = -math.inf  # by then every living gateway has been heard of
         self._num_retries = 0
         self._retry_at: float | None = None
@@ -449,6 +453,7 @@ class Residency:
         else:
             assert self.holder is not None
             self.state = State.DRAINING
+            self._answer_deadline = math.inf
             self._left_at[self.holder] = now
             self._num_retries = 0  # an engine has worked since
             self._drain_deadline = now + ticket.drain_timeout_s
@@ -535,6 +540,8 @@ class Residency:
             del self._gateways[name]
         if self.state is State.DRAINING:
             self._advance_drain(now)
+        if now >= self._answer_deadline:
+            self._give_up_waiting(now)
         self._end_lease_in_time(now)
         for consider in (self._consider_demand, self._consider_idle, self._consider_retry):
             if self.running is None and not self.queue:
@@ -542,6 +549,20 @@ class Residency:
         if self.running is None and self.queue:
             self._begin(now, self.queue.pop(0))
         self._grant_lease(now)
+
+    def _give_up_waiting(self, now: float) -> None:
+        """The running switch's effect has no answer in its time, as with a disk that hangs; one
+        that comes later is not heard."""
+        self._answer_deadline = math.inf
+        ticket = self.running
+        assert ticket is not None
+        seconds = f"{self.policy.load_timeout_s:.0f} s"
+        if ticket.phase is Phase.PREPARING:
+            message = f"the files of {ticket.target} could not be read in {seconds}"
+            self.refused(now, ticket.id, Problem("prepare_timeout", message))
+        elif self.state in (State.LOADING, State.VERIFYING):
+            message = f"{self.holder} was not ready in {seconds}"
+            self._load_failed(now, Problem("load_timeout", message))
 
     def _advance_drain(self, now: float) -> None:
         is_drained = now >= self._all_known_at and all(
@@ -632,14 +653,19 @@ class Residency:
         if ticket.target is None:
             self.prepared(now, ticket.id)
         else:
-            self._effects.append(Prepare(ticket.id, ticket.target))
+            self._ask(now, Prepare(ticket.id, ticket.target))
 
     def _unload(self, now: float, parting: Parting = Parting.END) -> None:
         assert self.holder is not None
         self.state = State.UNLOADING
         if self.running:
             self.running.enter(Phase.UNLOADING, now)
+        self._answer_deadline = math.inf  # whoever carries it out bounds it
         self._effects.append(Unload(self.epoch, self.holder, parting))
+
+    def _ask(self, now: float, effect: Effect) -> None:
+        self._effects.append(effect)
+        self._answer_deadline = now + self.policy.load_timeout_s
 
     def _load_target(self, now: float, ticket: Ticket) -> None:
         assert ticket.target is not None
@@ -652,10 +678,11 @@ class Residency:
         self.state, self.holder = State.LOADING, model
         self.is_cut = False
         ticket.enter(Phase.LOADING, now)
-        self._effects.append(Load(self.epoch, model))
+        self._ask(now, Load(self.epoch, model))
 
     def _serve(self, now: float, model: str, endpoint: str) -> None:
         self.state, self.holder, self.endpoint = State.SERVING, model, endpoint
+        self._answer_deadline = math.inf
         self.serving_since = now
         self._learn_arrivals(now, model)
         self.desired = model
@@ -729,6 +756,7 @@ class Residency:
         ticket.enter(phase, now)
         if self.running is ticket:
             self.running = None
+            self._answer_deadline = math.inf
         if ticket.target is None and outcome is Outcome.DONE:
             self.desired = None
         if self.state is State.LOST:  # the engine died while the switch was being prepared
@@ -802,6 +830,8 @@ class Residency:
     def _deadlines(self, now: float) -> Iterator[float]:
         for gateway in self._gateways.values():
             yield gateway.last_seen + self.policy.gateway_ttl_s
+        if self._answer_deadline < math.inf:
+            yield self._answer_deadline
         if self.state is State.DRAINING:
             yield self._drain_deadline + (self.policy.cut_grace_s if self.is_cut else 0)
             yield self._all_known_at

@@ -26,9 +26,12 @@ from deployments.vllm_engine import standby_environment
 from deployments.vram import Plan
 from serve_app.settings import Settings
 
-_SCALE_TIMEOUT_S = 30.0
+# For what takes Serve seconds, and up to twenty times as long where other programs have the cores.
+_SCALE_TIMEOUT_S = 120.0
 # Its imports take 8 s on two idle cores, and a plain start three times that.
 _STANDBY_READY_S = 45.0
+_CLEARED_S = 60.0  # an engine is killed after its own time, and what is left of it cleared
+_DESCRIBE_S = 60.0
 _STRAYS_S = 2.0  # between two looks for replicas that nobody asked for, while a model loads
 _SPARE_AFTER_S = 2.0  # its imports would slow the first answers of the new model
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -160,7 +163,7 @@ class ServeHost:
 
     async def _put_to_sleep(self, model: str) -> bool:
         with suppress(RayError, RayServeException, TimeoutError):
-            bound_s = 2 * self._settings.switching.unload_timeout_s + 5
+            bound_s = 2 * self._settings.switching.unload_timeout_s + _CLEARED_S
             is_asleep: bool = await asyncio.wait_for(self._servers[model].rest.remote(), bound_s)
             return is_asleep
         return False
@@ -232,7 +235,7 @@ class ServeHost:
 
     async def _end_replica(self, model: str) -> None:
         """Returns when nothing of its engine is left; the replica itself may be about to end."""
-        bound_s = self._settings.switching.unload_timeout_s + 5
+        bound_s = self._settings.switching.unload_timeout_s + _CLEARED_S
         replicas = await self._scaler.replicas()
         has_ended = False
         # A dead replica can not answer, and its engine's supervisor ends the engine.
@@ -255,7 +258,9 @@ class ServeHost:
             is_usable = True
             if replicas[name].num_running:
                 try:
-                    held = await asyncio.wait_for(self._servers[name].describe.remote(), 10)
+                    held = await asyncio.wait_for(
+                        self._servers[name].describe.remote(), _DESCRIBE_S
+                    )
                 except (RayError, RayServeException, TimeoutError):
                     is_usable = False
             if held and held.is_asleep:

@@ -33,6 +33,7 @@ from deployments.ready_tokenizers import ReadyTokenizers
 
 _MAX_MESSAGE_BYTES = 1 << 20
 _READY = b"ready\n"
+_MESSAGE_S = 10.0  # for a message that takes no time where the cores are free
 _RESTART_PAUSE_S = 30.0
 _LOCK_RETRY_S = 0.5
 _LISTENS_RETRY_S = 0.05
@@ -56,7 +57,7 @@ def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> int:
     """
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.settimeout(1)
+        client.settimeout(_MESSAGE_S)
         try:
             client.connect(str(path))
             peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
@@ -214,7 +215,7 @@ def _take_request(listener: socket.socket, own_lock: int, tokenizers: ReadyToken
     fds: list[int] = []
     request = None
     with connection, contextlib.suppress(OSError, ValueError):
-        connection.settimeout(1)
+        connection.settimeout(_MESSAGE_S)
         message, fds, _, _ = socket.recv_fds(connection, _MAX_MESSAGE_BYTES, 3)
         request = json.loads(message)
     if request and len(fds) == 3:

@@ -69,7 +69,7 @@ def _start(libc: ctypes.CDLL, lock_fd: int, log: str, engine: Callable[[], None]
         os.setsid()  # its own process group, which a signal can reach as a whole
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:
-            log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            log_fd = _open_log(log)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log_fd, 1)
             os.dup2(log_fd, 2)
@@ -83,9 +83,17 @@ def _start(libc: ctypes.CDLL, lock_fd: int, log: str, engine: Callable[[], None]
         sys.excepthook(*sys.exc_info())
         code = 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the log's disk is full
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
+
+
+def _open_log(log: str) -> int:
+    try:
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError:  # on a full disk none can be made; the engine serves all the same
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _wait_for_end(pid: int, grace_s: float) -> int:

@@ -7,6 +7,7 @@ or dying, ends the engine. The supervisor's end is the proof that nothing of it 
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import psutil
 
 from deployments import place, supervisor
 from deployments.engine import EngineFailed
-from deployments.engine_args import OFFLINE, engine_environment, engine_flags
+from deployments.engine_args import EVERY_ENGINE, engine_environment, engine_flags
 from deployments.engine_http import engine_session
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine, socket_path
@@ -28,8 +29,12 @@ from serve_app.settings import ModelSpec
 
 ENGINE_SITE = Path(__file__).parent / "engine_site"
 _POLL_S = 0.05
-_STANDBY_TIMEOUT_S = 10.0  # it forks in milliseconds, but may first read a tokenizer (1 s)
-_SCRIPT_TIMEOUT_S = 20.0
+# For what takes a second at most (a tokenizer is read) where the cores are free, and twenty times
+# that where other programs have them.
+_STANDBY_TIMEOUT_S = 60.0
+_SCRIPT_TIMEOUT_S = 60.0
+_HEALTH_TIMEOUT_S = 10.0
+_CLEARED_S = 60.0  # from an engine's SIGKILL until its supervisor gives the place up
 _DROPPED = {
     "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers
     # an engine checks no keys
@@ -37,8 +42,20 @@ _DROPPED = {
     "LLM_BACKEND_ADMIN_KEY",
     "LLM_BACKEND_CACHE_URL",
 }
-# Not one that is only quoted, as vLLM quotes one in its advice on the limit of open files.
-_ERROR_LINE = re.compile(r"(?<!`)\b(\w*(?:Error|Exception|Interrupt)): (.{3,})")
+# A line of a traceback, printed or logged; not a warning, nor one that only quotes an error.
+_ERROR_LINE = re.compile(
+    r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]\n]*\] )?([\w.]*(?:Error|Exception|Interrupt): .{3,})$",
+    re.MULTILINE,
+)
+# What a serving engine is known to die of, by its log's own lines, and what is said of it: clients'
+# text gets into that log too, so none of it is repeated.
+_KNOWN_CAUSES = (
+    (r"torch\.(?:cuda\.)?OutOfMemoryError: ", "the GPU's memory was full"),
+    (r"torch\.AcceleratorError: |RuntimeError: CUDA error: ", "the GPU reported an error"),
+    (r"MemoryError$", "the host's memory was full"),
+)
+
+logger = logging.getLogger("llm_backend.model_server")
 
 
 def base_environment() -> dict[str, str]:
@@ -49,7 +66,7 @@ def base_environment() -> dict[str, str]:
 
 def standby_environment() -> dict[str, str]:
     """What the standby imports in; a fork of it gets its engine's own."""
-    return base_environment() | OFFLINE
+    return base_environment() | EVERY_ENGINE
 
 
 class VllmEngine:
@@ -62,6 +79,7 @@ class VllmEngine:
         self.pid = 0
         self.is_forked = False  # from the standby
         self.ended = asyncio.Event()
+        self._was_ready = False
         self.exit_code: int | None = None
         self._home = home
         self.socket = home / "run" / f"{spec.name}-{epoch}.sock"
@@ -79,7 +97,7 @@ class VllmEngine:
         Raises:
             EngineFailed: the place is taken, or the process could not be started.
         """
-        lock_fd = await place.take_place(self._lock_file, timeout_s=grace_s + 5)
+        lock_fd = await place.take_place(self._lock_file, timeout_s=grace_s + _CLEARED_S)
         try:
             self._prepare_files()
             flags = [f"--uds={self.socket}", *self._flags(checkpoint, device)]
@@ -159,12 +177,13 @@ class VllmEngine:
             except TimeoutError:
                 continue
             raise EngineFailed(self.why_ended())
+        self._was_ready = True
 
     async def is_answering(self) -> bool:
-        """Whether `GET /health` on the engine's socket answers 200 within a second."""
+        """Whether `GET /health` on the engine's socket answers 200."""
         try:
             async with (
-                engine_session(self.socket, 1) as session,
+                engine_session(self.socket, _HEALTH_TIMEOUT_S) as session,
                 session.get("http://engine/health") as response,
             ):
                 return response.status == 200
@@ -209,11 +228,14 @@ class VllmEngine:
             os.killpg(self.pid, signal.SIGKILL)
 
     def why_ended(self) -> Problem:
-        """The engine's own last error line, else its exit code."""
+        """Its exit code or signal, and (1) the last error that it logged before it was ready, as no
+        client had written to its log then, or (2) one of the known causes."""
         code = self.exit_code
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else "ended"
-        line = self._last_error_line()
-        detail = f": {line}" if line else f" with exit code {code}" if code else ""
+        how = "ended" if not code else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code}"
+        cause = self._known_cause() if self._was_ready else self._last_error_line()
+        detail = f": {cause}" if cause else ""
         return Problem("engine_ended", f"the engine of {self.spec.name} {how}{detail}")
 
     def _prepare_files(self) -> None:
@@ -222,10 +244,14 @@ class VllmEngine:
         whose = self.spec.name if self._can_sleep else "*"  # all whose place is ours now are dead
         for dead in self.socket.parent.glob(f"{whose}-[0-9]*.sock"):
             dead.unlink(missing_ok=True)
-        journal.keep_bounded(self._log)
-        with self._log.open("a") as log:
-            log.write(f"=== {self.spec.name}, epoch {self.epoch} ===\n")
-            self._log_offset = log.tell()
+        self._log_offset = 0
+        try:  # an engine runs without a log, too
+            journal.keep_bounded(self._log)
+            with self._log.open("a") as log:
+                self._log_offset = log.tell()
+                log.write(f"=== {self.spec.name}, epoch {self.epoch} ===\n")
+        except OSError as exc:
+            logger.warning("the log %s cannot be written: %s", self._log, exc.strerror)
 
     def _environment(self, device: str) -> dict[str, str]:
         return base_environment() | engine_environment(self.spec, device, can_sleep=self._can_sleep)
@@ -255,13 +281,16 @@ class VllmEngine:
         status = json.loads(first)
         self.pid = status["pid"]
         self._stop_pipe = pipes.take_stop_write()
-        place.note_holder(
-            self._lock_file,
-            model=self.spec.name,
-            epoch=self.epoch,
-            supervisor=status["supervisor"],
-            session=self.pid,
-        )
+        try:
+            place.note_holder(
+                self._lock_file,
+                model=self.spec.name,
+                epoch=self.epoch,
+                supervisor=status["supervisor"],
+                session=self.pid,
+            )
+        except OSError as exc:  # it only tells others whose the place is; the lock is held
+            logger.warning("%s cannot be written: %s", self._lock_file, exc.strerror)
         self._reader = loop.create_task(self._read_to_end(reader))
 
     async def _read_to_end(self, reader: asyncio.StreamReader) -> None:
@@ -290,7 +319,13 @@ class VllmEngine:
             self._stop_pipe = -1
 
     def log_text(self) -> str:
-        """What this engine has logged."""
+        """What this engine has logged; nothing where that cannot be read."""
+        try:
+            return self._read_log()
+        except OSError:
+            return ""
+
+    def _read_log(self) -> str:
         with self._log.open("rb") as log:
             has_begun_anew = log.seek(0, os.SEEK_END) < self._log_offset  # see `keep_logs_bounded`
             log.seek(0 if has_begun_anew else self._log_offset)
@@ -299,8 +334,16 @@ class VllmEngine:
     def _last_error_line(self) -> str:
         found = _ERROR_LINE.findall(self.log_text()[-200_000:])
         # the engine core's error is the cause; what the API server says of it comes after
-        causes = [f"{kind}: {what}" for kind, what in found if "See root cause" not in what]
+        causes = [line for line in found if "See root cause" not in line]
         return causes[-1][:300] if causes else ""
+
+    def _known_cause(self) -> str:
+        log = self.log_text()[-200_000:]
+        for pattern, cause in _KNOWN_CAUSES:
+            line = rf"^\(EngineCore pid=\d+\) (?:ERROR [^\]\n]*\] )?(?:{pattern})"
+            if re.search(line, log, re.MULTILINE):
+                return cause
+        return ""
 
 
 class _Pipes:

@@ -1,80 +1,163 @@
 """Finds an engine that has stopped working while its health check still says 200.
 
-While the engine is idle, its known question is asked now and then. While it is busy, a question
-would only queue; then its own token counters must move.
+An idle engine is asked its known question now and then. Whether one that owes an answer is dead or
+only slow is judged by what it does (`liveness.py`), never by how long the answer takes.
 """
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments import place
 from deployments.engine import EngineFailed
 from deployments.engine_http import engine_session
 from deployments.golden import GoldenAnswer
+from deployments.liveness import Judge, Look
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from serve_app.settings import Probing
 
-_MAX_SILENT = 2  # a machine that is busy with something else makes one answer late
+_MAX_ERRORS = 2  # a question that meets an error is asked once more
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-_PROGRESS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+# What changes with the steps of a long prompt too, whose tokens are counted when all are read.
+_PROGRESS = (
+    *_BUSY,
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:kv_cache_usage_perc",
+)
 
 
-@dataclass(frozen=True)
-class Load:
-    """An engine's own counts."""
-
-    num_requests: float  # running and waiting
-    num_tokens: float  # read and written since its start
-
-
-def read_load(metrics: str) -> Load:
-    """The counts in a page of vLLM's metrics."""
-    num_requests = num_tokens = 0.0
+def read_counts(metrics: str) -> dict[str, float]:
+    """The engine's own counts in a page of vLLM's metrics."""
+    counts = dict.fromkeys(_PROGRESS, 0.0)
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
-            num_requests += sample.value * (sample.name in _BUSY)
-            num_tokens += sample.value * (sample.name in _PROGRESS)
-    return Load(num_requests, num_tokens)
+            if sample.name in counts:
+                counts[sample.name] += sample.value
+    return counts
 
 
-async def watch(socket: Path, golden: GoldenAnswer, probing: Probing) -> Problem:
-    """Watch until something is wrong; returns what."""
+async def first_answer(socket: Path, session: int, golden: GoldenAnswer, probing: Probing) -> None:
+    """Ask a fresh engine its known question, for as long as it works on it. Raises EngineFailed."""
+    question = _start(golden.verify(socket, None))
+    watching = _start(watch(socket, session, golden, probing, question))
+    try:
+        await asyncio.wait({question, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not question.done():
+            raise EngineFailed(watching.result())
+        await question
+    finally:
+        for task in (question, watching):
+            task.cancel()
+        await asyncio.gather(question, watching, return_exceptions=True)
+
+
+async def watch(
+    socket: Path,
+    session: int,
+    golden: GoldenAnswer,
+    probing: Probing,
+    question: asyncio.Task[None] | None = None,
+) -> Problem:
+    """Watch until something is wrong; returns what.
+
+    `session`: the engine's session id, which is its API server's pid. `question`: one that is open.
+    """
     loop = asyncio.get_running_loop()
-    last = Load(0, -1)
-    moved_at = loop.time()
-    num_silent = 0
-    while True:
-        await asyncio.sleep(probing.interval_s)
-        try:
-            load = await _ask_load(socket, probing.timeout_s)
-            if load.num_requests == 0:
-                await golden.verify(socket, probing.timeout_s)
-                moved_at = loop.time()
-            elif load.num_tokens != last.num_tokens:
-                moved_at = loop.time()
-            elif loop.time() - moved_at > probing.stuck_after_s:
-                return Problem(
-                    "engine_stuck",
-                    f"the engine has made no token for {probing.stuck_after_s:.0f} s "
-                    f"with {load.num_requests:.0f} requests",
-                )
-            last, num_silent = load, 0
-            continue
-        except EngineFailed as exc:
-            problem = exc.problem
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            problem = Problem("engine_mute", f"the engine does not answer ({type(exc).__name__})")
-        num_silent += 1
-        if problem.code == GOLDEN_MISMATCH or num_silent == _MAX_SILENT:
-            return problem
+    judge = Judge(probing.still_after_s, probing.stuck_after_s)
+    work = _Work(session)
+    num_errors = 0
+    try:
+        while True:
+            counts = await _ask_counts(socket, probing.interval_s)
+            if question and question.done():
+                problem = _problem_of(question)
+                question = None
+                num_errors = num_errors + 1 if problem else 0
+                if problem and (problem.code == GOLDEN_MISMATCH or num_errors == _MAX_ERRORS):
+                    return problem
+            is_busy = counts is not None and any(counts[name] for name in _BUSY)
+            is_owing = is_busy or question is not None
+            if counts and not is_owing:
+                question = _start(golden.verify(socket, None))
+            server_s, core_s = await asyncio.to_thread(work.since_last)
+            told = tuple(counts.values()) if counts else None
+            problem = judge.problem(Look(loop.time(), told, is_owing, server_s, core_s))
+            if problem:
+                return problem
+            await asyncio.sleep(probing.interval_s)
+    finally:
+        if question:
+            question.cancel()
+            await asyncio.gather(question, return_exceptions=True)
 
 
-async def _ask_load(socket: Path, timeout_s: float) -> Load:
-    async with (
-        engine_session(socket, timeout_s) as session,
-        session.get("http://engine/metrics") as response,
-    ):
-        return read_load(await response.text())
+def _start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(work)
+
+
+def _problem_of(question: asyncio.Task[None]) -> Problem | None:
+    try:
+        question.result()
+    except EngineFailed as exc:
+        return exc.problem
+    return None
+
+
+async def _ask_counts(socket: Path, timeout_s: float) -> dict[str, float] | None:
+    """None: no answer in time, which a slow engine may need more of."""
+    try:
+        async with (
+            engine_session(socket, timeout_s) as session,
+            session.get("http://engine/metrics") as response,
+        ):
+            return read_counts(await response.text())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return None
+
+
+class _Work:
+    """What the processes of one session do; reads /proc, which takes milliseconds."""
+
+    def __init__(self, session: int) -> None:
+        self._session = session
+        self._seen: dict[tuple[int, int], float] = {}
+        self._looked_at = time.monotonic()
+        self.since_last()
+
+    def since_last(self) -> tuple[float, float]:
+        """Seconds that any thread ran or waited for a core or a disk since the last call: of the
+        session's first process, and of all the others."""
+        now = time.monotonic()
+        passed_s, self._looked_at = now - self._looked_at, now
+        seen: dict[tuple[int, int], float] = {}
+        server_s = core_s = 0.0
+        for process in place.session_members(self._session):
+            for thread in Path(f"/proc/{process.pid}/task").glob("*"):
+                key = (process.pid, int(thread.name))
+                with contextlib.suppress(OSError):  # it has ended
+                    seen[key], is_held_up = _read(thread)
+                    worked_s = seen[key] - self._seen.get(key, 0.0) + passed_s * is_held_up
+                    if process.pid == self._session:
+                        server_s += worked_s
+                    else:
+                        core_s += worked_s
+        self._seen = seen
+        return server_s, core_s
+
+
+def _read(thread: Path) -> tuple[float, bool]:
+    """Seconds that it has run or waited for a core, and whether a disk holds it up now.
+
+    Source: the kernel's Documentation/scheduler/sched-stats.rst (nanoseconds), proc_pid_stat(5).
+    """
+    ran_ns, waited_ns, _ = (thread / "schedstat").read_text().split()
+    state = (thread / "stat").read_text().rpartition(") ")[2][0]
+    return (int(ran_ns) + int(waited_ns)) / 1e9, state == "D"

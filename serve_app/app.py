@@ -37,7 +37,6 @@ def build_app(args: AppArgs) -> Application:
             ray_actor_options=_actor_options(settings),
             max_ongoing_requests=16,
             health_check_period_s=2,
-            health_check_timeout_s=10,
             graceful_shutdown_timeout_s=0,  # its engine has been ended, or its supervisor does that
             max_constructor_retry_count=1,
         )(ModelServer)

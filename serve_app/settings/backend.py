@@ -60,7 +60,7 @@ class Probing(Frozen):
     """How a serving engine is watched; durations in seconds."""
 
     interval_s: Annotated[float, Field(gt=0)]
-    timeout_s: Annotated[float, Field(gt=0)]
+    still_after_s: Annotated[float, Field(gt=0)]
     stuck_after_s: Annotated[float, Field(gt=0)]
 
 

@@ -53,7 +53,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
         value["profiles"] = {"cpu-demo": profile}
 
     def quick(value) -> None:  # type: ignore[no-untyped-def]
-        value["probing"] |= {"interval_s": 2, "timeout_s": 5}
+        value["probing"] |= {"interval_s": 2, "still_after_s": 5}
         value["switching"] |= {"failed_retry_s": 1}
 
     edit(configs / "models" / "qwen-coder.yaml", own_weights)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import deployments.engine_site
-from deployments.engine_args import OFFLINE, engine_flags
+from deployments.engine_args import EVERY_ENGINE, engine_flags
 from serve_app.settings import PROJECT, AppArgs, load_settings
 from tests.conftest import DEMO_HOME
 
@@ -53,7 +53,7 @@ def test_an_engine_finds_its_tokenizer_and_its_copies_made() -> None:
         input=json.dumps([str(checkpoint), flags]),
         cwd=PROJECT,
         env=os.environ
-        | OFFLINE
+        | EVERY_ENGINE
         | {
             "PYTHONPATH": os.pathsep.join([str(SITE), str(PROJECT)]),
             "OPENBLAS_NUM_THREADS": "1",

@@ -25,6 +25,7 @@ POLICY = Policy(
     min_resident_s=10.0,
     probation_s=5.0,
     failed_retry_s=15.0,
+    gateway_ttl_s=15.0,
 )
 BROKEN = Problem("engine_ended", "the engine ended")
 REFUSAL = Problem("checkpoint_missing", "the weights are not there")

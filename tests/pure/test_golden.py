@@ -18,7 +18,7 @@ from deployments.golden_probe import (
     probe_for,
     red_disc,
 )
-from deployments.watchdog import Load, read_load
+from deployments.watchdog import read_counts
 from serve_app.settings import AppArgs, load_settings
 
 RIGHT = [Token("The", -0.1, -3.0), Token(" capital", -0.2, -2.0), Token(".", -0.5, -0.6)]
@@ -169,4 +169,6 @@ vllm:generation_tokens_total{engine="0",model_name="qwen-14b"} 8.0
 # TYPE vllm:prompt_tokens_created gauge
 vllm:prompt_tokens_created{engine="0",model_name="qwen-14b"} 1.7e+09
 """
-    assert read_load(page) == Load(num_requests=3, num_tokens=45)
+    counts = read_counts(page)
+    assert counts["vllm:num_requests_running"] + counts["vllm:num_requests_waiting"] == 3
+    assert counts["vllm:prompt_tokens_total"] + counts["vllm:generation_tokens_total"] == 45

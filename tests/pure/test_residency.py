@@ -1119,3 +1119,52 @@ def test_gateway_deadline_is_not_lost_to_rounding(offset):
     driver.report(1)
     driver.sleep(15)
     assert driver.collect() == [Unload(1, "a", Parting.REST)]
+
+
+# --- what never answers ---
+
+
+def test_disk_that_hangs_as_a_switch_is_prepared_holds_up_no_other():
+    """The old model never notices, and an answer that comes later is not heard."""
+    driver = Driver(load_timeout_s=600).serving("a")
+    stuck = driver.switch("b")
+    late = driver._take(Prepare)
+    following = driver.switch("c")
+    driver.sleep(599)
+    assert stuck.phase is Phase.PREPARING
+    driver.sleep(1)
+    assert stuck.outcome is Outcome.FAILED
+    assert stuck.error is not None
+    assert stuck.error.code == "prepare_timeout"
+    assert following.phase is Phase.PREPARING
+    driver.machine.prepared(driver.now, late.ticket_id)
+    assert driver.machine.holder == "a"
+    driver.succeed()
+    assert following.outcome is Outcome.DONE
+
+
+@pytest.mark.parametrize("is_verifying", [False, True])
+def test_load_that_never_answers_is_rolled_back(is_verifying: bool):
+    driver = Driver(load_timeout_s=600).serving("a")
+    ticket = driver.switch("b")
+    driver.prepared()
+    driver.sleep(60)
+    driver.unloaded()
+    if is_verifying:
+        driver.machine.verifying(driver.now, driver.machine.epoch)
+    driver._take(Load)
+    driver.sleep(600)
+    assert driver.collect() == [Unload(2, "b", Parting.END)]
+    driver.succeed()
+    assert ticket.outcome is Outcome.ROLLED_BACK
+    assert ticket.error is not None
+    assert ticket.error.code == "load_timeout"
+    assert driver.machine.holder == "a"
+
+
+def test_switch_that_is_answered_leaves_no_deadline():
+    driver = Driver(load_timeout_s=600).serving("a")
+    driver.switch("b")
+    driver.succeed()
+    driver.sleep(10_000)
+    assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "b")

@@ -1,11 +1,14 @@
 """The state file is whole or ignored."""
 
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deployments.state_file import SavedState, load_state, save_state
-from deployments.view import LeaseView
+from deployments.view import LeaseView, lease_json
 
 
 @pytest.mark.parametrize(
@@ -52,12 +55,22 @@ def test_no_file_is_no_state(tmp_path):
     assert load_state(tmp_path / "residency.json") is None
 
 
+LEASE = {"model": "a", "owner": "me", "seconds": 60.0, "until": 4e9}
 WHOLE = {"desired": "a", "epoch": 1, "session": "s", "lease": None, "tickets": []}
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"lease": {"model": 1}}, {"lease": 5}, {"tickets": 5}, {"tickets": [5]}, {"tickets": [{}]}],
+    [
+        {"lease": {"model": 1}},
+        {"lease": 5},
+        {"lease": LEASE | {"model": []}},
+        {"lease": LEASE | {"until": 1e308}},
+        {"lease": LEASE | {"until": math.nan}},
+        {"tickets": 5},
+        {"tickets": [5]},
+        {"tickets": [{}]},
+    ],
 )
 def test_garbage_in_a_part_is_no_state(tmp_path, change):
     path = tmp_path / "residency.json"
@@ -65,6 +78,7 @@ def test_garbage_in_a_part_is_no_state(tmp_path, change):
     assert load_state(path) == SavedState("a", 1, "s")
     path.write_text(json.dumps(WHOLE | change))
     assert load_state(path) is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["residency.json.damaged"]
 
 
 @pytest.mark.parametrize(
@@ -91,3 +105,40 @@ def test_garbage_is_no_state(tmp_path, content):
     path = tmp_path / "residency.json"
     path.write_bytes(content)
     assert load_state(path) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@given(
+    where=st.sampled_from([(key,) for key in WHOLE] + [("lease", key) for key in LEASE]),
+    garbage=JSON,
+)
+def test_what_is_loaded_is_of_the_right_kinds(tmp_path_factory, where, garbage):
+    """Whatever stands in any place: the rest of the server can use what is loaded."""
+    whole = WHOLE | {"lease": dict(LEASE)}
+    inner = whole if len(where) == 1 else whole["lease"]
+    inner[where[-1]] = garbage
+    path = tmp_path_factory.mktemp("state") / "residency.json"
+    path.write_text(json.dumps(whole))
+    state = load_state(path)
+    if state is None:
+        assert not path.exists()
+        return
+    assert isinstance(state.desired, str | None)
+    assert type(state.epoch) is int
+    assert isinstance(state.session, str)
+    assert all(isinstance(ticket["id"], str) for ticket in state.tickets)
+    if state.lease:
+        lease_json(state.lease)
+        assert isinstance(state.lease.model, str)
+        assert isinstance(state.lease.owner, str)
+        assert math.isfinite(state.lease.seconds)
+    save_state(path, state)
+    assert load_state(path) == state

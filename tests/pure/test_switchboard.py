@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -636,3 +636,24 @@ def test_gateways_and_the_switchboard_mean_the_same_calls(kind: type) -> None:
     for name, method in vars(SwitchboardClient).items():
         if not name.startswith("_"):
             assert inspect.signature(getattr(kind, name)) == inspect.signature(method), name
+
+
+# --- a disk that hangs ---
+
+
+async def test_hanging_disk_fails_its_switch_and_is_asked_no_second_time(stage: Stage) -> None:
+    """What reads it holds a thread: more of them would stop everything else. The rest goes on."""
+    board = await stage.serving()
+    machine = board._conductor.machine
+    machine.policy = replace(machine.policy, load_timeout_s=0.1)
+    num_prepared = stage.host.num_prepared
+    stage.host.prepare_.clear()
+    first = await board.begin_switch(B, 0, WAIT_S)
+    second = await board.begin_switch(B, 0, WAIT_S)
+    for ticket in (first, second):
+        assert (ticket["state"], ticket["error"]["code"]) == ("failed", "prepare_timeout")
+    assert stage.host.num_prepared == num_prepared + 1
+    assert (await stage.view()).state is State.SERVING
+    machine.policy = replace(machine.policy, load_timeout_s=600.0)
+    stage.host.prepare_.set()
+    assert (await board.begin_switch(B, 0, WAIT_S))["state"] == "done"
