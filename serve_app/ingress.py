@@ -1,6 +1,7 @@
 """The ingress deployment: the ASGI application around one gateway."""
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
 
@@ -206,6 +207,9 @@ class GatewayDeployment:
         end_with_parent()
         journal.write_to_file(Path(settings.home), "gateway")
         self._gateway = Gateway(settings, HandleClient(switchboard))
+        # What is there now stays: no collection that a large body sets off looks at it again.
+        gc.collect()
+        gc.freeze()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_http(self._gateway, is_behind_serve=True)

@@ -2,9 +2,9 @@
 
 Programs send more than a model needs: nulls for what they leave open, fields of other servers, and
 their own records in messages that they send back. (1) A null asks for nothing, and neither does a
-refused field at the value that it has by itself. (2) What no engine here knows is left out, and the
-answer names it in `X-Ignored-Fields`; where the settings say so, it is refused instead, later. (3) A
-form that may be left out is supplied.
+refused field at the value that it has by itself. (2) What no engine here knows is left out, and
+the answer names it in `X-Ignored-Fields`; where the settings say so, it is refused instead, later.
+(3) A form that may be left out is supplied.
 
 The request is changed in place; whoever sends it on writes it anew.
 """
@@ -27,9 +27,10 @@ from serve_app.surface import (
 
 _MAX_NAMES = 16  # in the header
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
-# Refused fields that programs send at the value which asks for nothing.
+# The values at which programs send fields that ask for nothing then.
 _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "audio": ({},),
+    "tools": ([],),
     "background": (False,),
     "best_of": (1,),
     "function_call": ("none",),
@@ -98,7 +99,7 @@ def _of_request(body: type[Body], value: dict[str, Any], ignored: Ignored, is_st
     for name, given in list(value.items()):
         asks_nothing = given is None or given in _ASKS_NOTHING.get(name, ())
         if name in fields:
-            if given is None and not fields[name].is_required():
+            if asks_nothing and not fields[name].is_required():
                 _drop(value, name, ignored)
         elif name in REFUSED or name in body.refused:
             if asks_nothing:
@@ -171,8 +172,9 @@ def _object(
         return
     _without_nulls(value, ignored)
     for name in [] if is_strict else [name for name in value if name not in allowed]:
-        del value[name]
-        ignored.add(at, name)
+        if name not in REFUSED:  # that it is refused is told instead
+            del value[name]
+            ignored.add(at, name)
 
 
 def _without_nulls(value: dict[str, Any], ignored: Ignored) -> None:

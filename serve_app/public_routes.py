@@ -14,7 +14,6 @@ from serve_app.examining import encode, examine
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
 from serve_app.images import prepare
-from serve_app.observation import observation
 from serve_app.surface import CALLS, Call
 from serve_app.switchboard_client import ask
 
@@ -91,7 +90,6 @@ async def _read_job(
     limits = gateway.settings.limits
     raw = await requests.read_body(request, limits.max_body_bytes, deadline)
     examined = await examine(call, raw, gateway.settings)
-    observation().ignored_fields = examined.ignored
     value, found = examined.value, examined.pictures
     has_changed = bool(found) and await prepare(found, limits)
     job = Job(

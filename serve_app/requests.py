@@ -99,8 +99,8 @@ def decode(body: bytes, max_values: int) -> dict[str, Any]:
     """The JSON object in a body. Raises InvalidRequest.
 
     A value takes up to 72 bytes of memory and some 0.1 µs, however short it is written, so their
-    number is bounded before any is made. Every value but the first comes after a comma or a bracket;
-    those in texts count too, of which no prompt has so many.
+    number is bounded before any is made. Every value but the first comes after a comma or a
+    bracket; those in texts count too, of which no prompt has so many.
     """
     if body.count(b",") + body.count(b"[") + body.count(b"{") > max_values:
         raise InvalidRequest(f"The body holds more than {max_values} values.")

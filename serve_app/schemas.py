@@ -222,6 +222,8 @@ def _children(node: dict[str, Any], param: str) -> Iterator[Any]:
             continue
         if key in _NAMED_SCHEMAS:
             inside = list(child.values())
+        elif key in _LISTED_SCHEMAS:
+            inside = child
         elif isinstance(child, list):
             inside = [c for c in child if isinstance(c, dict)]
         else:

@@ -17,7 +17,7 @@ from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.asgi import chunk, start
-from serve_app.haproxy import prepare
+from serve_app.haproxy import HEALTH_CHECK_INTERVAL, HEALTH_CHECK_MISSES, prepare
 from serve_app.ports import free_port
 
 
@@ -51,7 +51,13 @@ def written(folder: Path, port: int, gateway_port: int | None = None) -> Path:
     if gateway_port:
         server = ServerConfig(name="gateway", host="127.0.0.1", port=gateway_port)
         backends["app"] = BackendConfig(
-            name="app", path_prefix="/", servers=[server], app_name="app", health_check_inter="1s"
+            name="app",
+            path_prefix="/",
+            servers=[server],
+            app_name="app",
+            health_check_inter=HEALTH_CHECK_INTERVAL,
+            health_check_fastinter=HEALTH_CHECK_INTERVAL,
+            health_check_fall=HEALTH_CHECK_MISSES,
         )
     file = node / "haproxy.cfg"
     HAProxyApi(

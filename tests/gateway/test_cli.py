@@ -151,7 +151,9 @@ async def test_an_unknown_model_is_one_line(whole: Whole, cli: Cli) -> None:
     """As the backend words it."""
     result = await cli("switch", "nope")
     assert result.exit_code == 1
-    assert result.stderr == "The model `nope` does not exist.\n"
+    assert result.stderr == (
+        "The model `nope` does not exist; there are qwen-14b, qwen-coder, qwen-vl.\n"
+    )
 
 
 async def test_a_chat_answers_a_prompt_or_standard_input(whole: Whole, cli: Cli) -> None:

@@ -140,7 +140,7 @@ async def test_anthropic_s_clients_get_anthropic_s_errors(backend: Backend, path
     engine = await backend.serving()
     status, raw = await ask(backend, path, model="nope")
     assert (status, anthropic_error_of(raw)["type"]) == (404, "not_found_error")
-    status, raw = await ask(backend, path, mcp_servers=[])
+    status, raw = await ask(backend, path, mcp_servers=[{"name": "x"}])
     assert (status, anthropic_error_of(raw)["type"]) == (400, "invalid_request_error")
     engine.fault = Fault.BAD_REQUEST
     status, raw = await ask(backend, path)
