@@ -25,7 +25,7 @@ from tests.cluster.ledger import Ledger
 from tests.cluster.server import Server, running, wait_until
 from tests.soak import census, rude
 from tests.soak.clients import Client, World, ask
-from tests.soak.report import Verdict, judge_growth, judge_ledger, merged
+from tests.soak.report import SETTLE_S, Verdict, judge_growth, judge_ledger, merged
 from tests.soak.troubles import Troubles
 
 NUM_CLIENTS = 4
@@ -106,6 +106,7 @@ def _soak(
         "temporary folder": temp,
         "/tmp": Path("/tmp"),
     }
+    names_before = {name: census.kinds(path) for name, path in folders.items()}
     try:
         while (left_s := began + minutes * 60 - time.monotonic()) > 0 and not world.unexpected:
             samples.append(census.take(server, folders, began, world.resident))
@@ -126,7 +127,12 @@ def _soak(
     _judge_engines(verdict, server, samples, troubles)
     _judge_rest(verdict, server)
     warm_s = min(WARM_UP_S, minutes * 60 / 4)
-    judge_growth(verdict, [sample for sample in samples if sample.at_s >= warm_s])
+    warm = [sample for sample in samples if sample.at_s >= warm_s]
+    judge_growth(verdict, warm, settle_s=min(SETTLE_S, minutes * 60 / 20))
+    for name in ("Ray's folder", "temporary folder", "home"):
+        grown = census.kinds(folders[name]) - names_before[name]
+        told = ", ".join(f"{kind} {num}" for kind, num in grown.most_common(4))
+        verdict.lines.append(f"new in {name}: {told}")
     return verdict, samples
 
 

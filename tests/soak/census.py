@@ -1,6 +1,7 @@
 """What every process of a server holds, by its role, and what lies in its folders."""
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ _PARTS = {  # of a command line
     "serve run": "serve run",
     "resource_tracker": "resource tracker",
 }
-# Each switch starts these anew. They are judged by their sums: is each larger than the one before?
+# Each switch starts these anew. They are judged by their mean: is each larger than the one before?
 REPLACED = {"model server", "engine", "engine core", "supervisor", "other Ray workers", "others"}
+_NUMBER = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
 MEASURES = ("rss", "pss", "descriptors", "sockets", "threads")
 
 
@@ -69,7 +71,8 @@ class Sample:
 
 
 def take(server: Server, folders: dict[str, Path], began: float, resident: str | None) -> Sample:
-    family = server.family()
+    engines = server.watch().engines().values()
+    family = {*server.family(), *(process for engine in engines for process in engine)}
     counted = {name: _files(folder) for name, folder in folders.items()}
     return Sample(
         round(time.monotonic() - began, 1),
@@ -90,7 +93,8 @@ def role_of(line: str) -> str:
 
 
 def by_role(samples: list[Sample], measure: str, settle_s: float) -> dict[str, Series]:
-    """Role -> what its processes hold together, or, of one that lives long, what each life adds."""
+    """Role -> what its processes hold together; of one that lives long, what each life adds; of
+    those that are replaced, what one of them holds."""
     roles = sorted({process.role for sample in samples for process in sample.processes})
     return {role: _series(samples, role, measure, settle_s) for role in roles}
 
@@ -107,6 +111,7 @@ def numbers(samples: list[Sample]) -> dict[str, Series]:
 def _series(samples: list[Sample], role: str, measure: str, settle_s: float) -> Series:
     lives: dict[str, Series] = {}
     sums: Series = []
+    means: Series = []
     for sample in samples:
         mine = [process for process in sample.processes if process.role == role]
         for process in mine:
@@ -114,8 +119,11 @@ def _series(samples: list[Sample], role: str, measure: str, settle_s: float) -> 
             lives.setdefault(process.life, []).append(point)
         if mine:
             sums.append((sample.at_s, float(sum(getattr(p, measure) for p in mine))))
+            means.append((sample.at_s, sums[-1][1] / len(mine)))
+    if role in REPLACED:
+        return means
     is_single = len(sums) == sum(map(len, lives.values()))
-    return stitched(list(lives.values()), settle_s) if is_single and role not in REPLACED else sums
+    return stitched(list(lives.values()), settle_s) if is_single else sums
 
 
 def _process(process: psutil.Process) -> Process | None:
@@ -154,6 +162,12 @@ def _pss(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def kinds(folder: Path) -> Counter[str]:
+    """How many files of each name, numbers left out; to say which of them grew."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return Counter(_NUMBER.sub("#", name) for name in names)
 
 
 def _files(folder: Path) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import httpx2
 import openai
 
 from deployments.golden_probe import red_disc
@@ -174,16 +175,20 @@ def ask(ledger: Ledger, act: Callable[[], None]) -> None:
         else:
             note_refusal(exc.response, ledger)
     except (openai.APIConnectionError, anthropic.APIConnectionError) as exc:
-        cause = exc.__cause__
-        ledger.note_broken(
-            cause if isinstance(cause, httpx.HTTPError) else httpx.ReadTimeout(repr(exc))
-        )
+        ledger.note_broken(_broken(exc.__cause__ or exc))
     except (openai.APIError, anthropic.APIError) as exc:
         _event(ledger, str(exc))
-    except httpx.HTTPError as exc:
-        ledger.note_broken(exc)
+    except httpx2.HTTPError as exc:
+        ledger.note_broken(_broken(exc))
 
 
 def _event(ledger: Ledger, text: str) -> None:
     ledger.counts["error event"] += 1
     ledger.errors.append(text)
+
+
+def _broken(exc: BaseException) -> httpx.HTTPError:
+    """The packages speak by httpx2; the ledger knows httpx, which has the same names."""
+    kind = getattr(httpx, type(exc).__name__, httpx.ReadTimeout)
+    made: httpx.HTTPError = kind(str(exc))
+    return made
