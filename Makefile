@@ -1,7 +1,10 @@
 # make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test   install what is missing, then lint, types, import contracts and all tests
 # make bench  this server measured against bare vLLM, two rounds; ARGS=--quick for one
-# make drill  kills every part in every phase of a switch, then at random: what was lost is printed
+# make drill  kills every part in every phase of a switch, then at random: what was lost is printed;
+#             and thousands of spoilt requests
+# make soak   20 minutes (MINUTES=) of mixed clients, switches, kills and a busy machine: what was
+#             lost and what grew is printed
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 # make test-gpu   on a machine with the card: its models, switches and speeds, with a report
 PYTHON ?= python3
@@ -18,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test drill test-gpu check pytest env models clean system bench observe
+.PHONY: run test drill soak test-gpu check pytest env models clean system bench observe
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -62,7 +65,10 @@ observe:
 	  --storage.tsdb.path="$(DATA)/prometheus" --web.listen-address=127.0.0.1:9090
 
 drill: .venv/.dev models
-	$(BIN)/pytest tests/cluster/test_kills.py -m drill -s
+	$(BIN)/pytest tests/cluster/test_kills.py tests/gateway/test_mutations.py -m drill -s
+
+soak: .venv/.dev models
+	@exec $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
 
 # Without a GPU it skips, saying why.
 test-gpu: .venv/.dev
