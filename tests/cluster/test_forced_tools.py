@@ -24,7 +24,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 def chat_arguments(server: Server, choice: Any) -> Any:
     tools = [{"type": "function", "function": FUNCTION}]
     answer = server.chat(
-        "qwen-14b", messages=ASKED, tools=tools, tool_choice=choice, max_tokens=64
+        "qwen-14b", messages=ASKED, tools=tools, tool_choice=choice, max_tokens=256
     ).json()
     return json.loads(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
 
@@ -39,7 +39,7 @@ def post(server: Server, path: str, **body: Any) -> Any:
 def responses_arguments(server: Server, choice: Any) -> Any:
     tools = [{"type": "function"} | FUNCTION]
     answer = post(
-        server, "/v1/responses", input=ASKED, tools=tools, tool_choice=choice, max_output_tokens=64
+        server, "/v1/responses", input=ASKED, tools=tools, tool_choice=choice, max_output_tokens=256
     )
     return json.loads(answer["output"][0]["arguments"])
 
@@ -47,7 +47,7 @@ def responses_arguments(server: Server, choice: Any) -> Any:
 def messages_arguments(server: Server, choice: Any) -> Any:
     tools = [{"name": "weather", "input_schema": SCHEMA}]
     answer = post(
-        server, "/v1/messages", messages=ASKED, tools=tools, tool_choice=choice, max_tokens=64
+        server, "/v1/messages", messages=ASKED, tools=tools, tool_choice=choice, max_tokens=256
     )
     return next(block["input"] for block in answer["content"] if block["type"] == "tool_use")
 
