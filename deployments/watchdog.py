@@ -6,6 +6,7 @@ only slow is judged by what it does (`liveness.py`), never by how long the answe
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -22,6 +23,7 @@ from deployments.liveness import Judge, Look
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from serve_app.settings import Probing
 
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _MAX_ERRORS = 2  # a question that meets an error is asked once more
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 # What changes with the steps of a long prompt too, whose tokens are counted when all are read.
@@ -156,8 +158,15 @@ class _Work:
 def _read(thread: Path) -> tuple[float, bool]:
     """Seconds that it has run or waited for a core, and whether a disk holds it up now.
 
+    A kernel that keeps no waiting times tells only how long it ran: there, an engine that gets no
+    core at all is taken for a dead one.
+
     Source: the kernel's Documentation/scheduler/sched-stats.rst (nanoseconds), proc_pid_stat(5).
     """
-    ran_ns, waited_ns, _ = (thread / "schedstat").read_text().split()
-    state = (thread / "stat").read_text().rpartition(") ")[2][0]
-    return (int(ran_ns) + int(waited_ns)) / 1e9, state == "D"
+    state, *fields = (thread / "stat").read_text().rpartition(") ")[2].split()
+    ran_s = (int(fields[10]) + int(fields[11])) / _TICKS_PER_S
+    try:
+        ran_ns, waited_ns, _ = (thread / "schedstat").read_text().split()
+    except FileNotFoundError:
+        return ran_s, state == "D"
+    return max(ran_s, (int(ran_ns) + int(waited_ns)) / 1e9), state == "D"

@@ -13,10 +13,9 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 7. it does not see that most clients leave, and spins meanwhile: here, they are gone at once. Who
    closes its side of the connection has left, also where it would still read;
 8. of a head of more than 15 KB it says that it is no HTTP: here, the gateway answers up to 64 KiB;
-9. it listens on one loopback address: here, on ::1 too;
-10. clients can steer Serve with headers: here, those are dropped.
+9. clients can steer Serve with headers: here, those are dropped.
 
-(1) to (3) and (6) to (10) are lines of a configuration that Ray writes anew with each change, so
+(1) to (3) and (6) to (9) are lines of a configuration that Ray writes anew with each change, so
 `haproxy_guard.py` mends the file each time, before it becomes the real HAProxy. What is not HTTP/1
 at all is answered in HTML: that text is compiled into HAProxy.
 """

@@ -6,7 +6,6 @@ standard library, for it runs at each reload.
 
 import os
 import re
-import socket
 import sys
 from pathlib import Path
 
@@ -51,10 +50,7 @@ def mend(text: str, folder: Path) -> str:
             r"(?<=^    tune\.bufsize )\d+$",
             f"{_MAX_HEAD_BYTES}\n    tune.http.maxhdr {_MAX_HEADERS}",
         ),
-        (
-            r"(?<=^frontend http_frontend\n)    bind .*$",
-            lambda bind: _binds(bind[0], folder) + _RULES,
-        ),
+        (r"(?<=^frontend http_frontend\n)(    bind .*)$", rf"\1{_RULES}"),
         (r"(?<=^defaults\n    mode http$)", f"\n{slow}"),
         (r"(?<=^frontend prometheus\n)    bind :\d+$", f"    bind unix@{folder}/m.sock mode 600"),
         (r"(?<=^listen stats\n)  bind \*:\d+$", f"  bind unix@{folder}/s.sock mode 600"),
@@ -69,24 +65,6 @@ def mend(text: str, folder: Path) -> str:
         if num_mended != 1:
             raise UnknownConfig(pattern)
     return text
-
-
-def _binds(line: str, folder: Path) -> str:
-    """The line of the address, and beside 127.0.0.1 one of ::1, which Node takes `localhost` for:
-    where that is there, and free, or was free before and is held by the HAProxy that ends now."""
-    address, _, port = line.split()[1].rpartition(":")
-    if address != "127.0.0.1":
-        return line
-    was_free = folder / "ipv6"
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("::1", int(port)))
-        was_free.touch()
-    except OSError:
-        if not was_free.exists():
-            return line
-    return f"{line}\n    bind [::1]:{port}"
 
 
 def main(arguments: list[str]) -> None:

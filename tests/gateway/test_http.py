@@ -1,7 +1,6 @@
 """HTTP as clients speak it, through the real HAProxy, to the gateway as Serve's replica runs it."""
 
 import json
-import socket
 
 import pytest
 from pydantic import SecretStr
@@ -11,7 +10,7 @@ from serve_app.settings import Settings
 from tests.gateway.conftest import CHAT, MESSAGES, A, Backend, Front, error_of
 from tests.gateway.proxied import Proxy
 from tests.gateway.test_auth import app_of as app_of_gateway
-from tests.raw import RawClient, ask, request
+from tests.raw import ask, request
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -126,12 +125,3 @@ async def test_a_key_may_have_any_letters(
     assert (await ask(proxy.port, *request("/v1/models", headers=[CLOSE, header])))[0] == 200
     wrong = (header[0], header[1][:-1] + "\xff")
     assert (await ask(proxy.port, *request("/v1/models", headers=[CLOSE, wrong])))[0] == 401
-
-
-async def test_localhost_may_mean_either_loopback(proxy: Proxy) -> None:
-    """Node 18 looks for ::1 first."""
-    if not socket.has_ipv6:
-        pytest.skip("no IPv6 here")
-    async with await RawClient.connect(proxy.port, "::1") as client:
-        await client.send(*request("/health", headers=[CLOSE]))
-        assert (await client.all()).startswith(b"HTTP/1.1 200")
