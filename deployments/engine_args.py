@@ -72,9 +72,6 @@ def _generation_flags(engine: EngineSettings) -> list[str]:
     flags = [f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}"]
     if engine.tool_call_parser:
         flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
-        # Every tool's arguments are held to its schema, as if it said `strict: true`; left free, a
-        # small model writes what no client can parse.
-        flags.append("--tool-strict-level=parameter")
     return flags
 
 

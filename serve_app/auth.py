@@ -48,13 +48,13 @@ class Guard:
     users: tuple[bytes, ...]
     admins: tuple[bytes, ...]
     hosts: frozenset[str]
-    origins: frozenset[str]  # of other sites that may be an admin's all the same
+    origins: frozenset[str]  # of other sites whose pages may be an admin's all the same
 
     @classmethod
     def of(cls, settings: KeySettings) -> "Guard":
         users, admins = _digests(settings.api_keys), _digests(settings.admin_keys)
         hosts = frozenset(host.lower() for host in settings.http.allowed_hosts) | _own_names()
-        origins = frozenset(settings.http.cors_origins)
+        origins = frozenset(settings.http.admin_origins)
         return cls(users=users, admins=admins or users, hosts=hosts, origins=origins)
 
     def check_user(self, request: Request) -> None:

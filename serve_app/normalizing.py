@@ -79,6 +79,8 @@ def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
         _without_nulls(tool, ignored)
         if isinstance(tool.get("function"), dict):
             _without_nulls(tool["function"], ignored)
+    if is_forced(value):
+        _hold_to_schemas(value, ignored)
     if issubclass(call.body, _MODELLED):
         for message in _objects(value.get("messages")):
             _of_chat(message, ignored, is_strict)
@@ -109,6 +111,24 @@ def _of_request(body: type[Body], value: dict[str, Any], ignored: Ignored, is_st
         elif name in _NEEDLESS or not is_strict:
             del value[name]
             ignored.add("", name)
+
+
+def is_forced(value: dict[str, Any]) -> bool:
+    """Whether the model has to call a tool."""
+    choice = value.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    return kind not in (None, "none", "auto")
+
+
+def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
+    """(3) A tool that has to be called is `strict` unless it says that it is not: left free, a
+    small model writes arguments that no client can read. One that may be called stays free: a
+    schema that is held to is compiled, and tools bring some that the compiler does not take."""
+    for tool in _objects(value.get("tools")):
+        holder = tool.get("function", tool)
+        if isinstance(holder, dict) and "strict" not in holder:
+            holder["strict"] = True
+            ignored.has_changed = True
 
 
 def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:

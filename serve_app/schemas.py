@@ -17,6 +17,7 @@ bounded by what costs time. CPU seconds, measured with xgrammar 0.2 and the demo
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ _MAX_NODES = 20_000  # objects and lists
 _MAX_PROPERTIES = 1_000  # of all schemas of a request
 _MAX_WORDS, _MAX_WORD_CHARS = 2_000, 20_000  # of `enum`, `const` and `choice`
 _MAX_PATTERN_CHARS = 4_000
+_MAX_REPEATS = 128  # in one `{m,n}` of a pattern: the compiler takes no more
+_REPEATS = re.compile(r"\{(\d*)(?:, *(\d*))?\}")
 _MAX_ATOMS = 600  # of all patterns, with their repetitions written out
 _MAX_GRAMMAR_CHARS = 10_000
 # Of the different lengths that texts are bounded by, each counted up to the second number: from
@@ -47,33 +50,34 @@ _VALUES = ("enum", "const", "default", "example", "examples")  # what they hold 
 def check_schemas(body: Body, value: dict[str, Any], limits: Limits) -> None:
     """All that shall constrain the answer to a request. Raises InvalidValue."""
     work = _Work(limits)
-    for param, schema in _schemas(body, value):
+    for param, schema, is_compiled in _schemas(body, value):
         if schema is not None:
-            work.add_schema(schema, param)
+            work.add_schema(schema, param, is_compiled=is_compiled)
     constraint = value.get("structured_outputs")
     if isinstance(constraint, dict):
         work.add_constraint(constraint)
 
 
-def _schemas(body: Body, value: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Where a request has schemas: its wish for an answer's form, and its tools' arguments."""
-    found: list[tuple[str, Any]] = []
+def _schemas(body: Body, value: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Where a request has schemas, and whether the engine compiles them: its wish for an answer's
+    form, and the arguments of its tools, which are compiled where they are held to them."""
     match body:
         case ChatBody() | CompletionBody():
             wanted = value.get("response_format")
-            found.append(("response_format", _inner(wanted, "json_schema", "schema")))
+            yield "response_format", _inner(wanted, "json_schema", "schema"), True
         case ResponsesBody():
-            found.append(("text.format", _inner(value.get("text"), "format", "schema")))
+            yield "text.format", _inner(value.get("text"), "format", "schema"), True
         case CountBody():
             wanted = value.get("output_config")
-            found.append(("output_config.format", _inner(wanted, "format", "schema")))
-    found.append(("structured_outputs.json", _inner(value.get("structured_outputs"), "json")))
+            yield "output_config.format", _inner(wanted, "format", "schema"), True
+    yield "structured_outputs.json", _inner(value.get("structured_outputs"), "json"), True
     for number, tool in enumerate(value.get("tools") or []):
         at = f"tools[{number}]"
-        found.append((f"{at}.function.parameters", _inner(tool, "function", "parameters")))
-        found.append((f"{at}.parameters", _inner(tool, "parameters")))
-        found.append((f"{at}.input_schema", _inner(tool, "input_schema")))
-    return found
+        function = _inner(tool, "function")
+        is_strict = bool(_inner(tool, "strict") or _inner(function, "strict"))
+        yield f"{at}.function.parameters", _inner(function, "parameters"), is_strict
+        yield f"{at}.parameters", _inner(tool, "parameters"), is_strict
+        yield f"{at}.input_schema", _inner(tool, "input_schema"), is_strict
 
 
 def _inner(value: Any, *keys: str) -> Any:
@@ -110,7 +114,7 @@ class _Work:
         if isinstance(grammar := constraint.get("grammar"), str):
             self._add_atoms(grammar, f"{at}.grammar")
 
-    def add_schema(self, schema: Any, param: str) -> None:
+    def add_schema(self, schema: Any, param: str, *, is_compiled: bool) -> None:
         """Raises InvalidValue."""
         if not isinstance(schema, dict):
             raise InvalidValue(f"Invalid '{param}': a JSON schema must be an object.", param)
@@ -130,7 +134,10 @@ class _Work:
                 _check_reference(schema, node, param)
                 if isinstance(reference := node.get("$ref"), str):
                     references.append(reference)
-                self._add_node(node, param)
+                if is_compiled:
+                    self._add_node(node, param)
+                if isinstance(properties := node.get("properties"), dict):
+                    self.num_properties += len(properties)
                 below += _children(node, param)
             num_properties = self.num_properties - num_before
             if num_properties > self.limits.max_schema_properties:
@@ -146,7 +153,7 @@ class _Work:
                 "deep.",
                 param,
             )
-        for reference in references:
+        for reference in references if is_compiled else ():
             if id(_target(schema, reference)) not in walked:
                 raise InvalidValue(
                     f"Invalid '{param}': the $ref {reference[:60]} leads to no schema.", param
@@ -154,7 +161,6 @@ class _Work:
 
     def _add_node(self, node: dict[str, Any], param: str) -> None:
         _check_keywords(node, param)
-        self.num_properties += len(node.get("properties", ()))
         if self.num_properties > _MAX_PROPERTIES:
             raise InvalidValue(
                 f"Invalid '{param}': all schemas of a request may have {_MAX_PROPERTIES} "
@@ -192,6 +198,11 @@ class _Work:
             )
 
     def _add_pattern(self, pattern: str, param: str) -> None:
+        repeats = _REPEATS.findall(pattern[:_MAX_PATTERN_CHARS])
+        if any(int(n[:9] or 0) > _MAX_REPEATS for pair in repeats for n in pair):
+            raise InvalidValue(
+                f"Invalid '{param}': a pattern may repeat a piece {_MAX_REPEATS} times.", param
+            )
         self.num_pattern_chars += len(pattern)
         if self.num_pattern_chars > _MAX_PATTERN_CHARS:
             raise InvalidValue(
@@ -220,9 +231,9 @@ def _children(node: dict[str, Any], param: str) -> Iterator[Any]:
     for key, child in node.items():
         if key in _VALUES:
             continue
-        if key in _NAMED_SCHEMAS:
+        if key in _NAMED_SCHEMAS and isinstance(child, dict):
             inside = list(child.values())
-        elif key in _LISTED_SCHEMAS:
+        elif key in _LISTED_SCHEMAS and isinstance(child, list):
             inside = child
         elif isinstance(child, list):
             inside = [c for c in child if isinstance(c, dict)]

@@ -35,6 +35,7 @@ class Http(Frozen):
 
     allowed_hosts: list[str]
     cors_origins: list[str]
+    admin_origins: list[str]
 
 
 class Switching(Frozen):

@@ -125,7 +125,9 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
         default_model=None if default == "none" else default,
         place=profile_file.place,
         limits=backend.limits,
-        http=backend.http,
+        http=backend.http.model_copy(
+            update={"cors_origins": list(machine.cors_origins)} if machine.cors_origins else {}
+        ),
         switching=backend.switching,
         probing=backend.probing,
         cache=with_address(root / "backend.yaml", backend.cache, machine.cache_url, home),

@@ -46,6 +46,9 @@ class Machine(BaseModel):
     visible_devices: str | None = Field(None, alias="CUDA_VISIBLE_DEVICES")
     api_keys: Keys = Field((), alias="LLM_BACKEND_API_KEY")
     admin_keys: Keys = Field((), alias="LLM_BACKEND_ADMIN_KEY")
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        (), alias="LLM_BACKEND_CORS_ORIGINS"
+    )
     cache_url: SecretStr | None = Field(None, alias="LLM_BACKEND_CACHE_URL")
 
 

@@ -78,7 +78,6 @@ def test_vllm_reads_what_the_settings_say(parsed, profile, model):
     tools = engine.tool_call_parser if spec.task == "generate" else None
     assert args["enable_auto_tool_choice"] is (tools is not None)
     assert args["tool_call_parser"] == tools
-    assert args["tool_strict_level"] == ("parameter" if tools else "auto")
 
 
 @pytest.mark.parametrize(("profile", "model"), ALL)
@@ -152,7 +151,6 @@ def test_everything_else_is_vllms_default(parsed, profile, model):
         "generation_config",
         "enable_auto_tool_choice",
         "tool_call_parser",
-        "tool_strict_level",
         "limit_mm_per_prompt",
         "mm_processor_kwargs",
         "mm_encoder_attn_backend",

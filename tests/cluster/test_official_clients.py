@@ -257,7 +257,9 @@ def test_errors_have_the_packages_types(client: openai.OpenAI, claude: anthropic
     assert "can not see" in str(blind.value)
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(model="nope", messages=HELLO, max_tokens=1)
-    with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
+    with pytest.raises(
+        anthropic.BadRequestError, match="prompt is too long: 8193 tokens > 8192 maximum"
+    ):
         claude.messages.create(
             model=MODEL, messages=[{"role": "user", "content": "hello " * 9000}], max_tokens=1
         )
