@@ -117,6 +117,7 @@ def ensure_built(
     if is_whole(folder):
         report(f"{recipe.name}: already in {folder}")
         return folder
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f".{recipe.name}.lock"), lambda: _report_wait(recipe, report)):
         if is_whole(folder):  # built by the process that held the lock

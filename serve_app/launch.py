@@ -3,17 +3,18 @@
 As a program, `python -m serve_app.launch CONFIG`, it is what keeps a server in the background.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +24,8 @@ import yaml
 from deployments import place
 from deployments.standby import start_standby
 from deployments.vllm_engine import standby_environment
-from serve_app import haproxy, journal, running
-from serve_app.preflight import PreflightProblem, check_all, read_deployment
+from serve_app import haproxy, journal, private, running
+from serve_app.preflight import PreflightProblem, check_all, claim, read_deployment
 from serve_app.settings import Settings
 from serve_app.settings.machine import export_file
 
@@ -37,6 +38,13 @@ _RAY = {
     "RAY_worker_niceness": "0",
     # What a model's replica needs, in the worker that is kept ready for it (`spare_worker.py`).
     "RAY_preload_python_modules": "ray.serve._private.replica,deployments.model_server",
+    # Ray's name for "this machine is the whole cluster": its ports, of which those with metrics
+    # need no token, are then on loopback. Else they are on all interfaces.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    # A log of Ray's grows to 512 MiB otherwise, and five such are kept.
+    "RAY_ROTATION_MAX_BYTES": str(journal.FILE_BYTES),
+    "RAY_ROTATION_BACKUP_COUNT": str(journal.NUM_OLD_FILES),
 }
 
 _HOW_TO_STOP = "Ctrl-C stops it."
@@ -45,31 +53,85 @@ Say = Callable[[str], None]
 
 
 class _Stopped(Exception):
-    """SIGINT or SIGTERM came."""
+    """SIGINT, SIGTERM or SIGHUP came."""
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP, noted, and looked for between two steps: a step that one of them
+    broke off could leave a process of which nobody knows."""
+
+    def __init__(self) -> None:
+        self._has_one_come = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._has_one_come = True
+
+    def check(self) -> None:
+        """Raises _Stopped: one has come."""
+        if self._has_one_come:
+            raise _Stopped
 
 
 def run_server(config: Path, say: Say) -> int:
     """Check, start, report until ready, then stay until stopped; returns the exit code."""
+    private.close_to_others()
+    say = _unfailing(say)
     try:
         host, port, args = read_deployment(config)
         export_file(args.env_path)
         settings = check_all(config)
+        with claim(Path(settings.home)):
+            return _run(config, settings, host, port, say)
     except PreflightProblem as exc:
         say(f"Can not start: {exc}.")
         return 1
-    deployed = with_address(config, host, port, Path(settings.home))
-    log = Path(settings.home) / "logs" / "serve.log"
+
+
+def _run(config: Path, settings: Settings, host: str, port: int, say: Say) -> int:
+    home = Path(settings.home)
+    deployed = with_address(config, host, port, home)
+    log = home / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     journal.set_aside(log)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    signals = _Signals()
     say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
-    with haproxy.private_folder() as folder, _early_standby(settings):
-        environment = haproxy.prepare(folder) if haproxy.is_wanted() else {}
-        return _run_serve(deployed, settings, f"http://{host}:{port}", log, environment, say)
+    for exposure in private.exposures(home, os.environ):
+        if exposure.is_used:
+            say(f"Not private: {exposure.text} ({exposure.remedy})")
+    with _environment(home) as environment, _early_standby(settings):
+        address = f"http://{host}:{port}"
+        return _run_serve(deployed, settings, address, log, environment, signals, say)
 
 
-@contextmanager
+def _unfailing(say: Say) -> Say:
+    """Who read the lines may be gone, with the terminal or the pipe: that is to end nothing."""
+
+    def attempt(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the file is closed
+            say(line)
+
+    return attempt
+
+
+@contextlib.contextmanager
+def _environment(home: Path) -> Iterator[dict[str, str]]:
+    """What Serve is started in, with the folders of which it speaks."""
+    with (
+        private.folder(home, "haproxy", Path(tempfile.gettempdir())) as haproxy_folder,
+        private.folder(home, "ray", private.temporary_parent(os.environ)) as ray_folder,
+    ):
+        yield (
+            _RAY
+            | {"RAY_AUTH_TOKEN_PATH": str(private.make_ray_token(home))}
+            | os.environ
+            | {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
+            | (haproxy.prepare(haproxy_folder) if haproxy.is_wanted() else {})
+        )
+
+
+@contextlib.contextmanager
 def _early_standby(settings: Settings) -> Iterator[None]:
     """Where there is to be one, begin its imports before Ray's own."""
     if not settings.standby:
@@ -92,6 +154,7 @@ def _run_serve(
     address: str,
     log: Path,
     environment: dict[str, str],
+    signals: _Signals,
     say: Say,
 ) -> int:
     with log.open("a") as output:
@@ -100,18 +163,19 @@ def _run_serve(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_RAY | os.environ | environment,
+            env=environment,
             start_new_session=True,
         )
     home = Path(settings.home)
     try:
         running.note(home, server.pid, address, settings.profile)
-        if not _wait_until_ready(address, settings, server, log, say):
+        if not _wait_until_ready(address, settings, server, log, signals, say):
             say(_last_lines(log))
             return 1
         running.note_ready(home)
         say(_HOW_TO_STOP)
-        server.wait()
+        while not _has_ended(server, _POLL_S):
+            signals.check()
         say(f"Serve ended by itself with exit code {server.returncode}; its log is {log}")
         return 1
     except _Stopped:
@@ -134,19 +198,28 @@ def with_address(config: Path, host: str, port: int, home: Path) -> Path:
     return copy
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise _Stopped(number)
+def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Whether it has, once it has or `timeout_s` are over."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
+    return process.returncode is not None
 
 
 def _wait_until_ready(
-    address: str, settings: Settings, server: subprocess.Popen[bytes], log: Path, say: Say
+    address: str,
+    settings: Settings,
+    server: subprocess.Popen[bytes],
+    log: Path,
+    signals: _Signals,
+    say: Say,
 ) -> bool:
-    """Follow the start; True once a model serves, or nothing should."""
+    """Follow the start; True once a model serves, or nothing should. Raises _Stopped."""
     is_up = False
     began = time.monotonic()
     deadline = began + settings.switching.load_timeout_s + 120
     while time.monotonic() < deadline:
-        if server.poll() is not None:
+        signals.check()
+        if _has_ended(server, _POLL_S):
             say(f"Serve ended with exit code {server.returncode}:")
             return False
         if _DEPLOY_FAILED in log.read_text(errors="replace"):
@@ -166,10 +239,6 @@ def _wait_until_ready(
         if state == "failed":
             say(f"Ready on {address}, but no model is resident: {_failure(address)}.")
             return True
-        try:
-            server.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
     say("It did not become ready in time:")
     return False
 
@@ -204,14 +273,10 @@ def _last_lines(log: Path) -> str:
 
 def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) -> None:
     """End Serve and Ray, and see that the engine is gone too."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     if server.poll() is None:
-        say("\nStopping")
         server.terminate()
-        try:
-            server.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        say("\nStopping")
+        if not _has_ended(server, _STOP_TIMEOUT_S):
             server.kill()
     home = Path(settings.home)
     deadline = time.monotonic() + _STOP_TIMEOUT_S

@@ -1,8 +1,11 @@
 """What can be seen to be wrong before anything is started: one sentence each."""
 
+import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,12 @@ import yaml
 from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from deployments.host_memory import open_host_memory
+from serve_app import private, running
 from serve_app.auth import check_bound
 from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
 from serve_app.settings.machine import read_machine
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
-_RAY_CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108  written by `ray start`
 
 
 class PreflightProblem(Exception):
@@ -64,9 +67,9 @@ def check_all(path: Path) -> Settings:
         raise PreflightProblem(str(exc)) from exc
     home = Path(settings.home)
     _check_disk(home)
+    _check_place(home)
     _check_port(host, port)
     _check_ray()
-    _check_place(home)
     if settings.default_model:
         spec = settings.models[settings.default_model]
         try:
@@ -78,7 +81,7 @@ def check_all(path: Path) -> Settings:
 
 def _check_disk(home: Path) -> None:
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
         free = shutil.disk_usage(home).free
     except OSError as exc:
         raise PreflightProblem(f"{home} can not be written: {exc.strerror}") from exc
@@ -116,26 +119,57 @@ def port_holder(port: int) -> str | None:
     return None
 
 
-def running_ray() -> str | None:
-    """The address of the Ray cluster that a start would meet, if there is one."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address and _RAY_CLUSTER_FILE.exists():
-        address = _RAY_CLUSTER_FILE.read_text().strip()
-    return address or None
+def named_ray() -> str | None:
+    """The address of the Ray cluster that the environment names. One that only runs here is not
+    met: a server's own has a temporary folder of its own."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def _check_ray() -> None:
-    address = running_ray()
+    address = named_ray()
     if address:
         raise PreflightProblem(
-            f"a Ray cluster is already running ({address}), and this server starts its own; end it "
-            "with `ray stop`, or deploy to it with `serve deploy serve_config.yaml`"
+            f"RAY_ADDRESS names a Ray cluster ({address}), and this server starts its own; unset "
+            "it, or deploy to that cluster with `serve deploy serve_config.yaml`"
         )
+    parent = private.temporary_parent(os.environ)
+    if private.is_too_long(parent):
+        raise PreflightProblem(
+            f"{parent} is too long a path for Ray's sockets; set RAY_TMPDIR=/tmp"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PreflightProblem(f"{parent} can not be written; name another folder with RAY_TMPDIR")
+
+
+def is_serving(home: Path) -> bool:
+    """Whether a server on `home` runs: an engine holds its place, or its note names a process."""
+    return place.is_taken(home) or running.find(home) is not None
 
 
 def _check_place(home: Path) -> None:
-    if place.is_taken(home):
-        raise PreflightProblem(
-            f"a server on {home} is already running; stop it, or name another folder with "
-            "LLM_BACKEND_HOME"
-        )
+    if is_serving(home):
+        raise _already_running(home)
+
+
+@contextmanager
+def claim(home: Path) -> Iterator[None]:
+    """Start a server on `home`, and nobody else does meanwhile.
+
+    Raises:
+        PreflightProblem: another one is started, or runs.
+    """
+    lock = home / "run" / "start.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise _already_running(home) from exc
+        yield
+
+
+def _already_running(home: Path) -> PreflightProblem:
+    return PreflightProblem(
+        f"a server on {home} is already running; stop it with `llm-backend stop`, or name another "
+        "folder with LLM_BACKEND_HOME"
+    )

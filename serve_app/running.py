@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments import place, process_identity
 from deployments.whole_file import write_whole
+from serve_app import private
 
 _POLL_S = 0.1
 _KEEPER_S = 90.0  # it gives Serve 40 s, and as long to the engine
@@ -106,6 +107,7 @@ def stop(home: Path, running: RunningServer, say: Callable[[str], None]) -> list
         lines.append(f"an engine, which holds its place in {home}")
     if not lines:
         forget(home)
+        private.remove_folders(home)
     return lines
 
 

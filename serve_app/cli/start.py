@@ -36,7 +36,9 @@ def start(
     from serve_app.background import choose
     from serve_app.launch import run_server
     from serve_app.preflight import PreflightProblem
+    from serve_app.private import close_to_others
 
+    close_to_others()
     try:
         if model is None and not foreground and sys.stdin.isatty() and sys.stdout.isatty():
             model = _ask_for_model(config, profile)

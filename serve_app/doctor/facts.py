@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deployments.gpu import GpuReading
 from deployments.vram import Plan
+from serve_app.private import Exposure
 from serve_app.settings import Settings
 
 
@@ -64,6 +65,7 @@ class Port:
     purpose: str
     is_needed: bool  # nothing starts without it
     holder: str | None = None  # who listens there now, as `prometheus (process 17)`
+    is_backend: bool = False  # and answers as a server of this project does
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Machine:
     disks: tuple[Disk, ...] = ()
     ports: tuple[Port, ...] = ()
     is_serving: bool = False  # a server of ours runs on this home
-    ray_address: str | None = None  # of a cluster that runs, or that RAY_ADDRESS names
+    ray_address: str | None = None  # of a cluster that RAY_ADDRESS names
+    exposures: tuple[Exposure, ...] = ()
     weights: tuple[Weights, ...] = ()
     plans: tuple[Plan, ...] = ()  # of the models whose shape is known, here or not
 

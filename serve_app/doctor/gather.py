@@ -6,15 +6,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from deployments import checkpoint, place
+from deployments import checkpoint
 from deployments.checkpoint import CheckpointProblem
 from deployments.gpu import GpuUnreadable, open_nvml
 from deployments.vram import Plan
@@ -22,11 +24,13 @@ from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
 from serve_app.plan_command import PlanProblem, plan_of, room_of
 from serve_app.preflight import (
     PreflightProblem,
+    is_serving,
     local_settings,
+    named_ray,
     port_holder,
     read_deployment,
-    running_ray,
 )
+from serve_app.private import exposures
 from serve_app.settings import Settings, SettingsError, known_checkpoints
 
 _TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
@@ -72,8 +76,9 @@ def gather(config: Path) -> Machine:
         memory_available_bytes=memory.available,
         disks=_disks(settings),
         ports=_ports(port),
-        is_serving=home is not None and place.is_taken(home),
-        ray_address=running_ray(),
+        is_serving=home is not None and is_serving(home),
+        ray_address=named_ray(),
+        exposures=tuple(exposures(home, os.environ)) if home else (),
         weights=_weights(settings),
         plans=_plans(settings, known) if settings else (),
     )
@@ -179,7 +184,20 @@ def _ports(http_port: int) -> tuple[Port, ...]:
         (9090, "Prometheus", False),
         (3000, "Grafana", False),
     )
-    return tuple(Port(n, purpose, needed, _holder(n)) for n, purpose, needed in wanted)
+    return tuple(
+        Port(n, purpose, needed, _holder(n), needed and _is_backend(n))
+        for n, purpose, needed in wanted
+    )
+
+
+def _is_backend(port: int) -> bool:
+    """Whether a server of this project answers there, by what its health says."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+            health = json.load(response)
+    except (OSError, ValueError, HTTPException):
+        return False
+    return isinstance(health, dict) and {"state", "resident", "epoch"} <= health.keys()
 
 
 def _holder(port: int) -> str | None:

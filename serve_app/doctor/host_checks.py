@@ -131,6 +131,14 @@ def _judge_port(port: Port, machine: Machine) -> Finding:
         return Finding("port", Level.OK, f"{text} is free")
     if machine.is_serving:
         return Finding("port", Level.OK, f"{text} is taken by {port.holder}; this server runs")
+    if port.is_backend:
+        return Finding(
+            "port",
+            Level.PROBLEM,
+            f"{text} is taken by {port.holder}: an llm-backend, of another home or begun by "
+            "`serve run`",
+            "llm-backend stop, with its LLM_BACKEND_HOME; or name another LLM_BACKEND_PORT",
+        )
     return Finding(
         "port",
         Level.PROBLEM if port.is_needed else Level.WARNING,
@@ -149,12 +157,21 @@ def check_ray(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "ray",
             Level.PROBLEM,
-            f"a Ray cluster is running or named ({machine.ray_address}), and this server starts "
-            "its own",
-            "ray stop; unset RAY_ADDRESS",
+            f"RAY_ADDRESS names a Ray cluster ({machine.ray_address}), and this server starts its "
+            "own",
+            "unset RAY_ADDRESS",
         )
     else:
-        yield Finding("ray", Level.OK, "no cluster is running; the server starts its own")
+        yield Finding("ray", Level.OK, "no cluster is named; the server starts its own")
+
+
+def check_other_users(machine: Machine) -> Iterator[Finding]:
+    """That no other user of this machine can become the server's."""
+    for exposure in machine.exposures:
+        level = Level.PROBLEM if exposure.is_used else Level.WARNING
+        yield Finding("other users", level, exposure.text, exposure.remedy)
+    if machine.settings and not machine.exposures:
+        yield Finding("other users", Level.OK, "state, logs and Ray's token are this user's alone")
 
 
 def check_keys(machine: Machine) -> Iterator[Finding]:
@@ -202,6 +219,7 @@ CHECKS = (
     check_host_memory,
     check_ports,
     check_ray,
+    check_other_users,
     check_keys,
     check_offline,
 )

