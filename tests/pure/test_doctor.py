@@ -111,6 +111,7 @@ def test_healthy_machines_have_no_finding_but_ok(workstation, laptop):
     assert checks == {
         *("settings", "gpu", "driver", "torch", "vllm", "xformers", "gpu memory", "attention"),
         *("weights", "disk", "host memory", "port", "ray", "keys"),
+        "other users",
     }
 
 
