@@ -134,10 +134,15 @@ def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
 def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:
     """Without the tools that OpenAI's servers run (web_search, mcp, …): programs name them in every
     request, and the models here cannot call them."""
-    for tool in list(_objects(value.get("tools"))):
-        if (kind := tool.get("type")) != "function" and isinstance(kind, str):
-            value["tools"].remove(tool)
+    kept = []
+    for tool in value.get("tools") or []:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind != "function":
             ignored.add("tools[].", kind)
+        else:
+            kept.append(tool)
+    if "tools" in value:
+        value["tools"] = kept
     if value.get("tools") == []:
         del value["tools"]
         value.pop("tool_choice", None)

@@ -2,6 +2,7 @@
 session of its own, so that it runs beside a backend in use; and a watch on its process table."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,12 @@ class Server:
         assert answer.status_code == 200, answer.text
         return answer
 
+    def old_port(self, model: str) -> int:
+        """The address that a model had of its own, in this server's settings."""
+        args = yaml.safe_load(self.config.read_text())["applications"][0]["args"]
+        file = Path(args["config_dir"]) / "models" / f"{model}.yaml"
+        return int(yaml.safe_load(file.read_text())["port"])
+
     def watch(self) -> EngineWatch:
         return EngineWatch(self.home)
 
@@ -204,6 +211,13 @@ def make_config(folder: Path, home: Path, port: int, **args: Any) -> Path:
     return path
 
 
+def _move_old_ports(configs: Path) -> None:
+    """A backend in use has those that are shipped."""
+    for file in (configs / "models").glob("*.yaml"):
+        moved = re.sub(r"^port: \d+$", f"port: {free_port()}", file.read_text(), flags=re.MULTILINE)
+        file.write_text(moved)
+
+
 def start(
     folder: Path,
     timeout_s: float = START_TIMEOUT_S,
@@ -212,7 +226,11 @@ def start(
 ) -> Server:
     """Start a server under `folder` and wait until a model serves, or none is to."""
     home, port = make_home(folder), free_port()
-    config = make_config(folder, home, port, **args)
+    configs = Path(args.pop("config_dir", "") or folder / "configs")
+    if not configs.exists():
+        shutil.copytree(PROJECT / "configs", configs)
+    _move_old_ports(configs)
+    config = make_config(folder, home, port, config_dir=str(configs), **args)
     # Ray's sockets have long names under it, and a socket's path has 107 bytes.
     ray_tmp = Path(tempfile.mkdtemp(prefix="llmb-", dir="/tmp"))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

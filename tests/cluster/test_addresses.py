@@ -7,7 +7,6 @@ import pytest
 from tests.cluster.server import CAPITAL, Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)
-PORTS = {"qwen-14b": 8001, "qwen-coder": 8002}
 
 
 def answer_at(port: int, model: str) -> httpx.Response:
@@ -24,13 +23,14 @@ def is_open(port: int) -> bool:
 
 def test_old_address_works_while_its_model_is_resident(server: Server) -> None:
     """The gateway answers there, counts and all; once the model has gone, nothing listens."""
-    for model, port in PORTS.items():
+    ports = {model: server.old_port(model) for model in ("qwen-14b", "qwen-coder")}
+    for model, port in ports.items():
         server.switch(model)
         wait_until(lambda port=port: is_open(port), 10, f"port {port} is open")
         answer = answer_at(port, model)
         assert "Paris" in answer.text
         assert answer.headers["x-model"] == model
-        others = [other for other in PORTS.values() if other != port]
+        others = [other for other in ports.values() if other != port]
         assert not any(map(is_open, others))
 
 

@@ -18,6 +18,7 @@ from serve_app.doctor.facts import Card, Disk, Finding, Level, Machine, Port, To
 from serve_app.doctor.gather import gather
 from serve_app.doctor.gpu_checks import can_run
 from serve_app.doctor.report import diagnose, exit_code, json_of, lines_of
+from serve_app.private import Exposure
 from serve_app.settings import PROJECT, AppArgs, Settings, known_checkpoints, load_settings
 
 GIB = 2**30
@@ -110,8 +111,7 @@ def test_healthy_machines_have_no_finding_but_ok(workstation, laptop):
     checks = {finding.check for finding in diagnose(workstation)}
     assert checks == {
         *("settings", "gpu", "driver", "torch", "vllm", "xformers", "gpu memory", "attention"),
-        *("weights", "disk", "host memory", "port", "ray", "keys"),
-        "other users",
+        *("weights", "disk", "host memory", "port", "ray", "other users", "keys"),
     }
 
 
@@ -395,6 +395,23 @@ def test_settings_that_can_not_be_used_leave_the_rest_to_be_checked(workstation)
 
 
 # --- the command ---
+
+
+def test_port_of_another_server_of_ours_is_told_as_that(workstation):
+    """Not as any program: it is stopped otherwise. This home's own is none."""
+    ports = (Port(7000, "the server's address", True, "haproxy (process 5)", is_backend=True),)
+    machine = replace(workstation, ports=ports)
+    finding = worst(machine, "port")
+    assert (finding.level, "an llm-backend" in finding.text) == (Level.PROBLEM, True)
+    assert worst(replace(machine, is_serving=True), "port").level is Level.OK
+
+
+def test_what_other_users_can_reach_is_a_problem_where_a_start_uses_it(workstation):
+    """What only a bare `serve run` uses is worth a warning."""
+    for is_used, level in ((True, Level.PROBLEM), (False, Level.WARNING)):
+        exposure = Exposure("the token can be read", "chmod go= token", is_used)
+        finding = worst(replace(workstation, exposures=(exposure,)), "other users")
+        assert (finding.level, finding.remedy) == (level, "chmod go= token")
 
 
 def test_report_has_a_line_a_finding_and_the_remedy_under_it(workstation):
