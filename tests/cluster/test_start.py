@@ -75,7 +75,7 @@ def test_unsafe_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_running_ray_cluster_is_named(tmp_path: Path) -> None:
     config = make_config(tmp_path, make_home(tmp_path), free_port())
     line = start_and_fail(config, RAY_ADDRESS="127.0.0.1:6379")
-    assert "a Ray cluster is already running (127.0.0.1:6379)" in line
+    assert "RAY_ADDRESS names a Ray cluster (127.0.0.1:6379)" in line
 
 
 def test_unknown_setting_is_named_with_the_valid_ones(tmp_path: Path) -> None:
