@@ -106,9 +106,9 @@ venv:
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
 	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.1 GB, four to ten minutes)"
-	@{ $(LOCKED) -r requirements-torch-cpu.lock 2>/dev/null || \
+	@{ { $(LOCKED) -r requirements-torch-cpu.lock || \
 	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
-	{ $(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
+	$(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
 .venv/.dev: .venv/.$(DEVICE) requirements-dev.lock
