@@ -102,7 +102,7 @@ venv:
 
 .venv/.gpu: requirements-gpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
-	@echo "Installing Ray and vLLM for the GPU (some 5 GB)"
+	@echo "Installing Ray and vLLM for the GPU (some 4 GB)"
 	@{ $(LOCKED) -r requirements-gpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
@@ -111,10 +111,10 @@ venv:
 # which deployments/engine_site lets vLLM import.
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
-	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.5 GB, five to ten minutes)"
-	@{ $(LOCKED) -r requirements-torch-cpu.lock 2>/dev/null || \
+	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.1 GB, four to ten minutes)"
+	@{ { $(LOCKED) -r requirements-torch-cpu.lock || \
 	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
-	{ $(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
+	$(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
 .venv/.dev: .venv/.$(DEVICE) requirements-dev.lock
@@ -124,22 +124,24 @@ venv:
 	@touch $@
 
 # The CPU's packages and the tests' are chosen together, then written into a file each; the GPU's follow
-# the tests'. What is locked stays as it is while it fits: to have all of it newest, delete the locks
-# first. torch's CPU build stands in requirements-torch-cpu.lock, by hand, and is here an empty wheel.
+# the tests'. What is locked stays as it is while it fits; for the newest of all, delete the three files
+# first. torch's CPU build is locked by hand in requirements-torch-cpu.lock: uv gets an empty wheel of
+# that version, for its own cannot be had everywhere, and what it needs from pyproject.toml.
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
   --generate-hashes --only-binary :all: --custom-compile-command 'make lock'
 CPU_EXTRAS := --extra cpu --group demo --find-links .venv/lock --no-emit-package torch
 TORCH_CPU = torch-$(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements-torch-cpu.lock)
 lock: venv
+	@echo "Writing requirements-{cpu,gpu,dev}.lock"
 	@$(PIP) install --quiet '$(UV)' 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@rm -rf .venv/lock && mkdir -p .venv/lock/$(TORCH_CPU).dist-info && cd .venv/lock && \
 	  printf 'Metadata-Version: 2.1\nName: torch\nVersion: %s\n' '$(TORCH_CPU:torch-%=%)' > $(TORCH_CPU).dist-info/METADATA && \
 	  touch $(TORCH_CPU).dist-info/RECORD && ../bin/python -m zipfile -c $(TORCH_CPU)-py3-none-any.whl $(TORCH_CPU).dist-info
 	@cat requirements-cpu.lock requirements-dev.lock > .venv/lock/all 2>/dev/null || true
-	$(COMPILE) $(CPU_EXTRAS) --extra dev --output-file .venv/lock/all
-	$(COMPILE) $(CPU_EXTRAS) --constraints .venv/lock/all --output-file requirements-cpu.lock
-	$(COMPILE) --extra dev --constraints .venv/lock/all --output-file requirements-dev.lock
-	$(COMPILE) --extra gpu --constraints requirements-dev.lock --output-file requirements-gpu.lock
+	@$(COMPILE) $(CPU_EXTRAS) --extra dev --output-file .venv/lock/all
+	@$(COMPILE) $(CPU_EXTRAS) --constraints .venv/lock/all --output-file requirements-cpu.lock
+	@$(COMPILE) --extra dev --constraints .venv/lock/all --output-file requirements-dev.lock
+	@$(COMPILE) --extra gpu --constraints requirements-dev.lock --output-file requirements-gpu.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

