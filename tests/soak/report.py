@@ -1,5 +1,6 @@
 """The verdict of a soak, on one screen."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from tests.soak.census import MEASURES, REPLACED, Sample, by_role, numbers
 from tests.soak.growth import Allowance, Growth, Series, judge
 
 MIB = 2**20
+_CODE = re.compile(r"""['"]code['"]: ?['"](\w+)""")  # JSON, or a package's text of it
 SETTLE_S = 60.0  # of each process's life: imports, pools and caches
 # What may grow. Once: what fills up and then stays, such as the allocator's free lists, the cache
 # of answers and one more connection. An hour: 24 MiB is half a gigabyte a day of one process, and
@@ -62,6 +64,8 @@ def judge_ledger(verdict: Verdict, ledger: Ledger, num_sent: int) -> None:
     verdict.lines.append(f"requests {num_sent}: {counts}, lost {len(ledger.lost)}")
     if num_entered != num_sent:
         verdict.failures.append(f"{num_sent} requests were sent, {num_entered} entered")
+    told = Counter(found[1] for error in ledger.errors if (found := _CODE.search(error)))
+    verdict.lines.append("told: " + ", ".join(f"{code} {num}" for code, num in told.most_common(6)))
     for text, num in Counter(lost[:300] for lost in ledger.lost).most_common(12):
         verdict.failures.append(f"lost {num}: {text}")
 
