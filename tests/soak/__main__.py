@@ -108,7 +108,6 @@ def _soak(
         "home's logs": server.home / "logs",
         "Ray's folder": server.ray_tmp,
         "temporary folder": temp,
-        "/tmp": Path("/tmp"),
     }
     names_before = {name: census.kinds(path) for name, path in folders.items()}
     try:
