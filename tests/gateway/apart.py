@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
 import psutil
@@ -116,6 +117,8 @@ async def serve_gateway(socket: str) -> None:
     settings = load_settings(AppArgs(profile="cpu-demo", home="/nonexistent"), has_gpu=False)
     own = settings.model_copy(update={"models": {MODEL: settings.models[MODEL]}})
     switchboard, front = FakeSwitchboard(), Front()
+    # asyncio sets it only on sockets that name their protocol; without, /health takes 40 ms more
+    front.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     gateway = Gateway(own, switchboard)
     front.app = build_http(gateway)
     serving = asyncio.create_task(front.server.serve(sockets=[front.socket]))

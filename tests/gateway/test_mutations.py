@@ -25,14 +25,14 @@ from tests.gateway.conftest import error_of
 from tests.gateway.mutations import HUGE, SIZES, Leaving, Mutated, every_place, mutated
 from tests.gateway.voices import VOICES
 
-NUM_REQUESTS = 30  # of each route at random; with one in every place they take about a minute
+NUM_REQUESTS = 200  # of each route at random; with one in every place they take about a minute
 # `/health` beside it, seconds. Of a machine that is busy with something else the gateway's own time
 # counts, so this holds everywhere.
 HEALTH_S = 1.0
 ANSWER_S = 20.0
 IDLE_S = 10.0  # until one who left is forgotten
-# A gateway holds 130 MB, and a request of 2 MB may take some of that again while it is checked.
-GROWTH_BYTES = 64 * 2**20
+# What the allocator keeps: four times 300 requests of up to 20 MB left 14, 37, 5 and 3 MiB more.
+GROWTH_BYTES = 128 * 2**20
 _RIGHT = {  # the field by which a right answer of each route is known
     "/v1/chat/completions": "choices",
     "/v1/completions": "choices",
@@ -97,7 +97,8 @@ class Client:
                     linger = struct.pack("ii", 1, 0)
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 case Leaving.HALF:
-                    connection.shutdown(socket.SHUT_WR)
+                    with suppress(OSError):  # refused, and closed from there
+                        connection.shutdown(socket.SHUT_WR)
                 case None:
                     self._check_answer(call, request, connection)
         deadline = time.monotonic() + IDLE_S
@@ -220,4 +221,4 @@ def test_spoilt_requests_are_answered_or_refused_in_shape(client: Client, call: 
 @pytest.mark.parametrize("call", CALLS, ids=[call.path for call in CALLS])
 def test_many_more_of_them_up_to_the_largest_body(client: Client, call: Call) -> None:
     """Others each time."""
-    explore(client, call, HUGE, 40 * NUM_REQUESTS, number=int.from_bytes(os.urandom(4)))
+    explore(client, call, HUGE, 5 * NUM_REQUESTS, number=int.from_bytes(os.urandom(4)))

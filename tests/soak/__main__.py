@@ -32,6 +32,7 @@ NUM_CLIENTS = 4
 SAMPLE_S = 10.0
 WARM_UP_S = 180.0  # six switches; a quarter of a short run
 REST_S = 5.0
+RETRY_S = 2.0
 BUSY_AT_REST = 0.2  # of a core; a proxy that spins takes half of one and more
 ENGINE_ENDS = ("engine_ended", "engine_mute", "engine_stuck", "replica_lost")
 AFTER_KILL_S = 90.0  # so long an end may come of a kill: two loads on a busy machine
@@ -91,7 +92,10 @@ def _soak(
     def use(number: int) -> None:
         while not world.stop.is_set():
             sent[number] += 1
+            num_refused = ledgers[number + 1].counts["refused"]
             _one_request(clients[number], rows)
+            if ledgers[number + 1].counts["refused"] > num_refused:
+                world.stop.wait(RETRY_S)  # as programs do
 
     threads = [threading.Thread(target=_guarded, args=(world, use, n)) for n in range(NUM_CLIENTS)]
     threads.append(threading.Thread(target=_guarded, args=(world, troubles.run)))
@@ -104,7 +108,6 @@ def _soak(
         "home's logs": server.home / "logs",
         "Ray's folder": server.ray_tmp,
         "temporary folder": temp,
-        "/tmp": Path("/tmp"),
     }
     names_before = {name: census.kinds(path) for name, path in folders.items()}
     try:
