@@ -18,14 +18,15 @@ _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # Asked every few seconds by whoever watches: logged only when something is wrong.
 _QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{path:path}"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_ID_HEADER = b"x-request-id"
+_ID_HEADER, _IGNORED_HEADER = b"x-request-id", b"x-ignored-fields"
 
 logger = logging.getLogger("llm_backend.access")
 
 
 class AccessLog:
-    """Gives each answer its `X-Request-Id` (the client's own, if that is harmless), and writes the
-    request's line: route, status, outcome, time, and what else is known of it (`observation.py`).
+    """Gives each answer its `X-Request-Id` (the client's own, if that is harmless) and, where its
+    request had fields left out, `X-Ignored-Fields`. Writes the request's line: route, status,
+    outcome, time, and what else is known of it (`observation.py`).
 
     `outcome`: `complete`, `error` (also at the end of a stream that began with 200), `left` (the
     client did), or `broken` (an answer begun and not ended).
@@ -71,9 +72,12 @@ class _Request:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            headers = [*message.get("headers", ())]
             if not self._is_named:
-                headers = [*message.get("headers", ()), (_ID_HEADER, self._id.encode())]
-                message = {**message, "headers": headers}
+                headers.append((_ID_HEADER, self._id.encode()))
+            if self._observed.ignored_fields:
+                headers.append((_IGNORED_HEADER, self._observed.ignored_fields.encode()))
+            message = {**message, "headers": headers}
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             self._is_over = True  # before it is sent: a client that has it all may leave
         await self._send(message)

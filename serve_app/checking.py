@@ -16,7 +16,7 @@ from serve_app.errors import (
     UnknownField,
 )
 from serve_app.settings import Limits, ModelSpec
-from serve_app.surface import REFUSED, Body, Call, ChatBody, CountBody, MessagesBody, ResponsesBody
+from serve_app.surface import Body, Call, ChatBody, CountBody, MessagesBody, ResponsesBody
 
 # Parts of a pydantic location that are no part of the request: branches of a union, validators.
 _BRANCHES = frozenset(
@@ -31,13 +31,12 @@ def check_fields(call: Call, value: dict[str, Any]) -> Body:
     Raises:
         InvalidRequest: names the first field that is wrong, those that are refused before others.
     """
-    fields, refused = call.body.model_fields, REFUSED | call.body.refused
-    names = {field.alias or name for name, field in fields.items()}
+    fields, refused = call.body.model_fields, call.refused
     for name in value:
-        if name in refused and name not in names:
+        if name in refused and name not in fields:
             raise RefusedField(f"`{name}` is not supported here: {refused[name]}.", name)
     for name, given in value.items():
-        if name not in names:
+        if name not in fields:
             raise UnknownField(f"Unknown parameter: '{name[:100]}'.", name[:100])
         if given is None:  # `normalize` has dropped those that may be left out
             raise MissingField(f"Missing required parameter: '{name}'.", name)

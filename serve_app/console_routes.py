@@ -49,32 +49,22 @@ def _read_all(folder: str) -> dict[str, _File]:
     return files
 
 
-_FILES = _read_all("console")
-_DOCS = _read_all("docs")
+def _add(folder: str, page: str, policy: str) -> None:
+    """Serve the files of a folder under its name, and its index at `page`."""
+    files = _read_all(folder)
+
+    async def index(request: Request) -> Response:
+        return _answer(request, files.get("index.html"), policy)
+
+    async def part(path: str, request: Request) -> Response:
+        return _answer(request, files.get(path), policy)
+
+    routes.add_api_route(page, index)
+    routes.add_api_route(f"/{folder}/{{path:path}}", part)
 
 
-@routes.get("/")
-async def page(request: Request) -> Response:
-    """The console."""
-    return _answer(request, _FILES.get("index.html"), _STRICTER)
-
-
-@routes.get("/console/{path:path}")
-async def file(path: str, request: Request) -> Response:
-    """One of its parts."""
-    return _answer(request, _FILES.get(path), _STRICTER)
-
-
-@routes.get("/docs")
-async def docs(request: Request) -> Response:
-    """The API's description, to read and to try."""
-    return _answer(request, _DOCS.get("index.html"), _POLICY)
-
-
-@routes.get("/docs/{path:path}")
-async def docs_file(path: str, request: Request) -> Response:
-    """One of its parts."""
-    return _answer(request, _DOCS.get(path), _POLICY)
+_add("console", "/", _STRICTER)
+_add("docs", "/docs", _POLICY)  # the API's description, to read and to try
 
 
 def _answer(request: Request, found: _File | None, policy: str) -> Response:

@@ -9,19 +9,20 @@ its own. Only heartbeats, while it waits for its model, send it before.
 
 import asyncio
 import io
-import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
-from aiohttp.client import _RequestContextManager
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.admission import Admission, Permit, Wish, switching_error
 from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.aside import aside
 from serve_app.endings import SEPARATOR, Ending
 from serve_app.engine_errors import engine_error
 from serve_app.errors import (
@@ -193,7 +194,7 @@ class EngineAnswer(Response):
                 async with _asking(session, self._job.path, self._job.body) as response:
                     if response.status != 200:
                         logger.info("the engine answered %d to %s", response.status, self._job.path)
-                        raise engine_error(response.status, await response.read(), self._job.path)
+                        raise await _refusal(response, self._job.path)
                     if self._job.is_stream:
                         await self._relay_events(response, session, permit, send)
                     else:
@@ -269,11 +270,12 @@ class EngineAnswer(Response):
             return _lost()
         length = _LENGTHS.get(self._job.path)
         if self._job.is_stream and length and not self._num_events:  # (3)
-            value = json.loads(self._job.body) | {"stream": False, length: 1}
+            body = self._job.body
+            plain = await aside(len(body), lambda: _changed(body, {"stream": False, length: 1}))
             try:
-                async with _asking(session, self._job.path, json.dumps(value).encode()) as response:
+                async with _asking(session, self._job.path, plain) as response:
                     if response.status != 200:
-                        return engine_error(response.status, await response.read(), self._job.path)
+                        return await _refusal(response, self._job.path)
             except (aiohttp.ClientError, ConnectionError):
                 return _lost()
         return told or BadAnswer("The engine broke off this answer.")
@@ -295,12 +297,25 @@ class EngineAnswer(Response):
         await send(chunk(body, is_last=True))
 
 
-def _asking(session: aiohttp.ClientSession, path: str, body: bytes) -> _RequestContextManager:
+def _asking(
+    session: aiohttp.ClientSession, path: str, body: bytes
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
     return session.post(
         f"http://engine{path}",
         data=io.BytesIO(body),  # written piece by piece: other requests go on
         headers={"content-type": "application/json"},
     )
+
+
+async def _refusal(response: aiohttp.ClientResponse, path: str) -> BackendError:
+    """What a client is told of an error, in which the engine may repeat all that it was sent."""
+    body = await response.read()
+    return await aside(len(body), lambda: engine_error(response.status, body, path))
+
+
+def _changed(body: bytes, fields: dict[str, Any]) -> bytes:
+    """A request with other values in these fields."""
+    return msgspec.json.encode(msgspec.json.decode(body) | fields)
 
 
 async def _is_alive(session: aiohttp.ClientSession) -> bool:

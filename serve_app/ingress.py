@@ -35,7 +35,6 @@ from serve_app.errors import (
     error_response,
 )
 from serve_app.gateway import Gateway
-from serve_app.ignored_fields import IgnoredFields
 from serve_app.measuring import Measuring
 from serve_app.observation import observation
 from serve_app.openapi import document
@@ -91,7 +90,6 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(IgnoredFields)
     app.add_middleware(_HeadAsGet)
     app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)

@@ -16,12 +16,14 @@ from typing import Any
 from serve_app import content
 from serve_app.surface import (
     REFUSED,
-    Body,
     Call,
     ChatBody,
+    ChatTemplateArguments,
     CountBody,
     EmbeddingsBody,
+    ResponseFormat,
     ResponsesBody,
+    StreamOptions,
     TokenizeBody,
 )
 
@@ -44,17 +46,21 @@ _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 _NEEDLESS = {"thinking", "reasoning_effort", "thinking_token_budget"}
 # Fields of a request that are objects, and the fields that those may have.
 _OBJECTS = {
-    "stream_options": {"include_usage", "continuous_usage_stats", "include_obfuscation"},
-    "chat_template_kwargs": {"enable_thinking"},
-    "response_format": {"type", "json_schema"},
+    "stream_options": StreamOptions.model_fields,
+    "chat_template_kwargs": ChatTemplateArguments.model_fields,
+    "response_format": ResponseFormat.model_fields,
 }
 _MODELLED = (ChatBody, TokenizeBody, EmbeddingsBody)
 
 
 class Ignored:
-    """The fields that were left out, each named once, without the numbers of its places."""
+    """The fields that were left out, each named once, without the numbers of its places.
 
-    def __init__(self) -> None:
+    With `is_strict` unknown fields stay, to be refused.
+    """
+
+    def __init__(self, is_strict: bool) -> None:
+        self.is_strict = is_strict
         self._names: dict[str, None] = {}
         self.has_changed = False  # something was left out or supplied, named or not
 
@@ -70,60 +76,56 @@ class Ignored:
 
 
 def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
-    """Change `value`, a request at `call`; with `is_strict` unknown fields stay, to be refused."""
-    ignored = Ignored()
-    _of_request(call.body, value, ignored, is_strict)
+    """Change `value`, a request at `call`."""
+    ignored = Ignored(is_strict)
+    _of_request(call, value, ignored)
     for name, allowed in _OBJECTS.items():
-        _object(value.get(name), f"{name}.", allowed, ignored, is_strict)
+        _object(value.get(name), f"{name}.", allowed, ignored)
     for tool in _objects(value.get("tools")):
         _without_nulls(tool, ignored)
         if isinstance(tool.get("function"), dict):
             _without_nulls(tool["function"], ignored)
-    if is_forced(value):
-        _hold_to_schemas(value, ignored)
+    _hold_to_schemas(value, ignored)
     if issubclass(call.body, _MODELLED):
         for message in _objects(value.get("messages")):
-            _of_chat(message, ignored, is_strict)
+            _of_chat(message, ignored)
     elif issubclass(call.body, ResponsesBody):
         _functions_only(value, ignored)
         for item in _objects(value.get("input")):
-            _of_item(item, ignored, is_strict)
+            _of_item(item, ignored)
     elif issubclass(call.body, CountBody):
-        _parts(value.get("system"), "system[].", content.SYSTEM_PARTS, ignored, is_strict)
+        _parts(value.get("system"), "system[].", content.SYSTEM_PARTS, ignored)
         for message in _objects(value.get("messages")):
-            _object(message, "messages[].", content.ANTHROPIC_MESSAGE, ignored, is_strict)
-            _blocks(message.get("content"), ignored, is_strict)
+            _object(message, "messages[].", content.ANTHROPIC_MESSAGE, ignored)
+            _blocks(message.get("content"), ignored)
     return ignored
 
 
-def _of_request(body: type[Body], value: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
-    fields = body.model_fields
+def _of_request(call: Call, value: dict[str, Any], ignored: Ignored) -> None:
+    fields = call.body.model_fields
     for name, given in list(value.items()):
         asks_nothing = given is None or given in _ASKS_NOTHING.get(name, ())
         if name in fields:
             if asks_nothing and not fields[name].is_required():
                 _drop(value, name, ignored)
-        elif name in REFUSED or name in body.refused:
+        elif name in call.refused:
             if asks_nothing:
                 _drop(value, name, ignored)
         elif given is None:
             _drop(value, name, ignored)
-        elif name in _NEEDLESS or not is_strict:
+        elif name in _NEEDLESS or not ignored.is_strict:
             del value[name]
             ignored.add("", name)
-
-
-def is_forced(value: dict[str, Any]) -> bool:
-    """Whether the model has to call a tool."""
-    choice = value.get("tool_choice")
-    kind = choice.get("type") if isinstance(choice, dict) else choice
-    return kind not in (None, "none", "auto")
 
 
 def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
     """(3) A tool that has to be called is `strict` unless it says that it is not: left free, a
     small model writes arguments that no client can read. One that may be called stays free: a
     schema that is held to is compiled, and tools bring some that the compiler does not take."""
+    choice = value.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind in (None, "none", "auto"):
+        return
     for tool in _objects(value.get("tools")):
         holder = tool.get("function", tool)
         if isinstance(holder, dict) and "strict" not in holder:
@@ -149,14 +151,14 @@ def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:
         ignored.has_changed = True
 
 
-def _of_chat(message: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
-    _object(message, "messages[].", content.CHAT_MESSAGE, ignored, is_strict)
-    _parts(message.get("content"), "messages[].content[].", content.CHAT_PARTS, ignored, is_strict)
+def _of_chat(message: dict[str, Any], ignored: Ignored) -> None:
+    _object(message, "messages[].", content.CHAT_MESSAGE, ignored)
+    _parts(message.get("content"), "messages[].content[].", content.CHAT_PARTS, ignored)
     for call in _objects(message.get("tool_calls")):
         _without_nulls(call, ignored)
 
 
-def _of_item(item: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
+def _of_item(item: dict[str, Any], ignored: Ignored) -> None:
     _without_nulls(item, ignored)
     if "type" not in item and "role" in item:
         item["type"] = "message"
@@ -165,38 +167,34 @@ def _of_item(item: dict[str, Any], ignored: Ignored, is_strict: bool) -> None:
     fields = content.RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
     if fields is None:
         return
-    _object(item, "input[].", fields, ignored, is_strict)
+    _object(item, "input[].", fields, ignored)
     reasoning = content.REASONING_PARTS
     parts = reasoning if kind == "reasoning" else content.RESPONSES_PARTS
     for name, kinds in (("content", parts), ("output", parts), ("summary", reasoning)):
-        _parts(item.get(name), f"input[].{name}[].", kinds, ignored, is_strict)
+        _parts(item.get(name), f"input[].{name}[].", kinds, ignored)
 
 
-def _blocks(blocks: Any, ignored: Ignored, is_strict: bool) -> None:
-    _parts(blocks, "messages[].content[].", content.ANTHROPIC_PARTS, ignored, is_strict)
+def _blocks(blocks: Any, ignored: Ignored) -> None:
+    _parts(blocks, "messages[].content[].", content.ANTHROPIC_PARTS, ignored)
     for block in _objects(blocks):
         if block.get("type") == "tool_result":
             at = "messages[].content[].content[]."
-            _parts(block.get("content"), at, content.TOOL_RESULT_PARTS, ignored, is_strict)
+            _parts(block.get("content"), at, content.TOOL_RESULT_PARTS, ignored)
 
 
-def _parts(
-    parts: Any, at: str, kinds: dict[str, frozenset[str]], ignored: Ignored, is_strict: bool
-) -> None:
+def _parts(parts: Any, at: str, kinds: dict[str, frozenset[str]], ignored: Ignored) -> None:
     for part in _objects(parts):
         kind = part.get("type")
         fields = kinds.get(kind) if isinstance(kind, str) else None
         if fields is not None:
-            _object(part, at, fields, ignored, is_strict)
+            _object(part, at, fields, ignored)
 
 
-def _object(
-    value: Any, at: str, allowed: Collection[str], ignored: Ignored, is_strict: bool
-) -> None:
+def _object(value: Any, at: str, allowed: Collection[str], ignored: Ignored) -> None:
     if not isinstance(value, dict):
         return
     _without_nulls(value, ignored)
-    for name in [] if is_strict else [name for name in value if name not in allowed]:
+    for name in [] if ignored.is_strict else [name for name in value if name not in allowed]:
         if name not in REFUSED:  # that it is refused is told instead
             del value[name]
             ignored.add(at, name)

@@ -97,7 +97,8 @@ class _Work:
     num_word_chars: int = 0
     num_pattern_chars: int = 0
     num_atoms: int = 0
-    lengths: set[tuple[int, int]] = field(default_factory=set)
+    bounds: set[tuple[int, int]] = field(default_factory=set)  # of texts' lengths
+    sum_lengths: int = 0
 
     def add_constraint(self, constraint: dict[str, Any]) -> None:
         """vLLM's own way. Raises InvalidValue."""
@@ -106,12 +107,12 @@ class _Work:
             self._add_pattern(pattern, f"{at}.regex")
         if isinstance(words := constraint.get("choice"), list):
             self._add_words(words, f"{at}.choice")
-        if len(constraint.get("grammar") or "") > _MAX_GRAMMAR_CHARS:
-            raise InvalidValue(
-                f"Invalid '{at}.grammar': at most {_MAX_GRAMMAR_CHARS} characters are taken.",
-                f"{at}.grammar",
-            )
         if isinstance(grammar := constraint.get("grammar"), str):
+            if len(grammar) > _MAX_GRAMMAR_CHARS:
+                raise InvalidValue(
+                    f"Invalid '{at}.grammar': at most {_MAX_GRAMMAR_CHARS} characters are taken.",
+                    f"{at}.grammar",
+                )
             self._add_atoms(grammar, f"{at}.grammar")
 
     def add_schema(self, schema: Any, param: str, *, is_compiled: bool) -> None:
@@ -121,18 +122,16 @@ class _Work:
         num_before = self.num_properties
         walked: set[int] = set()
         references: list[str] = []
-        level: list[Any] = [schema]
+        level: list[dict[str, Any]] = [schema]
         for _ in range(self.limits.max_schema_depth + 1):
-            below: list[Any] = []
+            below: list[dict[str, Any]] = []
             for node in level:
-                if isinstance(node, bool):
-                    continue
                 walked.add(id(node))
                 self.num_nodes += 1
                 if self.num_nodes > _MAX_NODES:
                     raise InvalidValue(f"Invalid '{param}': the schemas are too large.", param)
-                _check_reference(schema, node, param)
                 if isinstance(reference := node.get("$ref"), str):
+                    _check_reference(schema, node, param)
                     references.append(reference)
                 if is_compiled:
                     self._add_node(node, param)
@@ -168,9 +167,10 @@ class _Work:
                 param,
             )
         bounds = (node.get("minLength", 0), node.get("maxLength", 0))
-        if max(bounds) > 1:
-            self.lengths.add(bounds)
-        if sum(min(max(b), _LONGEST_LENGTH) for b in self.lengths) > _MAX_LENGTHS:
+        if max(bounds) > 1 and bounds not in self.bounds:
+            self.bounds.add(bounds)
+            self.sum_lengths += min(max(bounds), _LONGEST_LENGTH)
+        if self.sum_lengths > _MAX_LENGTHS:
             raise InvalidValue(
                 f"Invalid '{param}': the different `minLength` and `maxLength` of a request may "
                 f"come to {_MAX_LENGTHS} together, each counted up to {_LONGEST_LENGTH}; use fewer "
@@ -226,26 +226,19 @@ def _num_chars(word: Any) -> int:
     return len(word) if isinstance(word, str) else len(str(word)[:_MAX_WORD_CHARS])
 
 
-def _children(node: dict[str, Any], param: str) -> Iterator[Any]:
+def _children(node: dict[str, Any], param: str) -> Iterator[dict[str, Any]]:
     """The schemas right under one, and whatever else may be referred to as one."""
     for key, child in node.items():
+        is_named = key in _NAMED_SCHEMAS and isinstance(child, dict)
+        is_listed = key in _LISTED_SCHEMAS and isinstance(child, list)
         if key in _VALUES:
             continue
-        if key in _NAMED_SCHEMAS and isinstance(child, dict):
-            inside = list(child.values())
-        elif key in _LISTED_SCHEMAS and isinstance(child, list):
-            inside = child
-        elif isinstance(child, list):
-            inside = [c for c in child if isinstance(c, dict)]
-        else:
-            inside = [child] if isinstance(child, dict) else []
-        if key in _NAMED_SCHEMAS or key in _LISTED_SCHEMAS:
-            for schema in inside:
-                if not isinstance(schema, dict | bool):
-                    raise InvalidValue(
-                        f"Invalid '{param}': in `{key}`, each must be a schema.", param
-                    )
-        yield from inside
+        inside = child.values() if is_named else child if isinstance(child, list) else [child]
+        for schema in inside:
+            if isinstance(schema, dict):
+                yield schema
+            elif (is_named or is_listed) and not isinstance(schema, bool):
+                raise InvalidValue(f"Invalid '{param}': in `{key}`, each must be a schema.", param)
 
 
 def _check_keywords(node: dict[str, Any], param: str) -> None:

@@ -391,6 +391,11 @@ class Call:
     last_events: tuple[str, ...] = ()  # one ends its streams; without, `[DONE]` does
     task: Task = "generate"  # which of the model's engines has it
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """The fields that are refused here, and why."""
+        return REFUSED | self.body.refused
+
     def ending(self, num_choices: int) -> Ending:
         """What judges one answer's end."""
         return NamedEnding(*self.last_events) if self.last_events else ChatEnding(num_choices)

@@ -1,11 +1,10 @@
 """An answer as it is kept: JSON, checked again when it is read, and given again as a new one."""
 
-import asyncio
 import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -16,7 +15,6 @@ from serve_app.heartbeat import without_heartbeats
 
 _DATA = "data: "
 _DONE = "data: [DONE]"
-_LARGE_BYTES = 65536  # some 2 ms of reading JSON
 _PREFIX = re.compile(r"[a-z]+[-_]")
 
 _T = TypeVar("_T")
@@ -69,11 +67,6 @@ def record(route: Route, messages: Sequence[Message]) -> Recording | None:
     if not _is_whole(route, is_stream, parts):
         return None
     return Recording(made_at=time.time(), is_stream=is_stream, parts=parts)
-
-
-async def aside(num_bytes: int, work: Callable[[], _T]) -> _T:
-    """Read so many bytes; many of them in a thread, so that others' streams go on meanwhile."""
-    return await asyncio.to_thread(work) if num_bytes > _LARGE_BYTES else work()
 
 
 class Stamper:

@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
+from serve_app.aside import aside
 from serve_app.cache.fingerprints import Fingerprints
 from serve_app.cache.flight import Flight, Flights, Make
 from serve_app.cache.guard import GuardedStore
 from serve_app.cache.key import cache_key
 from serve_app.cache.policy import ROUTES, Route, is_cacheable
-from serve_app.cache.recording import Recording, aside, load, record
+from serve_app.cache.recording import Recording, load, record
 from serve_app.cache.shared_answer import Counts, Labelled, Question, SharedAnswer
 from serve_app.cache.stores import StoreFailed, open_store
 from serve_app.errors import Unavailable

@@ -22,8 +22,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
+from serve_app.aside import aside
 from serve_app.cache.flight import Flight
-from serve_app.cache.recording import Recording, Stamper, aside
+from serve_app.cache.recording import Recording, Stamper
 from serve_app.errors import (
     BackendError,
     DeadlineExceeded,

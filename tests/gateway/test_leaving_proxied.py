@@ -47,32 +47,34 @@ async def is_gone(backend: Backend, engine: FakeEngine, proxy: Proxy) -> None:
     assert await proxy.cpu_share() < _SPINNING
 
 
+async def leave_unanswered(
+    backend: Backend, proxy: Proxy, way: Leaving, path: str, *, is_bytewise: bool
+) -> None:
+    """Ask, leave while the engine works on it, and see that all of it is gone."""
+    engine = await backend.serving()
+    engine.first_byte.clear()
+    async with await RawClient.connect(proxy.port) as client:
+        send = client.send_bytewise if is_bytewise else client.send
+        await send(*request(path, {"model": A} | ROUTES[path]))
+        await until(lambda: engine.num_running)
+        client.leave(way)
+        await is_gone(backend, engine, proxy)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("path", ROUTES)
 async def test_leaving_before_the_answer(
     backend: Backend, proxy: Proxy, path: str, way: Leaving
 ) -> None:
     """Head and body came in two segments, as all usual clients send them."""
-    engine = await backend.serving()
-    engine.first_byte.clear()
-    async with await RawClient.connect(proxy.port) as client:
-        await client.send(*request(path, {"model": A} | ROUTES[path]))
-        await until(lambda: engine.num_running)
-        client.leave(way)
-        await is_gone(backend, engine, proxy)
+    await leave_unanswered(backend, proxy, way, path, is_bytewise=False)
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_leaving_after_a_request_that_came_byte_by_byte(
     backend: Backend, proxy: Proxy, way: Leaving
 ) -> None:
-    engine = await backend.serving()
-    engine.first_byte.clear()
-    async with await RawClient.connect(proxy.port) as client:
-        await client.send_bytewise(*request(CHAT, {"model": A, "messages": MESSAGES}))
-        await until(lambda: engine.num_running)
-        client.leave(way)
-        await is_gone(backend, engine, proxy)
+    await leave_unanswered(backend, proxy, way, CHAT, is_bytewise=True)
 
 
 @pytest.mark.parametrize("way", WAYS)
