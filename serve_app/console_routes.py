@@ -39,7 +39,8 @@ class _File:
     etag: str
 
 
-def _read_all(folder: str) -> dict[str, _File]:
+def read_files(folder: str) -> dict[str, _File]:
+    """The files of a folder that are served, by name."""
     files = {}
     for path in (_HERE / folder).iterdir():
         if path.suffix in _TYPES:
@@ -51,7 +52,7 @@ def _read_all(folder: str) -> dict[str, _File]:
 
 def _add(folder: str, page: str, policy: str) -> None:
     """Serve the files of a folder under its name, and its index at `page`."""
-    files = _read_all(folder)
+    files = read_files(folder)
 
     async def index(request: Request) -> Response:
         return _answer(request, files.get("index.html"), policy)

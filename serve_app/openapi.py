@@ -143,8 +143,9 @@ def _description() -> str:
     lines = [f"- `{name}`: {reason}" for name, reason in REFUSED.items()]
     return (
         "Three models behind one address on one GPU. Programs written for OpenAI's or Anthropic's "
-        "packages run unchanged.\n\nFields that are not listed are refused. Of those that vLLM, "
-        "OpenAI or Anthropic know, these are refused for a reason:\n\n" + "\n".join(lines)
+        "packages run unchanged.\n\nFields that are not listed are left out, and the answer's "
+        "`X-Ignored-Fields` names them, unless the settings have them refused. These would change "
+        "the answer or its cost, and are refused:\n\n" + "\n".join(lines)
     )
 
 

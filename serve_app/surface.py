@@ -1,8 +1,8 @@
 """What a client may ask of a model: one table of routes, the fields each takes, and those refused.
 
-A field that is not here is refused as unknown, as OpenAI does. The models check what the gateway
-must know or must not let through; everything finer is the engine's to check. What passes is sent on
-as the bytes that came.
+A field that is not here is left out of what the engine is sent (`normalizing.py`). The models check
+what the gateway must know or must not let through; everything finer is the engine's to check. A
+request of which nothing was left out is sent on as the bytes that came.
 
 Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), read field by field.
 """
