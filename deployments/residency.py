@@ -100,9 +100,9 @@ class Policy:
     failed_retry_s: float
     load_timeout_s: float = 600.0  # to prepare a model; to load and verify it
     cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
-    # A gateway silent this long is gone, and its requests with it. It speaks every five seconds,
-    # less often where other programs have the cores.
-    gateway_ttl_s: float = 60.0
+    # A gateway silent this long is gone, and its requests with it: a switch waits so long for one
+    # that was killed. It speaks every five seconds; with ten busy loops a core it took three more.
+    gateway_ttl_s: float = 20.0
     retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
     idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> unused this long
 

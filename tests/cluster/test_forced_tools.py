@@ -64,6 +64,7 @@ def messages_arguments(server: Server, choice: Any) -> Any:
     ],
 )
 def test_forced_tools_arguments_follow_its_schema(server: Server, ask: Any, choice: Any) -> None:
+    server.switch("qwen-14b")
     server.wait_serving("qwen-14b")
     for _ in range(3):
         arguments = ask(server, choice)
