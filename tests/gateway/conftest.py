@@ -24,7 +24,7 @@ from tests.pure.fake_host import FakeHost
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
-    import ray.serve  # noqa: F401
+    from ray.serve._private.http_util import RequestIdMiddleware
 
     from tests.gateway import proxied
 from serve_app.asgi import chunk, start
@@ -43,6 +43,7 @@ class Front:
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         config = uvicorn.Config(self, lifespan="off", ws="none", log_level="critical")
         self.server = uvicorn.Server(config)
 
@@ -53,7 +54,10 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app
-        await self.app(scope, receive, send)
+        if scope.get("path") == "/-/healthz":  # Serve answers HAProxy's health check itself
+            await _nothing(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class Backend:
@@ -225,7 +229,7 @@ async def backend(
 @pytest.fixture(scope="session")
 async def haproxy(front: Front) -> AsyncIterator[proxied.Proxy]:
     """One for all tests, before the one server."""
-    front.app = proxied.InReplica(_nothing)
+    front.app = _nothing
     async with proxied.running(front.port) as proxy:
         yield proxy
 
@@ -239,7 +243,7 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 async def proxy(front: Front, backend: Backend, haproxy: proxied.Proxy) -> proxied.Proxy:
     """The real HAProxy in front of the backend's gateway, which runs as Serve's replica runs it."""
     app = build_http(backend.gateway, is_behind_serve=True)
-    front.app = proxied.InReplica(app)
+    front.app = RequestIdMiddleware(app)  # as Serve's replica does
     return haproxy
 
 

@@ -12,11 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve._private.http_util import RequestIdMiddleware
 from ray.serve.config import HTTPOptions
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.asgi import chunk, start
 from serve_app.haproxy import HEALTH_CHECK_INTERVAL, HEALTH_CHECK_MISSES, prepare
 from serve_app.ports import free_port
 
@@ -64,22 +61,6 @@ def written(folder: Path, port: int, gateway_port: int | None = None) -> Path:
         cfg=config, backend_configs=backends, config_file_path=str(file)
     )._generate_config_file_internal()
     return file
-
-
-class InReplica:
-    """The application as Serve's replica runs it: behind its layer that names requests, and with
-    the answer to HAProxy's question whether it is well."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self._named = RequestIdMiddleware(app)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/-/healthz":
-            await send(start(200, {"content-length": "0"}))
-            await send(chunk(b"", is_last=True))
-        else:
-            await self._named(scope, receive, send)
 
 
 @asynccontextmanager
