@@ -1,4 +1,4 @@
-"""Carries out what the machine of `residency.py` decides, and tells of what has become of it."""
+"""Carries out what the residency machine decides, and tells it what has become of that."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineGone, EngineReady, EngineStarted, EngineVerifying
@@ -17,6 +17,7 @@ from deployments.gpu_watch import NO_GPU, GpuWatch, alarm_event
 from deployments.history import History
 from deployments.residency import (
     Effect,
+    Event,
     Lease,
     Load,
     Policy,
@@ -26,11 +27,12 @@ from deployments.residency import (
     State,
     Ticket,
     Unload,
+    events,
 )
 from deployments.serve_host import Host
 from deployments.state_file import SavedState, load_state, save_state
 from deployments.switch_metrics import SwitchMetrics
-from deployments.view import FailedLoad, LeaseView, View
+from deployments.view import LeaseView, View
 from serve_app.settings import Settings
 
 _SPARE_S = 30.0
@@ -41,8 +43,8 @@ logger = logging.getLogger("llm_backend.switchboard")
 class Conductor:
     """The machine, its host, and what is known of both: the view and the history.
 
-    Everything runs on one event loop, and no method blocks it. Whoever gives the machine an event
-    calls `settle` before the next `await`; until `has_started` nobody gives it one.
+    Everything runs on one event loop, and no method blocks it. Every event reaches the machine
+    through `handle`; the Switchboard waits for `has_started` before it hands one on.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Conductor:
             min_resident_s=switching.min_resident_s,
             probation_s=switching.probation_s,
             failed_retry_s=switching.failed_retry_s,
-            # the host's own limit is told first, with what it waited for
+            # longer than the host's own limit, whose error says what it waited for
             load_timeout_s=switching.load_timeout_s + _SPARE_S,
             idle_unload_s={
                 target: switching.idle_unload_s[spec.name]
@@ -76,10 +78,10 @@ class Conductor:
         self.history = History(self.boot, metrics)
         if self._saved:
             self.history.recall(self._saved.tickets)
-        self._told = self.history.position  # those who wait know of the events up to here
+        self._told = self.history.position  # watchers have been woken for the events up to here
         self.gpu = NO_GPU
         self.view = self._make_view(0)
-        self._changed = asyncio.Event()  # set, and replaced, with each change that is told
+        self._changed = asyncio.Event()  # set, and replaced, when watchers are woken
         self._wake = asyncio.Event()
         self._preparing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,7 +91,7 @@ class Conductor:
             self._spawn(self._watch_gpu(GpuWatch(settings.gpu, open_gpu)))
 
     async def close(self) -> None:
-        """End its tasks; what they hold goes on."""
+        """End its tasks; an engine that runs goes on."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -110,19 +112,20 @@ class Conductor:
         except Exception:  # the lock on the place keeps a second engine away
             logger.exception("could not see what runs")
         now = time.monotonic()
-        if self._saved:
-            self._restore_lease(now, self._saved.lease)
+        lease = self._saved_lease(now)
+        if lease:
+            self.machine.handle(events.LeaseRestored(now, lease))
         if running:
             model, epoch, endpoint = running
-            self.machine.adopt(now, model, epoch, endpoint)
+            self.machine.handle(events.EngineAdopted(now, model, epoch, endpoint))
             self._spawn(self._follow_engine(Load(epoch, model)))
         elif wanted:
-            self.machine.start(now, wanted)
+            self.machine.handle(events.Started(now, wanted))
         self.has_started.set()
-        self.settle()
+        self._apply_decisions()
 
     def _wanted_at_start(self) -> str | None:
-        """What was wanted last; nothing, if this is the same server, which was told to unload."""
+        """The target that was wanted last; None if this is the same server, and it was emptied."""
         saved = self._saved
         if saved and saved.desired in self._settings.targets:
             return saved.desired
@@ -130,12 +133,12 @@ class Conductor:
             return None
         return self._settings.default_model
 
-    def _restore_lease(self, now: float, lease: LeaseView | None) -> None:
-        """One that was not granted yet is gone with the switch that it waited for."""
+    def _saved_lease(self, now: float) -> Lease | None:
+        """The lease of the last boot; one that was not granted yet is gone with its switch."""
+        lease: LeaseView | None = self._saved.lease if self._saved else None
         if lease and lease.until and lease.model in self._settings.targets:
-            left_s = lease.until - time.time()
-            held = Lease(lease.model, lease.owner, lease.seconds, now + left_s)
-            self.machine.restore_lease(now, held)
+            return Lease(lease.model, lease.owner, lease.seconds, now + lease.until - time.time())
+        return None
 
     async def _keep_time(self) -> None:
         while True:
@@ -146,8 +149,7 @@ class Conductor:
                 async with asyncio.timeout(None if deadline is None else deadline - now):
                     await self._wake.wait()
             except TimeoutError:
-                self.machine.tick(time.monotonic())
-                self.settle()
+                self.handle(events.Ticked(time.monotonic()))
 
     async def _watch_gpu(self, watch: GpuWatch) -> None:
         await self.has_started.wait()
@@ -155,10 +157,20 @@ class Conductor:
             if state.is_alarming != self.gpu.is_alarming:
                 self.history.tell("gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at))
             self.gpu = state
-            self.settle()
+            self._apply_decisions()
 
-    def settle(self) -> None:
-        """After each event: carry out what was decided, save it, and tell those who watch."""
+    @overload
+    def handle(self, event: events.SwitchRequested | events.LeaseRequested) -> Ticket: ...
+    @overload
+    def handle(self, event: Event) -> Ticket | None: ...
+    def handle(self, event: Event) -> Ticket | None:
+        """Give the machine an event and apply what it decides; answers and raises as it does."""
+        ticket = self.machine.handle(event)
+        self._apply_decisions()
+        return ticket
+
+    def _apply_decisions(self) -> None:
+        """Begin what the machine has decided, save it, and wake the watchers if they can see it."""
         for effect in self.machine.take_effects():
             self._spawn(self._carry_out(effect))
         self.history.observe(self.machine, time.monotonic())
@@ -183,41 +195,42 @@ class Conductor:
                         await self._host.release(model, parting)
                 except Exception:  # the lock on the place guards the next load
                     logger.exception("could not release %s", model)
-                self.machine.unloaded(time.monotonic(), epoch)
+                self.handle(events.EngineUnloaded(time.monotonic(), epoch))
             case Load():
                 await self._follow_engine(effect)
-        self.settle()
 
     async def _prepare(self, ticket_id: str, model: str) -> None:
         if model in self._preparing:  # its threads hang; more of them would stop everything else
             message = f"the files of {model} are still being read for an earlier switch"
-            self.machine.refused(time.monotonic(), ticket_id, Problem("prepare_timeout", message))
-            return
-        self._preparing.add(model)
-        try:
-            problem = await problem_of(self._host.prepare(model), model)
-        finally:
-            self._preparing.discard(model)
-        if problem:
-            self.machine.refused(time.monotonic(), ticket_id, problem)
+            problem: Problem | None = Problem("prepare_timeout", message)
         else:
-            self.machine.prepared(time.monotonic(), ticket_id)
+            self._preparing.add(model)
+            try:
+                problem = await problem_of(self._host.prepare(model), model)
+            finally:
+                self._preparing.discard(model)
+        now = time.monotonic()
+        self.handle(
+            events.PreparationRefused(now, ticket_id, problem)
+            if problem
+            else events.Prepared(now, ticket_id)
+        )
 
     async def _follow_engine(self, load: Load) -> None:
-        """Hold the engine and pass on what becomes of it, until it is gone."""
+        """Run the engine and hand on what becomes of it, until it is gone."""
         problem = Problem("engine_ended", f"the engine of {load.model} ended")
         try:
             async for event in self._host.hold(load.model, load.epoch):
                 match event:
                     case EngineStarted():
                         self.history.metrics.started(load.model, event)
+                        self._apply_decisions()  # one that slept is awake now
                     case EngineVerifying():
-                        self.machine.verifying(time.monotonic(), load.epoch)
+                        self.handle(events.EngineVerifying(time.monotonic(), load.epoch))
                     case EngineReady(socket):
-                        self.machine.ready(time.monotonic(), load.epoch, socket)
+                        self.handle(events.EngineReady(time.monotonic(), load.epoch, socket))
                     case EngineGone(why):
                         problem = why
-                self.settle()
         except Exception:
             logger.exception("lost hold of %s", load.model)
         machine = self.machine
@@ -228,11 +241,10 @@ class Conductor:
             if has_served:
                 fields = {"model": load.model, "epoch": load.epoch} | asdict(problem)
                 self.history.tell("engine_lost", **fields)
-        machine.engine_lost(time.monotonic(), load.epoch, problem)
-        self.settle()
+        self.handle(events.EngineLost(time.monotonic(), load.epoch, problem))
 
     def _save(self) -> None:
-        """Leases and tickets do not change without an event."""
+        """Write the state file if it would change; leases and tickets change with an event only."""
         now = (self.machine.desired, self.machine.epoch, self.history.position)
         if now == self._saved_at:
             return
@@ -256,12 +268,7 @@ class Conductor:
             holder=machine.holder,
             endpoint=machine.endpoint,
             is_cut=machine.is_cut,
-            failures={
-                model: FailedLoad(
-                    f.seq, f.problem.code, f.problem.message, machine.policy.failed_retry_s
-                )
-                for model, f in machine.failures.items()
-            },
+            failures=dict(machine.failures),
             switch=_summary(running) if running else None,
             place_failed=machine.state is State.EMPTY
             and running is None
@@ -294,7 +301,7 @@ def _summary(ticket: Ticket) -> dict[str, Any]:
 
 
 async def problem_of(preparing: Awaitable[None], model: str) -> Problem | None:
-    """What speaks against loading `model`, if anything does."""
+    """Why `model` cannot be loaded, or None."""
     try:
         await preparing
     except CheckpointProblem as exc:

@@ -1,13 +1,24 @@
-"""What has happened: the last tickets, and each step of theirs as an event to be followed."""
+"""Keeps the last tickets and events, and turns what the machine has done into events for admins."""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.residency import Lease, Outcome, Phase, Residency, Ticket
+from deployments.residency import (
+    Change,
+    Lease,
+    LeaseChanged,
+    LoadFailed,
+    Phase,
+    PhaseEntered,
+    Residency,
+    Ticket,
+    TicketState,
+)
 from deployments.switch_metrics import SwitchMetrics
 from deployments.view import Event, EventPage, LeaseView, lease_json, ticket_json
 
@@ -18,78 +29,46 @@ _NUM_SAVED = 50
 _NUM_EVENTS = 1000
 _NUM_ON_A_PAGE = 100
 
-_OUTCOMES = {
-    Phase.QUEUED: Outcome.QUEUED,
-    Phase.READY: Outcome.DONE,
-    Phase.ROLLED_BACK: Outcome.ROLLED_BACK,
-    Phase.FAILED: Outcome.FAILED,
-}
-
-
-_OVER = (Outcome.DONE, Outcome.ROLLED_BACK, Outcome.FAILED)
+_OVER = [state for state in TicketState if state.is_over]
+_ORDER = (PhaseEntered, LoadFailed, LeaseChanged)  # in which the changes of one event are told
 
 
 @dataclass
 class History:
-    """One boot's tickets and events, the oldest forgotten; the Switchboard lets it observe."""
+    """One boot's tickets and events, the oldest forgotten."""
 
     boot: str
     metrics: SwitchMetrics
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
     _tickets: dict[str, Ticket] = field(default_factory=dict)  # the oldest first
-    _num_phases: dict[str, int] = field(default_factory=dict)  # of each ticket, told already
-    _running: Ticket | None = None
-    _held: Lease | None = None
-    _last_failure: int = 0
     _past: dict[str, dict[str, Any]] = field(default_factory=dict)  # tickets of earlier boots
     _events: deque[Event] = field(default_factory=lambda: deque(maxlen=_NUM_EVENTS))
     _num_events: int = 0
 
-    def keep(self, ticket: Ticket) -> None:
-        """Remember a ticket; one that ends as it is made is in no queue to be seen in."""
-        self._tickets.setdefault(ticket.id, ticket)
-        while len(self._tickets) > _NUM_TICKETS:
-            forgotten = next(iter(self._tickets))
-            del self._tickets[forgotten]
-            self._num_phases.pop(forgotten, None)
-
     def recall(self, tickets: Iterable[dict[str, Any]]) -> None:
-        """Take over the tickets of an earlier boot, with their JSON; one that had not ended then
-        never will."""
+        """Take over the tickets of an earlier boot, as JSON. One that had not ended has failed: the
+        restart ended it."""
         for ticket in tickets:
             self._past[ticket["id"]] = ticket if ticket.get("state") in _OVER else _lost(ticket)
 
     def observe(self, machine: Residency, now: float) -> None:
-        """Tell what the machine's last event has changed, in the order it happened."""
-        for ticket in [*machine.queue, machine.running]:
-            if ticket:
-                self.keep(ticket)
-        # At one instant the ticket that ran ends before another begins.
-        tickets = [*([self._running] if self._running else []), *self._tickets.values()]
-        steps = {
-            (ticket.id, n): (ticket.history[n][1], ticket, n)
-            for ticket in tickets
-            for n in range(self._num_phases.get(ticket.id, 0), len(ticket.history))
-        }
-        for _, ticket, n in sorted(steps.values(), key=lambda step: step[0]):
-            self._tell_step(machine, ticket, n)
-        for model, failure in sorted(machine.failures.items(), key=lambda item: item[1].seq):
-            if failure.seq > self._last_failure:
-                self._last_failure = failure.seq
-                problem = failure.problem
-                self.tell("failure", model=model, code=problem.code, message=problem.message)
-        if machine.held != self._held:
-            self._held = machine.held
-            self.lease = _lease_view(self._held, now) if self._held else None
-            self.tell("lease", lease=lease_json(self.lease))
-            if self._held and self._held.until is None:
-                self.metrics.leased(self._held.model)
-        self._running = machine.running
+        """Record what the machine has done since the last call."""
+        for change in sorted(machine.take_changes(), key=_order):
+            match change:
+                case PhaseEntered():
+                    self._observe_phase(machine, change)
+                case LoadFailed(model, problem):
+                    self.tell("failure", model=model, code=problem.code, message=problem.message)
+                case LeaseChanged(lease):
+                    self.lease = _lease_view(lease, now) if lease else None
+                    self.tell("lease", lease=lease_json(self.lease))
+                    if lease and lease.until is None:
+                        self.metrics.leased(lease.model)
         self.metrics.at(machine.state, now)
 
     def tell(self, kind: str, **data: Any) -> None:
-        """One more event."""
+        """Add one event."""
         logger.info(kind, extra=_log_fields(kind, data))
         self._num_events += 1
         self._events.append(Event(self._num_events, kind, data))
@@ -98,20 +77,20 @@ class History:
         return self._tickets.get(ticket_id)
 
     def past_ticket(self, ticket_id: str) -> dict[str, Any] | None:
-        """One of an earlier boot, as clients see it."""
+        """A ticket of an earlier boot, as clients see it."""
         return self._past.get(ticket_id)
 
     def tickets(self, limit: int) -> list[Ticket]:
-        """The last ones of this boot, newest first."""
+        """The last tickets of this boot, newest first."""
         return list(self._tickets.values())[: -limit - 1 : -1]
 
     def past_tickets(self, limit: int) -> list[dict[str, Any]]:
-        """The last ones of earlier boots, newest first."""
+        """The last tickets of earlier boots, newest first."""
         return list(self._past.values())[::-1][: max(0, limit)]
 
     def to_save(self) -> tuple[dict[str, Any], ...]:
-        """What another boot is to know of tickets: the last ones, the oldest first, each as it was
-        when it entered its phase, so that time alone changes nothing."""
+        """The last tickets for the next boot, the oldest first, each as it was when it entered its
+        phase, so that time alone changes nothing."""
         own = [
             ticket_json(ticket, ticket.history[-1][1]) for ticket in self.tickets(_NUM_SAVED)[::-1]
         ]
@@ -119,7 +98,7 @@ class History:
 
     @property
     def position(self) -> tuple[str, int]:
-        """Of the newest event."""
+        """The boot and the number of the newest event."""
         return self.boot, self._num_events
 
     def page(self, after: tuple[str, int] | None) -> EventPage:
@@ -134,26 +113,33 @@ class History:
         events = [e for e in self._events if e.number > number][:_NUM_ON_A_PAGE]
         return EventPage(self.boot, number + len(events), events, has_gap)
 
-    def _tell_step(self, machine: Residency, ticket: Ticket, n: int) -> None:
-        """A ticket as it was when it entered its phase `n`."""
-        self._num_phases[ticket.id] = n + 1
-        phase, at = ticket.history[n]
+    def _observe_phase(self, machine: Residency, change: PhaseEntered) -> None:
+        """Tell of the ticket as it was when it entered the phase."""
+        ticket, phase, n = change.ticket, change.phase, change.n
+        self._keep(ticket)
+        then = copy(ticket)
+        then.history = ticket.history[: n + 1]
         is_now = ticket is machine.running and n == len(ticket.history) - 1
-        then = replace(
-            ticket,
-            phase=phase,
-            outcome=_OUTCOMES.get(phase, Outcome.RUNNING),
-            history=ticket.history[: n + 1],
-        )
-        self.tell("switch", **ticket_json(then, at, machine.waits_for() if is_now else None))
-        self.metrics.entered(ticket, n)
+        waits_for = machine.waits_for() if is_now else None
+        self.tell("switch", **ticket_json(then, change.at, waits_for))
+        self.metrics.entered(change)
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:
-            self.switch_s = at - next(a for p, a in ticket.history if p is not Phase.QUEUED)
+            began = next(at for phase, at in ticket.history if phase is not Phase.QUEUED)
+            self.switch_s = change.at - began
+
+    def _keep(self, ticket: Ticket) -> None:
+        self._tickets.setdefault(ticket.id, ticket)
+        while len(self._tickets) > _NUM_TICKETS:
+            del self._tickets[next(iter(self._tickets))]
+
+
+def _order(change: Change) -> int:
+    return _ORDER.index(type(change))
 
 
 def _lost(ticket: dict[str, Any]) -> dict[str, Any]:
-    """A ticket that nobody carries out any more."""
+    """A ticket that a restart has ended."""
     error = {
         "message": "the Switchboard restarted; `GET /health` tells what is resident",
         "type": "server_error",
@@ -161,7 +147,7 @@ def _lost(ticket: dict[str, Any]) -> dict[str, Any]:
         "code": "switchboard_restarted",
     }
     ended: dict[str, Any] = {
-        "state": Outcome.FAILED,
+        "state": TicketState.FAILED,
         "phase": Phase.FAILED,
         "eta_s": None,
         "waits_for": {},

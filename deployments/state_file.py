@@ -1,5 +1,4 @@
-"""What outlives a restart of the Switchboard, and of everything: which model is wanted, the last
-epoch, the lease, and the last tickets."""
+"""The state that outlives a restart: the wanted model, the last epoch, the lease, tickets."""
 
 import json
 import logging

@@ -1,6 +1,6 @@
-"""What the Switchboard counts of its switches: why they were made, what they cost, how they ended.
+"""Counts the switches: why they were made, what they cost, how they ended.
 
-The counts last as long as the Switchboard does; a gateway asks for them when its page is asked for.
+The counts last as long as the Switchboard does; a gateway fetches them for its metrics page.
 """
 
 from collections import deque
@@ -12,12 +12,21 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import GaugeMetricFamily
 
 from deployments.engine import EngineStarted, StartWay
-from deployments.residency import GOLDEN_MISMATCH, Cause, Phase, Problem, State, Ticket
+from deployments.residency import (
+    GOLDEN_MISMATCH,
+    Cause,
+    Phase,
+    PhaseEntered,
+    Problem,
+    State,
+    Ticket,
+    TicketState,
+)
 
 NOTHING = "none"  # the label of an empty place
 THRASH_WINDOW_S = 600.0
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
-_ENDS = {Phase.READY: "done", Phase.ROLLED_BACK: "rolled_back", Phase.FAILED: "failed"}
+_ENDS = [state for state in TicketState if state.is_over]
 _AT_WORK = {Phase.UNLOADING, Phase.LOADING}  # from here on a switch costs answers
 _DOING = {
     State.EMPTY: "empty",
@@ -31,10 +40,10 @@ _DOING = {
 
 
 def result_of(ticket: Ticket, phase: Phase) -> str:
-    """How a ticket ended that entered `phase`, its last: as its outcome, or `abandoned` where
-    nobody waited any more, or `refused` where the old model never noticed."""
+    """How a ticket ended that entered `phase`, its last: its state, or `abandoned` where no request
+    waited any more, or `refused` where the old model never noticed."""
     if phase is not Phase.FAILED:
-        return _ENDS[phase]
+        return phase.state
     if ticket.error and ticket.error.code == "abandoned":
         return "abandoned"
     return "failed" if _AT_WORK & {p for p, _ in ticket.history} else "refused"
@@ -116,16 +125,16 @@ class SwitchMetrics:
         self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])
         self._begin_at_zero(targets)
 
-    def entered(self, ticket: Ticket, n: int) -> None:
-        """A ticket has entered its phase `n`."""
-        history = ticket.history[: n + 1]
-        phase, at = history[-1]
-        if n and history[-2][0] not in _ENDS:
+    def entered(self, change: PhaseEntered) -> None:
+        """Count a phase that has ended, and with the last one the switch."""
+        ticket, phase = change.ticket, change.phase
+        history = ticket.history[: change.n + 1]
+        if change.n and not history[-2][0].is_last:
             before, since = history[-2]
-            self._phases.labels(before).observe(at - since)
-        if phase not in _ENDS:
+            self._phases.labels(before).observe(change.at - since)
+        if not phase.is_last:
             return
-        is_idle = phase is Phase.READY and n == 1  # its target served already
+        is_idle = phase is Phase.READY and change.n == 1  # its target served already
         if is_idle:
             return
         pair = (ticket.source or NOTHING, ticket.target or NOTHING)
@@ -139,7 +148,7 @@ class SwitchMetrics:
                 self._eta_errors.labels(direction).observe(off_s)
 
     def at(self, state: State, now: float) -> None:
-        """What the place does from `now` on."""
+        """The place is in `state` from `now` on."""
         self._spend(now)
         if self._doing == _DOING[state]:
             return
@@ -155,13 +164,13 @@ class SwitchMetrics:
             self._free_bytes = engine.free_bytes
 
     def lost(self, target: str, problem: Problem, *, has_served: bool) -> None:
-        """An engine is gone that was wanted."""
+        """A wanted engine is gone."""
         (self._losses if has_served else self._load_failures).labels(target).inc()
         if problem.code == GOLDEN_MISMATCH:
             self._golden_failures.labels(target).inc()
 
     def leased(self, target: str) -> None:
-        """A lease was given."""
+        """A lease was taken."""
         self._leases.labels(target).inc()
 
     def families(self, now: float) -> list[Metric]:
@@ -174,7 +183,7 @@ class SwitchMetrics:
         return [*self._registry.collect(), *self._memory_families()]
 
     def _memory_families(self) -> Iterator[Metric]:
-        """Of a card whose memory was looked at; without one there is nothing to show."""
+        """The card's memory before loads; nothing where there is no card."""
         if self._free_bytes is None or self._first_free_bytes is None:
             return
         yield GaugeMetricFamily(
@@ -207,11 +216,11 @@ class SwitchMetrics:
                 self._starts.labels(target, way)
         places = [*targets, NOTHING]
         for old, new in product(places, places):
-            for result in (*_ENDS.values(), "refused", "abandoned"):
+            for result in (*_ENDS, "refused", "abandoned"):
                 self._switches.labels(old, new, result)
         for new, cause in product(places, Cause):
             self._causes.labels(new, cause)
-        for phase in set(Phase) - set(_ENDS):
+        for phase in [phase for phase in Phase if not phase.is_last]:
             self._phases.labels(phase)
         for direction in ("late", "early"):
             self._eta_errors.labels(direction)

@@ -1,4 +1,4 @@
-"""The one writer of residency, as gateways and admins meet it."""
+"""The one writer of residency: its methods are what gateways and admins call."""
 
 import asyncio
 import os
@@ -18,9 +18,9 @@ from deployments.gpu_watch import gpu_admin_json
 from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
 from deployments.log_keeper import keep_logs_bounded
-from deployments.residency import Cause, LeaseHeld, State, Ticket
+from deployments.residency import Cause, GatewayReport, LeaseHeld, State, Ticket, events
 from deployments.serve_host import Host, ServeHost
-from deployments.view import EventPage, GatewayNews, View, lease_json, ticket_json
+from deployments.view import EventPage, View, lease_json, ticket_json
 from serve_app import journal
 from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import Settings
@@ -30,7 +30,7 @@ _MAX_EVENTS_WAIT_S = 60.0
 
 
 class Switchboard:
-    """Takes reports and wishes to the machine, and answers with what comes of them."""
+    """Takes reports and requests to the machine, and answers with what comes of them."""
 
     def __init__(
         self, settings: Settings, host: Host, open_gpu: Callable[[], GpuReader] | None = None
@@ -40,7 +40,7 @@ class Switchboard:
         self._conductor = Conductor(settings, host, open_gpu)
 
     async def close(self) -> None:
-        """End what it does; an engine that runs goes on."""
+        """End its tasks; an engine that runs goes on."""
         await self._conductor.close()
 
     # --- for gateways ---
@@ -48,19 +48,16 @@ class Switchboard:
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
         """The view, as soon as it differs from `seen` (boot, version), or after a few seconds."""
         await self._conductor.has_started.wait()
-        self._conductor.machine.watch(time.monotonic(), gateway)
-        self._conductor.settle()
+        self._conductor.handle(events.GatewayWatched(time.monotonic(), gateway))
         await self._conductor.until(
             lambda: (self._conductor.view.boot, self._conductor.view.version) != seen, _WATCH_S
         )
         return self._conductor.view
 
-    async def report(self, news: GatewayNews) -> None:
-        """A gateway's in-flight and waiting counts."""
+    async def report(self, report: GatewayReport) -> None:
+        """Take a gateway's in-flight and waiting counts."""
         await self._conductor.has_started.wait()
-        now = time.monotonic()
-        self._conductor.machine.report(now, news.gateway, news.to_report(now))
-        self._conductor.settle()
+        self._conductor.handle(events.GatewayReported(time.monotonic(), report))
 
     # --- for admins, through the gateway ---
 
@@ -99,18 +96,17 @@ class Switchboard:
 
         Raises:
             UnknownModel: there is no such target.
-            LeaseRefused: somebody else has a lease.
+            LeaseRefused: another owner has a lease.
         """
         self._check_known(target)
         await self._conductor.has_started.wait()
         try:
-            ticket = self._conductor.machine.lease(time.monotonic(), target, seconds, owner)
+            ticket = self._conductor.handle(
+                events.LeaseRequested(time.monotonic(), target, seconds, owner)
+            )
         except LeaseHeld as exc:
-            self._conductor.settle()  # for the time has passed all the same
             held = exc.lease
             raise LeaseRefused(f"{held.model} is leased to {held.owner}.", "model") from exc
-        self._conductor.history.keep(ticket)
-        self._conductor.settle()
         return {
             "lease": lease_json(self._conductor.history.lease),
             "ticket": self._ticket_json(ticket),
@@ -120,8 +116,7 @@ class Switchboard:
         """End the lease, if there is one: the one that was ended."""
         await self._conductor.has_started.wait()
         ended = lease_json(self._conductor.history.lease)
-        self._conductor.machine.end_lease(time.monotonic())
-        self._conductor.settle()
+        self._conductor.handle(events.LeaseEnded(time.monotonic()))
         return {"ended": ended}
 
     async def ticket(self, ticket_id: str) -> dict[str, Any]:
@@ -150,11 +145,11 @@ class Switchboard:
         return self._conductor.history.page(after)
 
     async def metrics(self) -> list[Metric]:
-        """What it has counted of its switches, for a gateway's page."""
+        """The counts of its switches, for a gateway's metrics page."""
         return self._conductor.history.metrics.families(time.monotonic())
 
     async def status(self) -> dict[str, Any]:
-        """Everything an admin wants to know of residency."""
+        """The state of residency, for admins."""
         machine, now = self._conductor.machine, time.monotonic()
         return {
             "state": machine.state,
@@ -168,8 +163,8 @@ class Switchboard:
             "queued_switches": [self._ticket_json(t) for t in machine.queue],
             "lease": lease_json(self._conductor.history.lease),
             "waiting": {
-                model: {"requests": w.num_requests, "oldest_s": round(now - w.oldest_arrival, 1)}
-                for model, w in machine.waiting().items()
+                model: {"requests": demand.num_requests, "oldest_s": round(now - demand.since, 1)}
+                for model, demand in machine.gateways.waiting().items()
             },
             "load_seconds": {m: round(s, 2) for m, s in machine.switch_seconds.items()},
             "gpu": gpu_admin_json(self._conductor.gpu),
@@ -185,21 +180,16 @@ class Switchboard:
     async def _switch(
         self, target: str | None, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        ticket = self._conductor.machine.request_switch(
-            time.monotonic(), target, Cause.ADMIN, drain_timeout_s
+        ticket = self._conductor.handle(
+            events.SwitchRequested(time.monotonic(), target, Cause.ADMIN, drain_timeout_s)
         )
-        self._conductor.history.keep(ticket)
-        self._conductor.settle()
         if wait_s is not None:
             await self._conductor.until(lambda: ticket.is_over, wait_s)
         return self._ticket_json(ticket)
 
     def _ticket_json(self, ticket: Ticket) -> dict[str, Any]:
-        waits_for = (
-            self._conductor.machine.waits_for()
-            if ticket is self._conductor.machine.running
-            else None
-        )
+        machine = self._conductor.machine
+        waits_for = machine.waits_for() if ticket is machine.running else None
         return ticket_json(ticket, time.monotonic(), waits_for)
 
 

@@ -1,26 +1,16 @@
-"""What the Switchboard and the gateways tell each other."""
+"""The messages between the Switchboard and the gateways, and what clients see of them."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from deployments.gpu_watch import NO_GPU, GpuState
-from deployments.residency import GatewayReport, Phase, State, Ticket, Waiting
-
-
-@dataclass(frozen=True)
-class FailedLoad:
-    """The last failed load of a model, while it has not succeeded since."""
-
-    seq: int  # grows with each failure: tells a waiter whether it came before or after
-    code: str
-    message: str
-    retry_after_s: float  # from when it happened
+from deployments.residency import Failure, Phase, State, Ticket
 
 
 @dataclass(frozen=True)
 class LeaseView:
-    """`Lease` as it crosses a process border: its end by the wall clock, in seconds since 1970."""
+    """A lease outside the machine: its end by the wall clock, in seconds since 1970."""
 
     model: str
     owner: str
@@ -50,12 +40,12 @@ class View:
     holder: str | None
     endpoint: str | None  # path of the engine's Unix socket
     is_cut: bool  # the drain deadline has passed: end what is in flight
-    failures: dict[str, FailedLoad] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
     switch: dict[str, Any] | None = None  # the running ticket
-    place_failed: bool = False  # nothing runs, though something should
+    place_failed: bool = False  # no engine runs, though one should
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
-    asleep: tuple[str, ...] = ()  # what is kept asleep, the longest first
+    asleep: tuple[str, ...] = ()  # the targets kept asleep, the longest first
     gpu: GpuState = NO_GPU
 
     @property
@@ -64,43 +54,14 @@ class View:
 
     @property
     def closed_epoch(self) -> int:
-        """Under this epoch and older ones a gateway with this view admits nobody, now or later."""
+        """Under this epoch and older ones a gateway with this view admits no more requests."""
         is_open = self.state in (State.LOADING, State.VERIFYING, State.SERVING)
         return self.epoch - 1 if is_open else self.epoch
 
 
 @dataclass(frozen=True)
-class WaitingAges:
-    """`Waiting` as it crosses a process border, where clocks differ: an age in seconds."""
-
-    num_requests: int
-    oldest_age_s: float
-
-
-@dataclass(frozen=True)
-class GatewayNews:
-    """`GatewayReport` as it crosses a process border."""
-
-    gateway: str
-    seq: int
-    closed_epoch: int
-    in_flight: dict[int, int]
-    waiting: dict[str, WaitingAges]
-    last_active_age_s: float | None = None  # since a request was last in flight; None: never
-
-    def to_report(self, now: float) -> GatewayReport:
-        waiting = {
-            model: Waiting(w.num_requests, now - w.oldest_age_s)
-            for model, w in self.waiting.items()
-        }
-        age_s = self.last_active_age_s
-        last_active = 0.0 if age_s is None else now - age_s
-        return GatewayReport(self.seq, self.closed_epoch, self.in_flight, waiting, last_active)
-
-
-@dataclass(frozen=True)
 class Event:
-    """Something that an admin may follow; `number` grows by one with each, within a boot."""
+    """One line of the event stream for admins; `number` grows by one with each, within a boot."""
 
     number: int
     kind: str  # switch, engine_lost, failure, lease or gpu_alarm
@@ -109,12 +70,12 @@ class Event:
 
 @dataclass(frozen=True)
 class EventPage:
-    """A listener's next events, in order, and where it stands with them."""
+    """The next events for a listener, in order."""
 
     boot: str
     last: int  # the number to go on from
     events: list[Event]
-    has_gap: bool  # what happened before the first of them is no longer known
+    has_gap: bool  # events before the first of them are forgotten
 
 
 def lease_json(lease: LeaseView | None) -> dict[str, Any] | None:
@@ -137,7 +98,7 @@ def ticket_json(
     phases = [
         {"phase": phase, "seconds": round(end - at, 3)}
         for (phase, at), end in zip(ticket.history, ends, strict=True)
-        if phase not in (Phase.READY, Phase.ROLLED_BACK, Phase.FAILED)
+        if not phase.is_last
     ]
     finished_at = ticket.history[-1][1] if ticket.is_over else now
     error = ticket.error
@@ -145,7 +106,7 @@ def ticket_json(
         "id": ticket.id,
         "from": ticket.source,
         "to": ticket.target,
-        "state": ticket.outcome,
+        "state": ticket.state,
         "phase": ticket.phase,
         "cause": ticket.cause,
         "error": error

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from deployments.residency import Outcome
+from deployments.residency import TicketState
 from serve_app import requests
 from serve_app.auth import check_admin
 from serve_app.event_stream import EventStream
@@ -106,8 +106,7 @@ async def clear_cache(gateway: Here) -> dict[str, Any]:
 
 
 def _ticket_status(ticket: dict[str, Any]) -> int:
-    return {
-        Outcome.DONE: 200,
-        Outcome.ROLLED_BACK: 503,
-        Outcome.FAILED: 503,
-    }.get(ticket["state"], 202)
+    state = TicketState(ticket["state"])
+    if state is TicketState.DONE:
+        return 200
+    return 503 if state.is_over else 202

@@ -1,9 +1,10 @@
-"""The gateway's half of residency: who is admitted to which engine, and who waits.
+"""The gateway's half of residency: which request is admitted to which engine, and which waits.
 
-The gateway never asks anybody before it admits a request. It follows the Switchboard's view; while
-the view says that the wanted model serves, a request is counted under that epoch and sent. When the
-epoch drains, nobody is admitted under it any more, and the count going to zero is reported. All
-decisions here are plain functions, so on one event loop each is atomic.
+Admission is decided locally, with no call to the Switchboard per request. The gateway follows the
+Switchboard's view; while the view says that the wanted model serves, a request is counted under
+that epoch and sent. When the epoch drains, no request is admitted under it any more, and the count
+going to zero is reported. All decisions here are plain functions, so on one event loop each is
+atomic.
 """
 
 import asyncio
@@ -13,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from deployments.residency import State
-from deployments.view import FailedLoad, GatewayNews, LeaseView, View, WaitingAges
+from deployments.residency import Failure, GatewayReport, State, Waiting
+from deployments.view import LeaseView, View
 from serve_app.errors import (
     BackendError,
     DeadlineExceeded,
@@ -93,7 +94,7 @@ class Admission:
     _waiters: deque[_Waiter] = field(default_factory=deque)
     _failed_at: dict[int, float] = field(default_factory=dict)  # failure's seq -> when first seen
     _service_s: float = 1.0  # average time in service, for Retry-After
-    _num_news: int = 0
+    _num_reports: int = 0
     _active_at: float | None = None  # a request was last in flight
 
     @property
@@ -175,22 +176,22 @@ class Admission:
         self._admit_waiters()
         self._note_change()
 
-    def news(self) -> GatewayNews:
-        """What the Switchboard is to know."""
+    def report(self) -> GatewayReport:
+        """The counts for the Switchboard."""
         now = time.monotonic()
-        self._num_news += 1
+        self._num_reports += 1
         in_flight: dict[int, int] = {}
         for permit in self._in_flight:
             in_flight[permit.epoch] = in_flight.get(permit.epoch, 0) + 1
-        waiting: dict[str, WaitingAges] = {}
+        waiting: dict[str, Waiting] = {}
         for waiter in self._waiters:  # in order of arrival: the first of a model is its oldest
-            have = waiting.get(waiter.model, WaitingAges(0, now - waiter.arrived_at))
-            waiting[waiter.model] = WaitingAges(have.num_requests + 1, have.oldest_age_s)
+            have = waiting.get(waiter.model, Waiting(0, now - waiter.arrived_at))
+            waiting[waiter.model] = Waiting(have.num_requests + 1, have.oldest_age_s)
         closed = self.view.closed_epoch if self.view else -1
         if self._in_flight:
             self._active_at = now
         idle_s = None if self._active_at is None else now - self._active_at
-        return GatewayNews(self.gateway, self._num_news, closed, in_flight, waiting, idle_s)
+        return GatewayReport(self.gateway, self._num_reports, closed, in_flight, waiting, idle_s)
 
     def retry_after_s(self) -> float:
         """When a place in the queue may be free: what waits, at the pace of late."""
@@ -233,7 +234,7 @@ class Admission:
         self._note_change()
         return waiter
 
-    def _is_fresh(self, failure: FailedLoad, now: float) -> bool:
+    def _is_fresh(self, failure: Failure, now: float) -> bool:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
 
     def _refusal(self, wish: Wish, last_failure: int) -> BackendError | None:
@@ -307,9 +308,9 @@ class Admission:
             self.changed.set()
 
 
-def _load_failed(model: str, failure: FailedLoad) -> ModelLoadFailed:
+def _load_failed(model: str, failure: Failure) -> ModelLoadFailed:
     return ModelLoadFailed(
-        f"{model} could not be loaded: {failure.message}", "model", failure.retry_after_s
+        f"{model} could not be loaded: {failure.problem.message}", "model", failure.retry_after_s
     )
 
 

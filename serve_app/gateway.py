@@ -76,7 +76,7 @@ class Gateway:
                     await self.admission.changed.wait()
             self.admission.changed.clear()
             try:
-                await self.switchboard.report(self.admission.news())
+                await self.switchboard.report(self.admission.report())
             except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
                 logger.warning("the Switchboard takes no report: %r", exc)
                 self.admission.changed.set()
@@ -147,7 +147,7 @@ def _model_status(view: View | None, spec: ModelSpec) -> dict[str, Any]:
         return {"status": status, "task": tasks[view.holder] if status != "absent" else None}
     failures = [view.failures[target] for target in tasks if view and target in view.failures]
     if failures:
-        return {"status": "failed", "task": None, "reason": failures[-1].message}
+        return {"status": "failed", "task": None, "reason": failures[-1].problem.message}
     if view and any(target in view.asleep for target in tasks):
         return {"status": "asleep", "task": None}
     return {"status": "absent", "task": None}

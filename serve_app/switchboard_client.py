@@ -9,7 +9,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.view import EventPage, GatewayNews, View
+from deployments.residency import GatewayReport
+from deployments.view import EventPage, View
 from serve_app.errors import BackendError, Unavailable
 
 ANSWER_S = 10.0  # a call to a deployment with no replica would wait for ever
@@ -21,7 +22,7 @@ class SwitchboardClient(Protocol):
     """What a gateway asks of the Switchboard; see there."""
 
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View: ...
-    async def report(self, news: GatewayNews) -> None: ...
+    async def report(self, report: GatewayReport) -> None: ...
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage: ...
     async def begin_switch(
         self, target: str, drain_timeout_s: float | None, wait_s: float | None
@@ -48,8 +49,8 @@ class HandleClient:
         view: View = await self._handle.watch.remote(gateway, seen)
         return view
 
-    async def report(self, news: GatewayNews) -> None:
-        await self._handle.report.remote(news)
+    async def report(self, report: GatewayReport) -> None:
+        await self._handle.report.remote(report)
 
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
         page: EventPage = await self._handle.events.remote(after, timeout_s)

@@ -64,7 +64,7 @@ async def test_never_is_refused_at_once_and_told_who_is_resident(
         message = await refusal(response, 503, "model_not_resident")
         assert response.headers["Retry-After"] == "12"
     assert message == f"{B} is not resident; no model is, and a switch to {B} is loading."
-    assert not any(news.waiting for news in backend.switchboard.news)
+    assert not any(report.waiting for report in backend.switchboard.reports)
 
 
 async def test_never_is_answered_by_the_resident_model(backend: Backend) -> None:
@@ -93,7 +93,7 @@ async def test_max_wait_ends_the_waiting_for_a_switch(backend: Backend, seconds:
         message = await refusal(response, 503, "model_not_resident")
     assert float(seconds) <= time.monotonic() - began < 2
     assert f"{A} is" in message
-    assert any(news.waiting for news in backend.switchboard.news) == (seconds != "0")
+    assert any(report.waiting for report in backend.switchboard.reports) == (seconds != "0")
     await backend.idle()
 
 

@@ -209,7 +209,7 @@ async def test_a_model_that_does_not_see_says_so(backend: Backend) -> None:
     status, raw = await post(backend, see(address(encoded())), model=A)
     assert status == 400
     assert "text only" in error_of(raw)["message"]
-    assert all(not news.waiting for news in backend.switchboard.news)
+    assert all(not report.waiting for report in backend.switchboard.reports)
 
 
 async def test_more_pictures_than_the_model_takes_is_400(backend: Backend) -> None:

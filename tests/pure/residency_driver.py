@@ -1,4 +1,7 @@
-"""Plays the Switchboard for the residency machine: keeps its clock, answers its effects."""
+"""Plays the Switchboard for the residency machine: keeps its clock, answers its effects.
+
+Each of its methods hands the machine one event, under a short name for tests; it is valid after it.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +9,9 @@ from typing import Any
 from deployments.residency import (
     Cause,
     Effect,
+    Event,
     GatewayReport,
+    Lease,
     Load,
     Policy,
     Prepare,
@@ -16,6 +21,7 @@ from deployments.residency import (
     Ticket,
     Unload,
     Waiting,
+    events,
 )
 
 MODELS = ["a", "b", "c"]
@@ -41,6 +47,11 @@ class Driver:
         self.num_loads = {model: 0 for model in MODELS}
         self._seq: dict[str, int] = {}
 
+    def handle(self, event: Event) -> Ticket | None:
+        ticket = self.machine.handle(event)
+        self.machine.validate()
+        return ticket
+
     # --- what the Switchboard does ---
 
     def collect(self) -> list[Effect]:
@@ -53,15 +64,23 @@ class Driver:
 
     def serving(self, model: str) -> "Driver":
         """Bring `model` up, and let its probation pass."""
-        self.machine.start(self.now, model)
+        self.start(model)
         self.succeed()
         self.sleep(self.machine.policy.probation_s + self.machine.policy.min_resident_s)
         return self
 
+    def start(self, model: str) -> None:
+        self.handle(events.Started(self.now, model))
+
+    def adopt(self, model: str, epoch: int) -> None:
+        self.handle(events.EngineAdopted(self.now, model, epoch, f"/run/{model}-{epoch}.sock"))
+
     def switch(
         self, target: str | None, cause: Cause = Cause.ADMIN, drain_timeout_s: float | None = None
     ) -> Ticket:
-        return self.machine.request_switch(self.now, target, cause, drain_timeout_s)
+        ticket = self.handle(events.SwitchRequested(self.now, target, cause, drain_timeout_s))
+        assert ticket
+        return ticket
 
     def succeed(self) -> None:
         """Answer everything well until nothing is asked any more; gateways drain at once."""
@@ -75,44 +94,64 @@ class Driver:
                 case Unload():
                     self.unloaded()
                 case Load(epoch):
-                    self.machine.verifying(self.now, epoch)
+                    self.verifying(epoch)
                     self.ready()
 
     def lease(self, model: str, seconds: float = 60, owner: str = "me") -> Ticket:
-        return self.machine.lease(self.now, model, seconds, owner)
+        ticket = self.handle(events.LeaseRequested(self.now, model, seconds, owner))
+        assert ticket
+        return ticket
 
-    def prepared(self) -> None:
-        self.machine.prepared(self.now, self._take(Prepare).ticket_id)
+    def restore_lease(self, lease: Lease) -> None:
+        self.handle(events.LeaseRestored(self.now, lease))
 
-    def refused(self, problem: Problem = REFUSAL) -> None:
-        self.machine.refused(self.now, self._take(Prepare).ticket_id, problem)
+    def end_lease(self) -> None:
+        self.handle(events.LeaseEnded(self.now))
 
-    def unloaded(self) -> None:
-        self.machine.unloaded(self.now, self._take(Unload).epoch)
+    def prepared(self, ticket_id: str | None = None) -> None:
+        """The switch that is asked to be prepared is; or a late answer for another comes."""
+        ticket_id = ticket_id or self._take(Prepare).ticket_id
+        self.handle(events.Prepared(self.now, ticket_id))
 
-    def ready(self) -> None:
-        load = self._take(Load)
-        self.machine.ready(self.now, load.epoch, f"/run/{load.model}-{load.epoch}.sock")
+    def refused(self, problem: Problem = REFUSAL, ticket_id: str | None = None) -> None:
+        ticket_id = ticket_id or self._take(Prepare).ticket_id
+        self.handle(events.PreparationRefused(self.now, ticket_id, problem))
+
+    def unloaded(self, epoch: int | None = None) -> None:
+        epoch = self._take(Unload).epoch if epoch is None else epoch
+        self.handle(events.EngineUnloaded(self.now, epoch))
+
+    def verifying(self, epoch: int) -> None:
+        self.handle(events.EngineVerifying(self.now, epoch))
+
+    def ready(self, epoch: int | None = None) -> None:
+        epoch = self._take(Load).epoch if epoch is None else epoch
+        socket = f"/run/{self.machine.holder}-{epoch}.sock"
+        self.handle(events.EngineReady(self.now, epoch, socket))
 
     def load_failed(self, problem: Problem = BROKEN) -> None:
-        self.machine.engine_lost(self.now, self._take(Load).epoch, problem)
+        self.engine_lost(problem, self._take(Load).epoch)
 
-    def engine_lost(self, problem: Problem = BROKEN) -> None:
+    def engine_lost(self, problem: Problem = BROKEN, epoch: int | None = None) -> None:
         """The engine that serves or drains dies."""
-        self.machine.engine_lost(self.now, self.machine.epoch, problem)
+        epoch = self.machine.epoch if epoch is None else epoch
+        self.handle(events.EngineLost(self.now, epoch, problem))
+
+    def tick(self) -> None:
+        self.handle(events.Ticked(self.now))
 
     def sleep(self, seconds: float) -> None:
         """Let time pass as the Switchboard does: woken at each deadline, and at no other time."""
         end = self.now + seconds
         while (deadline := self.machine.next_deadline(self.now)) is not None and deadline <= end:
             self.now = deadline
-            self.machine.tick(self.now)
+            self.tick()
         self.now = end
 
     # --- what gateways do ---
 
     def watch(self, gateway: str = "gateway") -> None:
-        self.machine.watch(self.now, gateway)
+        self.handle(events.GatewayWatched(self.now, gateway))
 
     def report(
         self,
@@ -129,13 +168,14 @@ class Driver:
         epoch = self.machine.epoch
         self._seq[gateway] = self._seq.get(gateway, 0) + 1
         report = GatewayReport(
+            gateway,
             self._seq[gateway] if seq is None else seq,
             epoch - 1 if admitting else epoch,
             {epoch: in_flight},
-            {model: Waiting(1, self.now - age) for model, age in (waiting or {}).items()},
-            0.0 if idle_s is None else self.now - idle_s,
+            {model: Waiting(1, age) for model, age in (waiting or {}).items()},
+            idle_s,
         )
-        self.machine.report(self.now, gateway, report)
+        self.handle(events.GatewayReported(self.now, report))
 
     def _take(self, kind: type) -> Effect:  # type: ignore[type-arg]
         effects = self.collect()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from deployments.residency import (
     Cause,
+    Event,
     GatewayReport,
     Load,
     Phase,
@@ -23,7 +24,9 @@ from deployments.residency import (
     State,
     Unload,
     Waiting,
+    events,
 )
+from deployments.residency.switch_rule import SwitchRule
 from tests.pure.residency_driver import MODELS, POLICY
 
 PREPARE_S, UNLOAD_S = 0.5, 1.0
@@ -104,7 +107,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.machine = Residency(MODELS, self.policy)
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._waiting: list[Request] = []  # in order of arrival
         self._in_flight: dict[int, int] = {}  # epoch -> requests
@@ -115,9 +118,15 @@ class Simulation:
         self._last_active = 0.0
         self._num_reports = 0
 
+    def wait_bound_s(self, longest_switch_s: float) -> float:
+        """The longest wait that the rule promises."""
+        policy = self.policy
+        rule = SwitchRule(len(MODELS), policy.max_wait_s, policy.min_resident_s)
+        return rule.wait_bound_s(longest_switch_s)
+
     def run(self) -> Outcome:
         """Play the trace from a resident first model until everybody is served."""
-        self.machine.start(self.now, MODELS[0])
+        self.machine.handle(events.Started(self.now, MODELS[0]))
         for request in self.trace.requests:
             self._at(request.arrives_at, lambda r=request: self._arrive(replace(r)))  # type: ignore[misc]
         for client in self.trace.clients:
@@ -128,7 +137,7 @@ class Simulation:
             event_at = self._events[0][0] if self._events else math.inf
             if deadline is not None and deadline < event_at:
                 self.now = deadline
-                self.machine.tick(self.now)
+                self.machine.handle(events.Ticked(self.now))
             elif self._events:
                 self.now, _, event = heapq.heappop(self._events)
                 event()
@@ -144,11 +153,14 @@ class Simulation:
             self.now,
         )
 
-    def _at(self, when: float, event: Callable[[], None]) -> None:
+    def _at(self, when: float, event: Callable[[], object]) -> None:
         heapq.heappush(self._events, (when, next(self._order), event))
 
-    def _after(self, seconds: float, event: Callable[[], None]) -> None:
+    def _after(self, seconds: float, event: Callable[[], object]) -> None:
         self._at(self.now + seconds, event)
+
+    def _answer_after(self, seconds: float, event: Callable[[float], Event]) -> None:
+        self._after(seconds, lambda: self.machine.handle(event(self.now)))
 
     # --- clients ---
 
@@ -193,7 +205,7 @@ class Simulation:
                 self._begin(request, machine.epoch)
             elif self.is_fifo:  # nobody overtakes
                 if not is_served and not machine.running:
-                    machine.request_switch(self.now, request.model, Cause.ADMIN)
+                    machine.handle(events.SwitchRequested(self.now, request.model, Cause.ADMIN))
                 break
 
     def _begin(self, request: Request, epoch: int) -> None:
@@ -205,26 +217,27 @@ class Simulation:
         machine = self.machine
         waiting: dict[str, Waiting] = {}
         for request in () if self.is_fifo else self._waiting:
-            have = waiting.get(request.model, Waiting(0, request.arrives_at))
-            waiting[request.model] = Waiting(have.num_requests + 1, have.oldest_arrival)
+            have = waiting.get(request.model, Waiting(0, self.now - request.arrives_at))
+            waiting[request.model] = Waiting(have.num_requests + 1, have.oldest_age_s)
         is_open = machine.state in (State.LOADING, State.VERIFYING, State.SERVING)
         self._num_reports += 1
         report = GatewayReport(
+            "gateway",
             self._num_reports,
             machine.epoch - is_open,
             {epoch: num for epoch, num in self._in_flight.items() if num},
             waiting,
-            self._last_active,
+            self.now - self._last_active,
         )
-        machine.report(self.now, "gateway", report)
+        machine.handle(events.GatewayReported(self.now, report))
 
     def _carry_out(self, effect: Prepare | Unload | Load) -> None:
         match effect:
             case Prepare(ticket_id):
                 self._note_turn()
-                self._after(PREPARE_S, lambda: self.machine.prepared(self.now, ticket_id))
+                self._answer_after(PREPARE_S, lambda now: events.Prepared(now, ticket_id))
             case Unload(epoch):
-                self._after(UNLOAD_S, lambda: self.machine.unloaded(self.now, epoch))
+                self._answer_after(UNLOAD_S, lambda now: events.EngineUnloaded(now, epoch))
             case Load(epoch, model):
                 self._loads.append(effect)
                 self._after(self.load_s[model], lambda: self._ready(epoch))
@@ -238,7 +251,7 @@ class Simulation:
 
     def _ready(self, epoch: int) -> None:
         ticket = self.machine.running
-        self.machine.ready(self.now, epoch, "/run/engine.sock")
+        self.machine.handle(events.EngineReady(self.now, epoch, "/run/engine.sock"))
         if ticket:
             began = next(at for phase, at in ticket.history if phase is Phase.PREPARING)
             self._longest_switch_s = max(self._longest_switch_s, self.now - began)
@@ -318,7 +331,7 @@ def main() -> None:
         for is_fifo in (True, False):
             simulation = Simulation(make(random.Random(1)), is_fifo)
             outcome = simulation.run()
-            bound_s = simulation.machine.wait_bound_s(outcome.longest_switch_s)
+            bound_s = simulation.wait_bound_s(outcome.longest_switch_s)
             name = f"{simulation.trace.name:17}{'fifo' if is_fifo else 'scheduler':10}"
             numbers = [outcome.mean_s, outcome.p95_s, outcome.max_s]
             print(

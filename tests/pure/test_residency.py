@@ -11,13 +11,14 @@ from deployments.residency import (
     Lease,
     LeaseHeld,
     Load,
-    Outcome,
     Parting,
     Phase,
     Prepare,
     Problem,
     State,
+    TicketState,
     Unload,
+    events,
 )
 from tests.pure.residency_driver import BROKEN, REFUSAL, Driver
 
@@ -40,7 +41,7 @@ def draining(in_flight: int = 1, drain_timeout_s: float = 60) -> Driver:
 
 def test_start_loads_the_default_model():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.prepared()
     assert driver.collect() == [Load(1, "a")]
     driver.ready()
@@ -61,7 +62,7 @@ def test_switch_goes_through_every_phase_in_order():
         Phase.VERIFYING,
         Phase.READY,
     ]
-    assert (ticket.source, ticket.target, ticket.outcome) == ("a", "b", Outcome.DONE)
+    assert (ticket.source, ticket.target, ticket.state) == ("a", "b", TicketState.DONE)
     assert driver.machine.desired == "b"
 
 
@@ -94,7 +95,7 @@ def test_unload_leaves_the_place_empty_and_wanted_so():
     driver = Driver().serving("a")
     ticket = driver.switch(None)
     driver.succeed()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, None)
     driver.sleep(1000)
     assert driver.collect() == []
@@ -102,9 +103,9 @@ def test_unload_leaves_the_place_empty_and_wanted_so():
 
 def test_unload_of_a_place_that_failed_ends_its_retries():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.refused()
-    assert driver.switch(None).outcome is Outcome.DONE
+    assert driver.switch(None).state is TicketState.DONE
     driver.sleep(1000)
     assert driver.collect() == []
     assert driver.machine.desired is None
@@ -112,7 +113,7 @@ def test_unload_of_a_place_that_failed_ends_its_retries():
 
 def test_switch_to_the_resident_model_is_done_at_once():
     driver = Driver().serving("a")
-    assert driver.switch("a").outcome is Outcome.DONE
+    assert driver.switch("a").state is TicketState.DONE
     assert driver.collect() == []
 
 
@@ -200,7 +201,7 @@ def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain()
     driver = Driver()
     driver.watch()
     driver.report(0)
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.prepared()
     driver.ready()
     driver.switch("b")
@@ -222,7 +223,7 @@ def test_report_from_before_the_gateway_knew_does_not_clear_it():
 def test_report_crossing_the_news_of_serving_does_not_end_the_drain():
     driver = Driver()
     driver.watch()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.prepared()
     driver.ready()  # the gateway's watch is answered: the answer is on its way
     driver.switch("b")
@@ -243,8 +244,8 @@ def test_requests_of_an_older_epoch_do_not_hold_a_drain():
     driver.ready()
     driver.switch("c")
     driver.prepared()
-    report = {1: 3, 2: 0}  # three of epoch 1 never ended
-    driver.machine.report(driver.now, "gateway", GatewayReport(99, 2, report))
+    report = GatewayReport("gateway", 99, 2, {1: 3, 2: 0})  # three of epoch 1 never ended
+    driver.handle(events.GatewayReported(driver.now, report))
     assert driver.collect() == [Unload(2, "b", Parting.REST)]
 
 
@@ -257,16 +258,16 @@ def test_same_target_joins():
     for step in (driver.prepared, driver.unloaded, driver.ready):
         assert driver.switch("b") is ticket
         step()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     assert driver.num_loads["b"] == 1
 
 
 def test_other_target_queues():
     driver = Driver().serving("a")
     first, second = driver.switch("b"), driver.switch("c")
-    assert second.outcome is Outcome.QUEUED
+    assert second.state is TicketState.QUEUED
     driver.succeed()
-    assert (first.outcome, second.outcome) == (Outcome.DONE, Outcome.DONE)
+    assert (first.state, second.state) == (TicketState.DONE, TicketState.DONE)
     assert (second.source, driver.machine.holder) == ("b", "c")
 
 
@@ -280,7 +281,7 @@ def test_twenty_wishes_for_three_targets_make_one_load_each():
     driver = Driver().serving("a")
     tickets = [driver.switch("abc"[n % 3]) for n in range(20)]
     driver.succeed()
-    assert all(ticket.outcome is Outcome.DONE for ticket in tickets)
+    assert all(ticket.state is TicketState.DONE for ticket in tickets)
     assert driver.num_loads == {"a": 2, "b": 1, "c": 1}  # the first of a is the start
 
 
@@ -296,7 +297,7 @@ def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
     driver = draining(in_flight=0)
     ticket = driver.switch("a")
     driver.succeed()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     assert driver.machine.holder == "a"
 
 
@@ -305,20 +306,20 @@ def test_wish_for_a_target_that_just_failed_is_tried_anew():
     driver.unloaded()
     driver.load_failed()
     ticket = driver.switch("b")
-    assert ticket.outcome is Outcome.QUEUED
+    assert ticket.state is TicketState.QUEUED
     driver.succeed()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     assert driver.machine.holder == "b"
 
 
 def test_wish_for_a_start_that_just_failed_is_tried_anew():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.prepared()
     driver.load_failed()
     ticket = driver.switch("a")
     driver.succeed()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
 
 
 # --- failures ---
@@ -328,7 +329,7 @@ def test_refused_preparation_never_disturbs_the_old_model():
     driver = Driver().serving("a")
     ticket = driver.switch("b")
     driver.refused()
-    assert (ticket.outcome, ticket.error) == (Outcome.FAILED, REFUSAL)
+    assert (ticket.state, ticket.error) == (TicketState.FAILED, REFUSAL)
     assert (driver.machine.state, driver.machine.epoch) == (State.SERVING, 1)
     assert driver.collect() == []
 
@@ -341,7 +342,7 @@ def test_failed_load_rolls_back_and_is_tried_once():
     driver.load_failed()
     assert driver.collect() == [Unload(2, "b", Parting.END)]
     driver.succeed()
-    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, BROKEN)
+    assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, BROKEN)
     assert driver.num_loads == {"a": 2, "b": 1, "c": 0}
     assert (driver.machine.holder, driver.machine.desired) == ("a", "a")
     assert driver.machine.failures["b"].problem == BROKEN
@@ -357,7 +358,7 @@ def test_wrong_golden_answer_earns_one_restart_then_rolls_back():
     assert driver.collect() == [Load(3, "b")]
     driver.load_failed(WRONG_ANSWER)
     driver.succeed()
-    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, WRONG_ANSWER)
+    assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, WRONG_ANSWER)
     assert ticket.num_attempts == 2
     assert driver.machine.holder == "a"
 
@@ -369,7 +370,7 @@ def test_restart_after_a_wrong_golden_answer_may_succeed():
     driver.unloaded()
     driver.load_failed(WRONG_ANSWER)
     driver.succeed()
-    assert (ticket.outcome, ticket.error) == (Outcome.DONE, None)
+    assert (ticket.state, ticket.error) == (TicketState.DONE, None)
     assert driver.machine.failures == {}
 
 
@@ -382,7 +383,7 @@ def test_rollback_failing_too_leaves_the_place_empty_and_is_retried_later():
     driver.unloaded()
     driver.load_failed(Problem("second", "the old one fails too"))
     driver.unloaded()
-    assert (ticket.outcome, ticket.error) == (Outcome.FAILED, BROKEN)
+    assert (ticket.state, ticket.error) == (TicketState.FAILED, BROKEN)
     assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, "a")
     driver.sleep(14.9)
     assert driver.collect() == []
@@ -400,14 +401,14 @@ def test_switch_to_a_third_model_works_after_a_failed_rollback():
     driver.unloaded()
     ticket = driver.switch("c")
     driver.succeed()
-    assert (ticket.outcome, driver.machine.holder) == (Outcome.DONE, "c")
+    assert (ticket.state, driver.machine.holder) == (TicketState.DONE, "c")
     driver.sleep(1000)
     assert driver.collect() == []
 
 
 def test_pause_between_retries_doubles_up_to_its_limit():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     pauses = []
     for _ in range(7):
         driver.refused()
@@ -421,7 +422,7 @@ def test_pause_between_retries_doubles_up_to_its_limit():
 def test_retries_go_on_for_weeks():
     """The pause once overflowed a float after some thousand retries: three and a half days."""
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     for _ in range(5000):
         driver.refused()
         driver.sleep(300)
@@ -431,7 +432,7 @@ def test_retries_go_on_for_weeks():
 
 def test_pause_starts_anew_once_an_engine_has_worked():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     for _ in range(5):
         driver.refused()
         driver.sleep(300)
@@ -449,7 +450,7 @@ def test_pause_starts_anew_once_an_engine_has_worked():
 def test_desired_survives_a_failed_switch_on_an_empty_place():
     """A wish for a model that can not load does not replace what the server is meant to serve."""
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.refused()
     driver.switch("b", Cause.ADMIN)
     driver.prepared()
@@ -496,12 +497,12 @@ def test_engine_dying_within_probation_rolls_back():
     assert ticket
     driver.unloaded()
     driver.ready()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     driver.sleep(4.9)
     driver.engine_lost()
-    assert ticket.outcome is Outcome.RUNNING
+    assert ticket.state is TicketState.RUNNING
     driver.succeed()
-    assert (ticket.outcome, ticket.error) == (Outcome.ROLLED_BACK, BROKEN)
+    assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, BROKEN)
     assert (driver.machine.holder, driver.machine.desired) == ("a", "a")
     assert driver.num_loads["b"] == 1
 
@@ -518,7 +519,7 @@ def test_restored_model_dying_at_once_is_restarted_not_rolled_back():
 
 def test_first_model_dying_within_probation_is_retried_later():
     driver = Driver()
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.succeed()
     driver.engine_lost()
     driver.unloaded()
@@ -548,7 +549,7 @@ def test_engine_lost_while_preparing_lets_the_switch_go_on():
     driver.prepared()
     assert driver.collect() == [Unload(1, "a", Parting.END)]  # nothing to drain
     driver.succeed()
-    assert (ticket.outcome, driver.machine.holder) == (Outcome.DONE, "b")
+    assert (ticket.state, driver.machine.holder) == (TicketState.DONE, "b")
 
 
 def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
@@ -556,7 +557,7 @@ def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
     ticket = driver.switch("b")
     driver.engine_lost()
     driver.refused()
-    assert ticket.outcome is Outcome.FAILED
+    assert ticket.state is TicketState.FAILED
     driver.succeed()
     assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
 
@@ -581,17 +582,17 @@ def test_engine_lost_while_unloading_changes_nothing():
 def test_stale_epochs_finish_nothing():
     driver = draining(in_flight=0)
     machine = driver.machine
-    machine.unloaded(driver.now, 0)
+    driver.unloaded(0)
     assert machine.state is State.UNLOADING
     driver.unloaded()
-    machine.verifying(driver.now, 1)
-    machine.ready(driver.now, 1, "/run/a-1.sock")
-    machine.unloaded(driver.now, 1)
-    machine.engine_lost(driver.now, 1, BROKEN)
+    driver.verifying(1)
+    driver.ready(1)
+    driver.unloaded(1)
+    driver.engine_lost(epoch=1)
     assert machine.state is State.LOADING
     driver.ready()
-    machine.engine_lost(driver.now, 1, BROKEN)
-    machine.unloaded(driver.now, 2)
+    driver.engine_lost(epoch=1)
+    driver.unloaded(2)
     assert (machine.state, machine.holder) == (State.SERVING, "b")
 
 
@@ -599,9 +600,9 @@ def test_answers_for_a_finished_ticket_change_nothing():
     driver = Driver().serving("a")
     ticket = driver.switch("b")
     driver.succeed()
-    driver.machine.prepared(driver.now, ticket.id)
-    driver.machine.refused(driver.now, ticket.id, REFUSAL)
-    assert ticket.outcome is Outcome.DONE
+    driver.prepared(ticket.id)
+    driver.refused(ticket_id=ticket.id)
+    assert ticket.state is TicketState.DONE
     assert driver.machine.state is State.SERVING
 
 
@@ -615,7 +616,7 @@ def test_epoch_goes_on_from_the_saved_one():
 
 def test_adopted_engine_serves_without_a_load():
     driver = Driver(epoch=7)
-    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.adopt("b", 7)
     assert (driver.machine.state, driver.machine.desired) == (State.SERVING, "b")
     assert driver.collect() == []
 
@@ -623,8 +624,8 @@ def test_adopted_engine_serves_without_a_load():
 def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
     """A load of epoch 8 was decided, and the engine of epoch 7 never left."""
     driver = Driver(epoch=8)
-    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
-    driver.machine.engine_lost(driver.now, 7, BROKEN)
+    driver.adopt("b", 7)
+    driver.engine_lost(epoch=7)
     assert driver.collect() == [Unload(7, "b", Parting.END)]
     driver.unloaded()
     assert driver.collect() == [Load(9, "b")]
@@ -632,7 +633,7 @@ def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
 
 def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
     driver = Driver(epoch=7)
-    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.adopt("b", 7)
     driver.switch("a")
     driver.prepared()
     assert driver.collect() == []
@@ -648,7 +649,7 @@ def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
 
 def test_drain_after_a_restart_keeps_its_deadline():
     driver = Driver(epoch=7)
-    driver.machine.adopt(driver.now, "b", 7, "/run/b-7.sock")
+    driver.adopt("b", 7)
     driver.switch("a", drain_timeout_s=2)
     driver.prepared()
     driver.sleep(7)
@@ -693,7 +694,7 @@ def test_demand_does_not_wait_for_ever_where_a_switch_costs_much():
 
 def test_busy_model_just_loaded_stays_its_minimum():
     driver = Driver(gateway_ttl_s=1000)
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.succeed()
     driver.watch()
     driver.report(1, admitting=True, waiting={"b": 100})
@@ -752,7 +753,7 @@ def test_admin_may_try_a_failed_model_during_its_cooldown():
     driver.refused()
     ticket = driver.switch("b")
     driver.succeed()
-    assert ticket.outcome is Outcome.DONE
+    assert ticket.state is TicketState.DONE
     assert "b" not in driver.machine.failures
 
 
@@ -764,7 +765,7 @@ def test_demand_of_a_gateway_that_is_gone_is_forgotten():
     driver.report(0, admitting=True, waiting={"b": 0})
     driver.sleep(15)
     assert driver.collect() == []
-    assert driver.machine.waiting() == {}
+    assert driver.machine.gateways.waiting() == {}
 
 
 def test_waiting_is_summed_over_gateways():
@@ -772,9 +773,9 @@ def test_waiting_is_summed_over_gateways():
     driver.switch("b")
     driver.report(0, waiting={"c": 1}, gateway="one")
     driver.report(0, waiting={"c": 3, "a": 0}, gateway="two")
-    waiting = driver.machine.waiting()
+    waiting = driver.machine.gateways.waiting()
     assert waiting["c"].num_requests == 2
-    assert waiting["c"].oldest_arrival == driver.now - 3
+    assert waiting["c"].since == driver.now - 3
     assert waiting["a"].num_requests == 1
 
 
@@ -783,7 +784,7 @@ def test_waiting_is_summed_over_gateways():
 
 def test_lease_of_the_resident_model_counts_from_now():
     driver = Driver().serving("a")
-    assert driver.lease("a", seconds=60).outcome is Outcome.DONE
+    assert driver.lease("a", seconds=60).state is TicketState.DONE
     assert driver.machine.held == Lease("a", "me", 60, driver.now + 60)
 
 
@@ -817,7 +818,7 @@ def test_end_of_a_lease_lets_demand_in():
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 0})
     assert driver.collect() == []
-    driver.machine.end_lease(driver.now)
+    driver.end_lease()
     assert [type(effect) for effect in driver.collect()] == [Prepare]
 
 
@@ -887,7 +888,7 @@ def test_lease_may_be_renewed_by_its_owner_and_taken_over_once_it_is_ended():
     driver.sleep(30)
     driver.lease("a", seconds=60)
     assert driver.machine.held == Lease("a", "me", 60, driver.now + 60)
-    driver.machine.end_lease(driver.now)
+    driver.end_lease()
     driver.lease("b", owner="you")
     driver.succeed()
     assert driver.machine.holder == "b"
@@ -923,9 +924,9 @@ def test_admin_who_wants_the_leased_model_leaves_the_lease():
 def test_switch_for_a_lease_that_has_ended_is_not_made():
     driver = Driver().serving("a")
     ticket = driver.lease("b")
-    driver.machine.end_lease(driver.now)
+    driver.end_lease()
     driver.prepared()
-    assert ticket.outcome is Outcome.FAILED
+    assert ticket.state is TicketState.FAILED
     assert driver.machine.holder == "a"
 
 
@@ -995,7 +996,7 @@ def test_idle_model_is_unloaded_and_stays_so():
 
 def test_idle_model_is_unloaded_without_any_gateway():
     driver = Driver(idle_unload_s={"a": 300.0})
-    driver.machine.start(driver.now, "a")
+    driver.start("a")
     driver.succeed()
     driver.sleep(299)
     assert driver.collect() == []
@@ -1064,7 +1065,8 @@ def test_draining_switch_says_what_it_waits_for():
     assert driver.machine.waits_for() == {"in_flight": 3}
     driver.watch("another")
     assert driver.machine.waits_for() == {"in_flight": 3, "gateways": 1}
-    driver.machine.report(driver.now, "another", GatewayReport(1, 1))
+    report = GatewayReport("another", 1, 1)
+    driver.handle(events.GatewayReported(driver.now, report))
     driver.report(0)
     assert driver.machine.waits_for() == {}
 
@@ -1107,7 +1109,7 @@ def test_deadline_is_always_in_the_future_and_ticking_at_it_makes_progress():
         assert deadline > driver.now
         deadlines.append(deadline - 1000)
         driver.now = deadline
-        driver.machine.tick(driver.now)
+        driver.tick()
     assert driver.collect() == [Unload(1, "a", Parting.REST)]
     assert len(deadlines) <= 2
 
@@ -1133,14 +1135,14 @@ def test_disk_that_hangs_as_a_switch_is_prepared_holds_up_no_other():
     driver.sleep(599)
     assert stuck.phase is Phase.PREPARING
     driver.sleep(1)
-    assert stuck.outcome is Outcome.FAILED
+    assert stuck.state is TicketState.FAILED
     assert stuck.error is not None
     assert stuck.error.code == "prepare_timeout"
     assert following.phase is Phase.PREPARING
-    driver.machine.prepared(driver.now, late.ticket_id)
+    driver.prepared(late.ticket_id)
     assert driver.machine.holder == "a"
     driver.succeed()
-    assert following.outcome is Outcome.DONE
+    assert following.state is TicketState.DONE
 
 
 @pytest.mark.parametrize("is_verifying", [False, True])
@@ -1151,12 +1153,12 @@ def test_load_that_never_answers_is_rolled_back(is_verifying: bool):
     driver.sleep(60)
     driver.unloaded()
     if is_verifying:
-        driver.machine.verifying(driver.now, driver.machine.epoch)
+        driver.verifying(driver.machine.epoch)
     driver._take(Load)
     driver.sleep(600)
     assert driver.collect() == [Unload(2, "b", Parting.END)]
     driver.succeed()
-    assert ticket.outcome is Outcome.ROLLED_BACK
+    assert ticket.state is TicketState.ROLLED_BACK
     assert ticket.error is not None
     assert ticket.error.code == "load_timeout"
     assert driver.machine.holder == "a"

@@ -23,18 +23,20 @@ from hypothesis.stateful import (
 from deployments.residency import (
     GOLDEN_MISMATCH,
     Cause,
+    Event,
     GatewayReport,
     LeaseHeld,
     Load,
-    Outcome,
     Phase,
     Prepare,
     Problem,
     Residency,
     State,
     Ticket,
+    TicketState,
     Unload,
     Waiting,
+    events,
 )
 from tests.pure.residency_driver import BROKEN, MODELS, REFUSAL
 from tests.pure.residency_driver import POLICY as SHIPPED
@@ -86,22 +88,25 @@ class Gateway:
     is_hung: bool = False  # it sends no signs of life
     is_trusted: bool = False  # the Switchboard has heard of it, and without a long pause since
     num_reports: int = 0
-    last_active: float = 0.0
+    last_active: float | None = None
     in_flight: dict[int, int] = field(default_factory=dict)
     waiting: list[tuple[str, float]] = field(default_factory=list)  # (model, arrival)
     reports: list[GatewayReport] = field(default_factory=list)  # on their way
 
-    def make_report(self) -> None:
+    def make_report(self, now: float) -> None:
         waiting: dict[str, Waiting] = {}
         for model, arrival in self.waiting:
-            have = waiting.get(model, Waiting(0, arrival))
-            waiting[model] = Waiting(have.num_requests + 1, have.oldest_arrival)
+            have = waiting.get(model, Waiting(0, now - arrival))
+            waiting[model] = Waiting(have.num_requests + 1, have.oldest_age_s)
         view = self.view
         is_open = view is None or view.state in (*STARTING, State.SERVING)
         closed = (view.epoch if view else 0) - is_open
         self.num_reports += 1
+        idle_s = None if self.last_active is None else now - self.last_active
         self.reports.append(
-            GatewayReport(self.num_reports, closed, dict(self.in_flight), waiting, self.last_active)
+            GatewayReport(
+                self.name, self.num_reports, closed, dict(self.in_flight), waiting, idle_s
+            )
         )
 
 
@@ -119,14 +124,14 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.last_epoch = 0
         self.excused_epochs: set[int] = set()  # requests under them may have failed
         self.tickets: dict[str, Ticket] = {}
-        self.outcomes: dict[str, Outcome] = {}
+        self.states: dict[str, TicketState] = {}
         self.drain_deadline = math.inf
 
     @initialize(model=targets, is_up=st.integers(0, 3), num_gateways=st.integers(0, 2))
     def start(self, model, is_up, num_gateways):
         """Mostly a server that serves already, and gateways that know it."""
         if model:
-            self.machine.start(self.now, model)
+            self.handle(events.Started(self.now, model))
         self.settle()
         if is_up and self.is_asked():
             self.all_asked_for_steps_succeed()
@@ -140,7 +145,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(model=targets, drain_s=drains)
     def admin_switches(self, model, drain_s):
         running = self.machine.running
-        ticket = self.machine.request_switch(self.now, model, Cause.ADMIN, drain_s)
+        ticket = self.handle(events.SwitchRequested(self.now, model, Cause.ADMIN, drain_s))
         assert ticket.target == model
         is_draining = self.machine.state is State.DRAINING
         if ticket is running and drain_s is not None and is_draining:
@@ -156,10 +161,10 @@ class ResidencyMachine(RuleBasedStateMachine):
         held = self.machine.held
         if held and held.owner != owner:
             with pytest.raises(LeaseHeld) as caught:
-                self.machine.lease(self.now, model, seconds, owner)
+                self.handle(events.LeaseRequested(self.now, model, seconds, owner))
             assert caught.value.lease is held is self.machine.held
             return
-        ticket = self.machine.lease(self.now, model, seconds, owner)
+        ticket = self.handle(events.LeaseRequested(self.now, model, seconds, owner))
         assert ticket.target == model
         assert self.machine.held
         assert (self.machine.held.model, self.machine.held.owner) == (model, owner)
@@ -169,7 +174,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def lease_is_given_back(self, luck):
         if luck:
             return
-        self.machine.end_lease(self.now)
+        self.handle(events.LeaseEnded(self.now))
         assert self.machine.held is None
         self.settle()
 
@@ -182,7 +187,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         gateway.waiting.append((model, self.now))
         self.admit(gateway)
         if gateway.waiting:
-            gateway.make_report()
+            gateway.make_report(self.now)
 
     @precondition(lambda self: any(g.in_flight for g in self.gateways))
     @rule(pick=picks)
@@ -196,7 +201,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         having = [g for g in self.gateways if g.waiting]
         gateway = having[pick % len(having)]
         gateway.waiting.pop(pick % len(gateway.waiting))
-        gateway.make_report()
+        gateway.make_report(self.now)
 
     # --- gateways and their mail ---
 
@@ -257,7 +262,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def asked_for_step_succeeds(self):
         if self.prepare:
             ticket_id, self.prepare = self.prepare.ticket_id, None
-            self.machine.prepared(self.now, ticket_id)
+            self.handle(events.Prepared(self.now, ticket_id))
             self.settle()
         elif self.is_loading():
             self.engine_answers_rightly()
@@ -275,14 +280,14 @@ class ResidencyMachine(RuleBasedStateMachine):
     def preparation_is_refused(self):
         assert self.prepare
         ticket_id, self.prepare = self.prepare.ticket_id, None
-        self.machine.refused(self.now, ticket_id, REFUSAL)
+        self.handle(events.PreparationRefused(self.now, ticket_id, REFUSAL))
         self.settle()
 
     @precondition(lambda self: self.is_loading())
     @rule()
     def engine_listens(self):
         assert self.engine
-        self.machine.verifying(self.now, self.engine.epoch)
+        self.handle(events.EngineVerifying(self.now, self.engine.epoch))
         self.settle()
 
     @precondition(lambda self: self.is_loading())
@@ -300,12 +305,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(age=st.integers(1, 3))
     def stale_news_arrives(self, age):
         epoch = self.last_epoch - age
-        self.machine.verifying(self.now, epoch)
-        self.machine.ready(self.now, epoch, "/run/stale.sock")
-        self.machine.engine_lost(self.now, epoch, BROKEN)
-        self.machine.unloaded(self.now, epoch)
-        self.machine.prepared(self.now, "sw-0-0")
-        self.machine.refused(self.now, "sw-0-0", REFUSAL)
+        self.handle(events.EngineVerifying(self.now, epoch))
+        self.handle(events.EngineReady(self.now, epoch, "/run/stale.sock"))
+        self.handle(events.EngineLost(self.now, epoch, BROKEN))
+        self.handle(events.EngineUnloaded(self.now, epoch))
+        self.handle(events.Prepared(self.now, "sw-0-0"))
+        self.handle(events.PreparationRefused(self.now, "sw-0-0", REFUSAL))
         assert not self.machine.take_effects()
 
     # --- time, and the Switchboard itself ---
@@ -328,7 +333,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.machine = Residency(MODELS, POLICY, epoch)
         self.prepare, self.drain_deadline = None, math.inf
         self.tickets.clear()
-        self.outcomes.clear()
+        self.states.clear()
         for gateway in self.gateways:  # calls under way fail
             gateway.reports.clear()
             gateway.is_watching, gateway.answer = False, None
@@ -337,7 +342,9 @@ class ResidencyMachine(RuleBasedStateMachine):
         if engine and engine.is_alive and engine.is_verified:
             # also one that was draining or ending; what its requests were told holds
             engine.is_ending = engine.is_excused = False
-            self.machine.adopt(self.now, engine.model, engine.epoch, "/run/engine.sock")
+            self.handle(
+                events.EngineAdopted(self.now, engine.model, engine.epoch, "/run/engine.sock")
+            )
         else:
             if engine:
                 self.excused_epochs.add(engine.epoch)
@@ -345,7 +352,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             for gateway in self.gateways:
                 gateway.in_flight.clear()
             if desired:
-                self.machine.start(self.now, desired)
+                self.handle(events.Started(self.now, desired))
         for gateway in self.gateways:
             if not gateway.is_hung:
                 self.call_watch(gateway)
@@ -359,7 +366,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         deadline = self.machine.next_deadline(self.now)
         assert deadline is None or deadline > self.now
         before = self.summary()
-        self.machine.tick(self.now)
+        self.handle(events.Ticked(self.now))
         assert not self.machine.take_effects()
         assert self.summary() == before
 
@@ -430,6 +437,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # --- the world's workings ---
 
+    def handle(self, event: Event) -> Ticket | None:
+        """Every event goes this way: the machine is valid after it."""
+        ticket = self.machine.handle(event)
+        self.machine.validate()
+        return ticket
+
     def calm_down(self) -> None:
         """Two seconds in which everything succeeds and all mail arrives."""
         if self.is_asked():
@@ -442,7 +455,7 @@ class ResidencyMachine(RuleBasedStateMachine):
                 self.deliver(gateway, 0)
             while gateway.in_flight:
                 self.end_request(gateway)
-            gateway.make_report()
+            gateway.make_report(self.now)
             self.deliver(gateway, 0)
             self.settle()
         self.sleep(2)
@@ -504,22 +517,22 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def check_outcome(self, ticket: Ticket) -> None:
         """A ticket that is over stays as it is, but for a death within its probation."""
-        before, after = self.outcomes.get(ticket.id), ticket.outcome
-        self.outcomes[ticket.id] = after
-        if before is after or before in (None, Outcome.QUEUED):
+        before, after = self.states.get(ticket.id), ticket.state
+        self.states[ticket.id] = after
+        if before is after or before in (None, TicketState.QUEUED):
             return
-        if before is Outcome.RUNNING:
-            assert after in (Outcome.DONE, Outcome.ROLLED_BACK, Outcome.FAILED)
+        if before is TicketState.RUNNING:
+            assert after in (TicketState.DONE, TicketState.ROLLED_BACK, TicketState.FAILED)
             return
-        assert before is Outcome.DONE, ticket
-        assert after in (Outcome.RUNNING, Outcome.ROLLED_BACK, Outcome.FAILED), ticket
+        assert before is TicketState.DONE, ticket
+        assert after in (TicketState.RUNNING, TicketState.ROLLED_BACK, TicketState.FAILED), ticket
         ready_at = next(at for phase, at in reversed(ticket.history) if phase is Phase.READY)
         assert self.now < ready_at + POLICY.probation_s
 
     def engine_answers_rightly(self) -> None:
         assert self.engine
         self.engine.is_verified = True
-        self.machine.ready(self.now, self.engine.epoch, "/run/engine.sock")
+        self.handle(events.EngineReady(self.now, self.engine.epoch, "/run/engine.sock"))
         self.settle()
 
     def unload_ends(self) -> None:
@@ -529,14 +542,14 @@ class ResidencyMachine(RuleBasedStateMachine):
         epoch, self.engine = self.engine.epoch, None
         for gateway in self.gateways:
             if gateway.in_flight.pop(epoch, None):
-                gateway.make_report()
-        self.machine.unloaded(self.now, epoch)
+                gateway.make_report(self.now)
+        self.handle(events.EngineUnloaded(self.now, epoch))
         self.settle()
 
     def engine_fails(self, problem: Problem) -> None:
         assert self.engine
         self.engine.is_alive, self.engine.is_excused = False, True
-        self.machine.engine_lost(self.now, self.engine.epoch, problem)
+        self.handle(events.EngineLost(self.now, self.engine.epoch, problem))
         self.settle()
 
     def is_asked(self) -> bool:
@@ -556,7 +569,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert num_wakes < 100, "it is woken without end"
             self.now = at
             self.forget_silent()
-            self.machine.tick(self.now)
+            self.handle(events.Ticked(self.now))
             self.settle()
         self.now = end
         self.forget_silent()
@@ -582,7 +595,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         """A new watch, or the same one again: the Switchboard answers every few seconds."""
         self.hear(gateway)
         gateway.is_watching = True
-        self.machine.watch(self.now, gateway.name)
+        self.handle(events.GatewayWatched(self.now, gateway.name))
 
     def learn(self, gateway: Gateway) -> None:
         """The answer arrives: cut, admit, report, and watch again."""
@@ -590,7 +603,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         if gateway.view.is_cut:
             gateway.in_flight.pop(gateway.view.epoch, None)
         self.admit(gateway)
-        gateway.make_report()
+        gateway.make_report(self.now)
         self.call_watch(gateway)
 
     def admit(self, gateway: Gateway) -> None:
@@ -622,14 +635,14 @@ class ResidencyMachine(RuleBasedStateMachine):
             del gateway.in_flight[epoch]
         self.admit(gateway)
         if gateway.waiting or gateway.view is None or gateway.view.state is not State.SERVING:
-            gateway.make_report()
+            gateway.make_report(self.now)
 
     def deliverable(self, gateway: Gateway) -> bool:
         return bool(gateway.reports)
 
     def deliver(self, gateway: Gateway, index: int) -> None:
         self.hear(gateway)
-        self.machine.report(self.now, gateway.name, gateway.reports.pop(index))
+        self.handle(events.GatewayReported(self.now, gateway.reports.pop(index)))
 
     def summary(self) -> tuple[object, ...]:
         machine = self.machine

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.scheduling import Arrivals, Claim, Costs, Resident, Rule
+from deployments.residency.switch_rule import (
+    Arrivals,
+    Costs,
+    Demand,
+    ServingModel,
+    SwitchRule,
+)
 from tests.pure.residency_driver import MODELS
 from tests.pure.simulation import (
     CALM_POLICY,
@@ -25,7 +31,7 @@ from tests.pure.simulation import (
     two_singles,
 )
 
-RULE = Rule(num_models=3, max_wait_s=120, min_resident_s=10)
+RULE = SwitchRule(num_models=3, max_wait_s=120, min_resident_s=10)
 SHARE_S = 100 / 3  # (120 - 2 * 10) / 3
 
 
@@ -39,7 +45,7 @@ def costs(seconds: float = 15) -> Costs:
 
 
 def resident(num_requests: int = 1, serving_since: float = 0, last_active: float = 1000):
-    return Resident("a", serving_since, num_requests, last_active)
+    return ServingModel("a", serving_since, num_requests, last_active)
 
 
 # --- costs ---
@@ -79,61 +85,61 @@ def test_arrivals_are_those_who_gathered_while_it_was_away():
 
 def test_idle_model_is_left_at_once():
     idle = resident(num_requests=0, serving_since=100, last_active=50)
-    assert RULE.leave_at(idle, [Claim("b", 110, 1)], costs()) <= 110
+    assert RULE.switch_at(idle, [Demand("b", 110, 1)], costs()) <= 110
 
 
 def test_idle_model_that_was_just_busy_lingers_a_twentieth_of_the_price():
     idle = resident(num_requests=0, serving_since=100, last_active=200)
-    assert RULE.leave_at(idle, [Claim("b", 200, 1)], costs(10)) == 201
-    assert RULE.leave_at(idle, [Claim("b", 200, 1)], costs(1000)) == 201.5
+    assert RULE.switch_at(idle, [Demand("b", 200, 1)], costs(10)) == 201
+    assert RULE.switch_at(idle, [Demand("b", 200, 1)], costs(1000)) == 201.5
 
 
 def test_pause_in_dense_traffic_is_three_of_its_pauses_long():
     idle = replace(resident(num_requests=0, serving_since=100, last_active=200), arrivals_per_s=1)
-    assert RULE.leave_at(idle, [Claim("b", 200, 1)], costs(10)) == 203
+    assert RULE.switch_at(idle, [Demand("b", 200, 1)], costs(10)) == 203
     sparse = replace(idle, arrivals_per_s=0.7)  # three pauses are more than a fifth of the 20 s
-    assert RULE.leave_at(sparse, [Claim("b", 200, 1)], costs(10)) == 201
+    assert RULE.switch_at(sparse, [Demand("b", 200, 1)], costs(10)) == 201
 
 
 def test_busy_model_is_left_when_others_waited_as_long_as_its_own_would():
-    claim = Claim("b", 100, 1)
-    assert RULE.leave_at(resident(num_requests=1), [claim], costs(15)) == 130
-    assert RULE.leave_at(resident(num_requests=2), [claim], costs(15)) == 160
+    demand = Demand("b", 100, 1)
+    assert RULE.switch_at(resident(num_requests=1), [demand], costs(15)) == 130
+    assert RULE.switch_at(resident(num_requests=2), [demand], costs(15)) == 160
 
 
 def test_those_who_will_come_while_it_is_away_are_in_the_price():
     busy = replace(resident(num_requests=1), arrivals_per_s=0.02)  # 0.6 in the 30 s
-    assert RULE.leave_at(busy, [Claim("b", 100, 1)], costs(15)) == pytest.approx(148)
+    assert RULE.switch_at(busy, [Demand("b", 100, 1)], costs(15)) == pytest.approx(148)
 
 
 def test_waiting_before_the_resident_came_is_not_held_against_it():
-    claim = Claim("b", 80, 1)
-    assert RULE.leave_at(resident(serving_since=100), [claim], costs(15)) == 130
+    demand = Demand("b", 80, 1)
+    assert RULE.switch_at(resident(serving_since=100), [demand], costs(15)) == 130
 
 
 def test_many_waiters_make_it_worth_sooner():
-    assert RULE.leave_at(resident(), [Claim("b", 100, 5)], costs(15)) == 110
+    assert RULE.switch_at(resident(), [Demand("b", 100, 5)], costs(15)) == 110
 
 
-def test_a_second_model_adds_its_waiters_and_its_leg_of_the_tour():
-    both = [Claim("b", 100, 2), Claim("c", 100, 1)]
-    assert RULE.leave_at(resident(), both[:1], costs(15)) == 120
-    assert RULE.leave_at(resident(), both, costs(15)) == 118
+def test_a_second_model_adds_its_waiters_and_its_leg_of_the_round_trip():
+    both = [Demand("b", 100, 2), Demand("c", 100, 1)]
+    assert RULE.switch_at(resident(), both[:1], costs(15)) == 120
+    assert RULE.switch_at(resident(), both, costs(15)) == 118
 
 
 def test_busy_model_serves_its_minimum_whatever_waits():
-    claims = [Claim("b", 0, 1000), Claim("c", 0, 1000)]
-    assert RULE.leave_at(resident(serving_since=500), claims, costs(0.1)) == 510
+    demands = [Demand("b", 0, 1000), Demand("c", 0, 1000)]
+    assert RULE.switch_at(resident(serving_since=500), demands, costs(0.1)) == 510
 
 
 def test_unknown_price_leaves_it_to_the_bound():
-    at = RULE.leave_at(resident(), [Claim("b", 100, 9)], Costs())
+    at = RULE.switch_at(resident(), [Demand("b", 100, 9)], Costs())
     assert at == pytest.approx(100 + 120 - SHARE_S)
 
 
-def test_each_claim_ahead_brings_the_leave_forward_by_a_switch_and_a_turn():
-    claims = [Claim("b", 100, 1), Claim("c", 100, 1)]
-    at = RULE.leave_at(resident(), claims, costs(10_000))
+def test_each_demand_ahead_brings_the_leave_forward_by_a_switch_and_a_turn():
+    demands = [Demand("b", 100, 1), Demand("c", 100, 1)]
+    at = RULE.switch_at(resident(), demands, costs(10_000))
     assert at == pytest.approx(100 + 120 - 2 * SHARE_S - 10)
 
 
@@ -173,7 +179,7 @@ def test_nobody_waits_past_the_bound(world):
     policy, load_s, trace = world
     simulation = Simulation(trace, max_in_service=10_000, load_s=load_s, policy=policy)
     outcome = simulation.run()
-    bound_s = simulation.machine.wait_bound_s(outcome.longest_switch_s)
+    bound_s = simulation.wait_bound_s(outcome.longest_switch_s)
     assert max(outcome.waits, default=0) <= bound_s + 1e-6
 
 
@@ -189,7 +195,7 @@ def test_no_busy_model_is_put_out_before_its_minimum(world):
 def test_bound_holds_on_the_seeded_traces(make):
     simulation = Simulation(make(random.Random(1)), max_in_service=10_000)
     outcome = simulation.run()
-    assert outcome.max_s <= simulation.machine.wait_bound_s(outcome.longest_switch_s)
+    assert outcome.max_s <= simulation.wait_bound_s(outcome.longest_switch_s)
     assert min(outcome.busy_turns, default=math.inf) >= CALM_POLICY.min_resident_s - 1e-6
 
 
@@ -221,4 +227,4 @@ def test_light_models_beside_a_heavy_one_cause_a_third_of_fifo_s_switches(seed):
     ours = simulation.run()
     assert ours.num_switches <= fifo.num_switches / 3
     assert ours.mean_s < fifo.mean_s / 10
-    assert ours.max_s < simulation.machine.wait_bound_s(ours.longest_switch_s)
+    assert ours.max_s < simulation.wait_bound_s(ours.longest_switch_s)

@@ -11,11 +11,14 @@ from deployments.engine import EngineStarted
 from deployments.residency import (
     GOLDEN_MISMATCH,
     Cause,
-    Outcome,
+    GatewayReport,
     Phase,
+    PhaseEntered,
     Problem,
     State,
     Ticket,
+    TicketState,
+    Waiting,
 )
 from deployments.switch_metrics import (
     THRASH_WINDOW_S,
@@ -26,7 +29,6 @@ from deployments.switch_metrics import (
     thrash_ratio,
 )
 from deployments.switchboard import Switchboard
-from deployments.view import GatewayNews, WaitingAges
 from serve_app.settings import AppArgs, load_settings
 from tests.pure.fake_host import FakeHost
 
@@ -43,9 +45,7 @@ def value(families: list[Metric], name: str, **labels: str) -> float:
 
 
 def ticket(*history: tuple[Phase, float], source: str | None = A, target: str = B) -> Ticket:
-    made = Ticket("sw-1", source, target, Cause.REQUEST, 60, 0)
-    made.history = list(history)
-    return made
+    return Ticket("sw-1", source, target, Cause.REQUEST, 60, list(history))
 
 
 SWITCH = (
@@ -91,8 +91,8 @@ def test_a_failed_ticket_tells_whom_it_disturbed() -> None:
     abandoned = ticket(*SWITCH[:2], failed)
     abandoned.error = Problem("abandoned", "nobody waits")
     assert result_of(abandoned, Phase.FAILED) == "abandoned"
-    assert result_of(ticket(*SWITCH), Phase.READY) == Outcome.DONE
-    assert result_of(ticket(*SWITCH), Phase.ROLLED_BACK) == Outcome.ROLLED_BACK
+    assert result_of(ticket(*SWITCH), Phase.READY) == TicketState.DONE
+    assert result_of(ticket(*SWITCH), Phase.ROLLED_BACK) == TicketState.ROLLED_BACK
 
 
 # --- the counters ---
@@ -108,7 +108,7 @@ def test_a_done_switch_is_counted_once_with_its_phases(metrics: SwitchMetrics) -
     done = ticket(*SWITCH)
     done.estimate_s = 4
     for n in range(len(SWITCH)):
-        metrics.entered(done, n)
+        metrics.entered(PhaseEntered(done, n))
     families = metrics.families(10)
     assert value(families, "llm_backend_switches_total") == 1
     assert value(families, "llm_backend_switches_total", result="done", to=B, **{"from": A}) == 1
@@ -125,8 +125,8 @@ def test_a_done_switch_is_counted_once_with_its_phases(metrics: SwitchMetrics) -
 def test_a_wish_for_the_resident_model_is_no_switch(metrics: SwitchMetrics) -> None:
     """Its ticket is done as it is made."""
     idle = ticket((Phase.QUEUED, 1), (Phase.READY, 1))
-    metrics.entered(idle, 0)
-    metrics.entered(idle, 1)
+    metrics.entered(PhaseEntered(idle, 0))
+    metrics.entered(PhaseEntered(idle, 1))
     assert value(metrics.families(2), "llm_backend_switches_total") == 0
 
 
@@ -256,8 +256,8 @@ async def test_a_switch_that_nobody_wants_any_more_is_no_failure(
     """The request that it was made for has left."""
     await board.watch("gateway", None)
     host.prepare_.clear()
-    await board.report(GatewayNews("gateway", 1, 0, {}, {B: WaitingAges(1, 1000.0)}))
-    await board.report(GatewayNews("gateway", 2, 0, {}, {}))
+    await board.report(GatewayReport("gateway", 1, 0, {}, {B: Waiting(1, 1000.0)}))
+    await board.report(GatewayReport("gateway", 2, 0, {}, {}))
     host.prepare_.set()
     name = "llm_backend_switches_total"
     await board._conductor.until(lambda: board._conductor.machine.running is None, 5)

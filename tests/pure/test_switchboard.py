@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
-from deployments.residency import GOLDEN_MISMATCH, Phase, Problem, State
+from deployments.residency import (
+    GOLDEN_MISMATCH,
+    GatewayReport,
+    Phase,
+    Problem,
+    State,
+    Waiting,
+)
 from deployments.switchboard import Switchboard
-from deployments.view import Event, GatewayNews, View, WaitingAges
+from deployments.view import Event, View
 from deployments.vram import Overhead, Plan, Room, plan
 from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import AppArgs, EngineSettings, Settings, load_settings
@@ -84,12 +91,12 @@ class Stage:
         self._seq += 1
         epoch = self.board._conductor.view.epoch
         await self.board.report(
-            GatewayNews(
+            GatewayReport(
                 "gateway",
                 self._seq,
                 epoch if closed else epoch - 1,
                 {epoch: in_flight} if in_flight else {},
-                {model: WaitingAges(1, 1000.0) for model in waiting},
+                {model: Waiting(1, 1000.0) for model in waiting},
             )
         )
 
@@ -298,7 +305,7 @@ async def test_a_failed_load_is_rolled_back(stage: Stage) -> None:
     assert stage.host.loads == [A, B, A]
     view = await stage.view()
     assert (view.state, view.holder, view.epoch) == (State.SERVING, A, 3)
-    assert view.failures[B].code == "engine_ended"
+    assert view.failures[B].problem.code == "engine_ended"
     assert view.switch_s > 0
     await stage.phase("rolled_back")
     kinds = [e.data["model"] for e in stage.told if e.kind == "failure"]
