@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from deployments.checkpoint import CheckpointProblem
 from deployments.engine import EngineGone, EngineReady, EngineStarted, EngineVerifying
+from deployments.event_log import EventLog
 from deployments.gpu import GpuReader
 from deployments.gpu_watch import NO_GPU, GpuWatch, alarm_event
 from deployments.history import History
@@ -73,6 +74,7 @@ class Conductor:
         epoch = self._saved.epoch if self._saved else 0
         self.boot = uuid.uuid4().hex[:8]
         self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
+        self.event_log = EventLog(Path(settings.home), self.machine)
         self.has_started = asyncio.Event()  # what runs is known: events may come
         metrics = SwitchMetrics(list(settings.targets), time.monotonic())
         self.history = History(self.boot, metrics)
@@ -96,6 +98,7 @@ class Conductor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.event_log.close()
 
     async def until(self, is_it: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `is_it`, or for `timeout_s`."""
@@ -114,13 +117,13 @@ class Conductor:
         now = time.monotonic()
         lease = self._saved_lease(now)
         if lease:
-            self.machine.handle(events.LeaseRestored(now, lease))
+            self._take(events.LeaseRestored(now, lease))
         if running:
             model, epoch, endpoint = running
-            self.machine.handle(events.EngineAdopted(now, model, epoch, endpoint))
+            self._take(events.EngineAdopted(now, model, epoch, endpoint))
             self._spawn(self._follow_engine(Load(epoch, model)))
         elif wanted:
-            self.machine.handle(events.Started(now, wanted))
+            self._take(events.Started(now, wanted))
         self.has_started.set()
         self._apply_decisions()
 
@@ -165,9 +168,13 @@ class Conductor:
     def handle(self, event: Event) -> Ticket | None: ...
     def handle(self, event: Event) -> Ticket | None:
         """Give the machine an event and apply what it decides; answers and raises as it does."""
-        ticket = self.machine.handle(event)
+        ticket = self._take(event)
         self._apply_decisions()
         return ticket
+
+    def _take(self, event: Event) -> Ticket | None:
+        self.event_log.write(event)
+        return self.machine.handle(event)
 
     def _apply_decisions(self) -> None:
         """Begin what the machine has decided, save it, and wake the watchers if they can see it."""

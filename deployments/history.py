@@ -19,6 +19,7 @@ from deployments.residency import (
     Ticket,
     TicketState,
 )
+from deployments.residency.outlook import waits_for
 from deployments.switch_metrics import SwitchMetrics
 from deployments.view import Event, EventPage, LeaseView, lease_json, ticket_json
 
@@ -120,8 +121,8 @@ class History:
         then = copy(ticket)
         then.history = ticket.history[: n + 1]
         is_now = ticket is machine.running and n == len(ticket.history) - 1
-        waits_for = machine.waits_for() if is_now else None
-        self.tell("switch", **ticket_json(then, change.at, waits_for))
+        reasons = waits_for(machine) if is_now else None
+        self.tell("switch", **ticket_json(then, change.at, reasons))
         self.metrics.entered(change)
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:

@@ -19,6 +19,7 @@ from deployments.host_memory import DOES_NOT_FIT
 from deployments.lifeline import end_with_parent
 from deployments.log_keeper import keep_logs_bounded
 from deployments.residency import Cause, GatewayReport, LeaseHeld, State, Ticket, events
+from deployments.residency.outlook import waits_for, would_switch
 from deployments.serve_host import Host, ServeHost
 from deployments.view import EventPage, View, lease_json, ticket_json
 from serve_app import journal
@@ -78,7 +79,7 @@ class Switchboard:
         self._check_known(target)
         await self._conductor.has_started.wait()
         problem = await problem_of(self._host.check(target), target)
-        would = self._conductor.machine.would_switch(target)
+        would = would_switch(self._conductor.machine, target)
         if problem:
             kind = "memory" if problem.code == DOES_NOT_FIT else "files"
             blocker = {"kind": kind, "code": problem.code, "message": problem.message}
@@ -166,7 +167,7 @@ class Switchboard:
                 model: {"requests": demand.num_requests, "oldest_s": round(now - demand.since, 1)}
                 for model, demand in machine.gateways.waiting().items()
             },
-            "load_seconds": {m: round(s, 2) for m, s in machine.switch_seconds.items()},
+            "load_seconds": {m: round(s, 2) for m, s in machine.costs.by_target.items() if m},
             "gpu": gpu_admin_json(self._conductor.gpu),
             "dashboard": self._host.dashboard_url(),
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
@@ -189,8 +190,8 @@ class Switchboard:
 
     def _ticket_json(self, ticket: Ticket) -> dict[str, Any]:
         machine = self._conductor.machine
-        waits_for = machine.waits_for() if ticket is machine.running else None
-        return ticket_json(ticket, time.monotonic(), waits_for)
+        reasons = waits_for(machine) if ticket is machine.running else None
+        return ticket_json(ticket, time.monotonic(), reasons)
 
 
 class SwitchboardDeployment(Switchboard):

@@ -87,16 +87,20 @@ def write_to_file(home: Path, service: str, *, rotates: bool = True) -> None:
     A file that can not be written (disk full, read-only) costs lines, not the service.
     `rotates=False`: somebody else keeps it bounded, for others write there too.
     """
-    path = log_path(home, service)
+    handler = rotating_file(log_path(home, service), rotates=rotates)
+    handler.setFormatter(JsonLines())
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("llm_backend").setLevel(logging.INFO)
+
+
+def rotating_file(path: Path, *, rotates: bool = True) -> logging.Handler:
+    """A handler that appends to `path` and keeps it bounded; its folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
         logging.getLogger("llm_backend").warning("no folder for logs: %r", exc)
     limit, kept = (FILE_BYTES, NUM_OLD_FILES) if rotates else (0, 0)
-    handler = _SharedFile(path, maxBytes=limit, backupCount=kept, delay=True, encoding="utf-8")
-    handler.setFormatter(JsonLines())
-    logging.getLogger().addHandler(handler)
-    logging.getLogger("llm_backend").setLevel(logging.INFO)
+    return _SharedFile(path, maxBytes=limit, backupCount=kept, delay=True, encoding="utf-8")
 
 
 def log_path(home: Path, service: str) -> Path:

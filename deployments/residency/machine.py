@@ -33,10 +33,9 @@ queue (admins, leases), the models that requests wait for (`switch_rule.py` says
 model's unload, a retry. `README.md` beside this file draws both.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from dataclasses import dataclass
+from typing import overload
 
 from deployments.residency import events
 from deployments.residency.changes import Change, LeaseChanged, LoadFailed, PhaseEntered
@@ -44,13 +43,8 @@ from deployments.residency.events import Event
 from deployments.residency.failures import Failure, FailureLog
 from deployments.residency.gateways import GatewayLedger
 from deployments.residency.leases import Lease, LeaseBook
-from deployments.residency.switch_rule import (
-    Arrivals,
-    Costs,
-    Demand,
-    ServingModel,
-    SwitchRule,
-)
+from deployments.residency.scheduler import Scheduler
+from deployments.residency.switch_rule import Costs, Demand, SwitchRule
 from deployments.residency.tickets import Ticket, TicketQueue
 from deployments.residency.types import (
     GOLDEN_MISMATCH,
@@ -63,17 +57,8 @@ from deployments.residency.types import (
     Prepare,
     Problem,
     State,
-    TicketState,
     Unload,
 )
-
-_PHASE_STATES = {  # what the place may be doing while the running ticket is in a phase
-    Phase.PREPARING: (State.EMPTY, State.SERVING, State.LOST),
-    Phase.DRAINING: (State.DRAINING,),
-    Phase.UNLOADING: (State.UNLOADING,),
-    Phase.LOADING: (State.LOADING,),
-    Phase.VERIFYING: (State.VERIFYING,),
-}
 
 
 @dataclass(init=False, repr=False)
@@ -93,19 +78,16 @@ class Residency:
     gateways: GatewayLedger
     leases: LeaseBook
     failed: FailureLog
-    costs: Costs
-    _arrivals: Arrivals
-    _rule: SwitchRule
-    _last_epoch: int  # not less than `epoch`: an adopted engine may be of an older load
-    _closed_at: dict[str, float]  # model -> when it last ceased to admit
+    scheduler: Scheduler
+    last_epoch: int  # not less than `epoch`: an adopted engine may be of an older load
     _on_probation: tuple[Ticket, float] | None  # whose engine serves, and since when
     _drain_deadline: float
-    _answer_deadline: float | None  # of the effect that the running switch waits for
+    answer_deadline: float | None  # of the effect that the running switch waits for
 
     def __init__(self, models: list[str], policy: Policy, epoch: int = 0, boot: str = "0") -> None:
         self.models = models
         self.policy = policy
-        self.epoch = self._last_epoch = epoch
+        self.epoch = self.last_epoch = epoch
         self.state = State.EMPTY
         self.holder = self.endpoint = self.desired = None
         self.serving_since = self._drain_deadline = 0.0
@@ -114,12 +96,11 @@ class Residency:
         self.gateways = GatewayLedger(policy.gateway_ttl_s)
         self.leases = LeaseBook()
         self.failed = FailureLog(policy.failed_retry_s, policy.retry_limit_s)
-        self.costs = Costs()
-        self._arrivals = Arrivals()
-        self._rule = SwitchRule(len(models), policy.max_wait_s, policy.min_resident_s)
-        self._closed_at = {}
+        self.scheduler = Scheduler(
+            SwitchRule(len(models), policy.max_wait_s, policy.min_resident_s)
+        )
         self._on_probation = None
-        self._answer_deadline = None
+        self.answer_deadline = None
         self._effects: list[Effect] = []
         self._changes: list[Change] = []
 
@@ -150,6 +131,11 @@ class Residency:
         """Model -> its last failed load, while it has not succeeded since."""
         return self.failed.by_model
 
+    @property
+    def costs(self) -> Costs:
+        """What switches have taken."""
+        return self.scheduler.costs
+
     def take_effects(self) -> list[Effect]:
         """The decisions since the last call, in order; each is to be carried out once."""
         effects, self._effects = self._effects, []
@@ -164,93 +150,15 @@ class Residency:
         """Requests in flight under the present epoch, as far as gateways have reported."""
         return self.gateways.in_flight(self.epoch)
 
-    @property
-    def switch_seconds(self) -> dict[str, float]:
-        """Model -> what a switch to it costs in seconds, averaged."""
-        return {m: s for m, s in self.costs.by_target.items() if m is not None}
-
-    def estimate_s(self, target: str | None) -> float | None:
-        """Seconds that a switch to `target` should take from now, its drain taken as 0.
-
-        After the running switch, if that leads elsewhere. None: nothing like it was ever measured.
-        """
-        if self._is_resident(target) and not self.running:
-            return 0.0
-        if not self.running:
-            return self.costs.estimate(self.holder, target)
-        first_s = self.running.estimate_s
-        second_s = self.costs.estimate(self.running.target, target)
-        return None if first_s is None or second_s is None else first_s + second_s
-
-    def waits_for(self) -> dict[str, int]:
-        """What keeps the running switch: requests `in_flight`, `gateways` yet to close."""
-        if self.state is not State.DRAINING:
-            return {}
-        counts = {
-            "in_flight": self.num_in_flight(),
-            "gateways": self.gateways.num_open(self.epoch),
-        }
-        return {what: num for what, num in counts.items() if num}
-
-    def would_switch(self, target: str | None) -> dict[str, Any]:
-        """What an admin's `SwitchRequested` would meet now; changes nothing.
-
-        `blockers` are what it would end (a lease) or wait for (the running switch).
-        """
-        ahead = self.tickets.pending()
-        joined = next((n for n, t in enumerate(ahead) if t.can_be_joined(target)), len(ahead))
-        blockers: list[dict[str, Any]] = []
-        if self.held and self.held.model != target:
-            blockers.append({"kind": "lease", "model": self.held.model, "owner": self.held.owner})
-        if self.running and joined != 0:
-            running = self.running
-            blockers.append({"kind": "switch", "ticket": running.id, "to": running.target})
-        return {
-            "from": self.holder,
-            "to": target,
-            "in_flight": self.num_in_flight(),
-            "queued_behind": joined,
-            "estimate_s": self.estimate_s(target),
-            "blockers": blockers,
-        }
+    def is_resident(self, model: str | None) -> bool:
+        """Whether `model` serves; of None, whether the place is empty."""
+        if model is None:
+            return self.state is State.EMPTY
+        return self.holder == model and self.state is State.SERVING
 
     def next_deadline(self, now: float) -> float | None:
         """When `Ticked` has something to decide, if nothing else happens before."""
         return min((at for at in self._deadlines(now) if at > now), default=None)
-
-    def validate(self) -> None:
-        """Raise AssertionError where an invariant is broken."""
-        running, queue, held = self.running, self.queue, self.held
-        assert (self.holder is None) == (self.state is State.EMPTY), self
-        assert self.endpoint is None or self.holder is not None, self
-        if self.state in (State.LOADING, State.VERIFYING):
-            assert self.endpoint is None, self
-        if self.state in (State.SERVING, State.DRAINING, State.LOST):
-            assert self.endpoint is not None, self
-        if self.state is State.SERVING:
-            assert self.desired == self.holder, self
-        assert 0 <= self.epoch <= self._last_epoch, self
-        if self.is_cut:  # until the next load
-            assert self.state in (State.DRAINING, State.UNLOADING, State.EMPTY), self
-        assert running or (self.state in (State.EMPTY, State.SERVING) and not queue), self
-        if running:
-            assert all(running is not ticket for ticket in queue), self
-            assert running.state is TicketState.RUNNING, self
-            assert self.state in _PHASE_STATES[running.phase], self
-            waits = running.phase in (Phase.PREPARING, Phase.LOADING, Phase.VERIFYING)
-            assert (self._answer_deadline is not None) == waits, self
-        else:
-            assert self._answer_deadline is None, self
-        assert all(ticket.state is TicketState.QUEUED for ticket in queue), self
-        assert len({ticket.target for ticket in queue}) == len(queue), self
-        for ticket in self.tickets.pending():
-            times = [at for _, at in ticket.history]
-            assert times == sorted(times), ticket
-        if held and held.until is None:
-            pending = self.tickets.pending()
-            assert any(t.can_be_joined(held.model) for t in pending), self
-        elif held:
-            assert self.holder == held.model or running, self
 
     # --- events ---
 
@@ -289,7 +197,7 @@ class Residency:
                 self.desired = model
                 self._queue_new(now, model, Cause.START, 0)
             case events.EngineAdopted(now, model, epoch, endpoint):
-                self.epoch, self._last_epoch = epoch, max(self._last_epoch, epoch)
+                self.epoch, self.last_epoch = epoch, max(self.last_epoch, epoch)
                 self.gateways.expect_unknown(now)
                 self._serve(now, model, endpoint)
             case events.Prepared(now, ticket_id):
@@ -335,7 +243,7 @@ class Residency:
         return self._make_ticket(now, lease.model, Cause.LEASE, self.policy.drain_timeout_s)
 
     def _make_ticket(self, now: float, target: str | None, cause: Cause, drain_s: float) -> Ticket:
-        if not self.tickets.is_idle or not self._is_resident(target):  # (3)
+        if not self.tickets.is_idle or not self.is_resident(target):  # (3)
             return self._queue_new(now, target, cause, drain_s)
         ticket = self._new_ticket(now, target, cause, drain_s)  # (1)
         self._finish(now, ticket, Phase.READY)
@@ -353,8 +261,8 @@ class Residency:
         else:
             assert self.holder is not None
             self.state = State.DRAINING
-            self._answer_deadline = None
-            self._closed_at[self.holder] = now
+            self.answer_deadline = None
+            self.scheduler.close(now, self.holder)
             self.failed.reset_backoff()
             self._drain_deadline = now + ticket.drain_timeout_s
             self._enter(now, ticket, Phase.DRAINING)
@@ -415,7 +323,7 @@ class Residency:
         self.gateways.forget_silent(now)
         if self.state is State.DRAINING:
             self._advance_drain(now)
-        if self._answer_deadline is not None and now >= self._answer_deadline:
+        if self.answer_deadline is not None and now >= self.answer_deadline:
             self._give_up_waiting(now)
         self.leases.expire(now)
         for consider in (self._consider_demand, self._consider_idle, self._consider_retry):
@@ -428,7 +336,7 @@ class Residency:
     def _give_up_waiting(self, now: float) -> None:
         """The running switch's effect has no answer in its time, as with a disk that hangs; one
         that comes later is stale."""
-        self._answer_deadline = None
+        self.answer_deadline = None
         ticket = self._the_running()
         seconds = f"{self.policy.load_timeout_s:.0f} s"
         if ticket.phase is Phase.PREPARING:
@@ -457,24 +365,18 @@ class Residency:
     def _demands(self, now: float) -> list[Demand]:
         """The models that requests wait for, that do not serve and may be loaded; the oldest
         demand first."""
-        demands = [
-            replace(demand, since=max(demand.since, self._closed_at.get(model, -math.inf)))
+        return self.scheduler.ranked(
+            demand
             for model, demand in self.gateways.waiting().items()
             if model != self.holder and self.failed.may_try(now, model)
-        ]
-        return sorted(demands, key=lambda demand: (demand.since, demand.model))
+        )
 
     def _switch_at(self, demands: list[Demand]) -> float:
         assert self.holder is not None
         own = self.gateways.waiting().get(self.holder)
-        serving = ServingModel(
-            self.holder,
-            self.serving_since,
-            self.num_in_flight() + (own.num_requests if own else 0),
-            self.gateways.last_active,
-            self._arrivals.per_s.get(self.holder, 0.0),
-        )
-        return self._rule.switch_at(serving, demands, self.costs)
+        num_requests = self.num_in_flight() + (own.num_requests if own else 0)
+        since, last_active = self.serving_since, self.gateways.last_active
+        return self.scheduler.switch_at(self.holder, since, num_requests, last_active, demands)
 
     def _consider_idle(self, now: float) -> None:
         """Unload a model that no request has used for its time.
@@ -502,11 +404,11 @@ class Residency:
 
     def _grant_lease(self, now: float) -> None:
         """Start the lease's clock when its model serves and no pending ticket would replace it."""
-        if self.held and self.tickets.is_idle and self._is_resident(self.held.model):
+        if self.held and self.tickets.is_idle and self.is_resident(self.held.model):
             self.leases.grant(now)
 
     def _begin(self, now: float, ticket: Ticket) -> None:
-        if self._is_resident(ticket.target):
+        if self.is_resident(ticket.target):
             self._finish(now, ticket, Phase.READY)
             self._advance(now)
             return
@@ -528,12 +430,12 @@ class Residency:
         assert self.holder is not None
         self.state = State.UNLOADING
         self._enter(now, self._the_running(), Phase.UNLOADING)
-        self._answer_deadline = None  # the Switchboard bounds an unload itself
+        self.answer_deadline = None  # the Switchboard bounds an unload itself
         self._effects.append(Unload(self.epoch, self.holder, parting))
 
     def _ask(self, now: float, effect: Effect) -> None:
         self._effects.append(effect)
-        self._answer_deadline = now + self.policy.load_timeout_s
+        self.answer_deadline = now + self.policy.load_timeout_s
 
     def _load_target(self, now: float, ticket: Ticket) -> None:
         assert ticket.target is not None
@@ -542,8 +444,8 @@ class Residency:
 
     def _load(self, now: float, model: str, ticket: Ticket) -> None:
         assert self.state is State.EMPTY, self  # at most one engine
-        self._last_epoch += 1
-        self.epoch = self._last_epoch
+        self.last_epoch += 1
+        self.epoch = self.last_epoch
         self.state, self.holder = State.LOADING, model
         self.is_cut = False
         self._enter(now, ticket, Phase.LOADING)
@@ -551,9 +453,9 @@ class Residency:
 
     def _serve(self, now: float, model: str, endpoint: str) -> None:
         self.state, self.holder, self.endpoint = State.SERVING, model, endpoint
-        self._answer_deadline = None
+        self.answer_deadline = None
         self.serving_since = now
-        self._learn_arrivals(now, model)
+        self.scheduler.serve(now, model, self.gateways.waiting().get(model))
         self.desired = model
         self.failed.next_retry = None
 
@@ -580,7 +482,7 @@ class Residency:
         (3) The same model comes back."""
         assert self.holder is not None
         self.state = State.LOST
-        self._closed_at[self.holder] = now
+        self.scheduler.close(now, self.holder)
         loaded = self._on_probation
         if self.running:  # (1)
             return
@@ -612,7 +514,7 @@ class Residency:
         assert phase.is_last
         self._enter(now, ticket, phase)
         if ticket is self.running:
-            self._answer_deadline = None
+            self.answer_deadline = None
         self.tickets.finish(ticket)
         if ticket.target is None and phase is Phase.READY:
             self.desired = None
@@ -657,22 +559,11 @@ class Residency:
                 self._drain_deadline = min(self._drain_deadline, now + drain_timeout_s)
         return ticket
 
-    def _is_resident(self, model: str | None) -> bool:
-        if model is None:
-            return self.state is State.EMPTY
-        return self.holder == model and self.state is State.SERVING
-
     def _record_failure(self, now: float, model: str, problem: Problem) -> None:
         self.failed.record(now, model, problem)
         self._changes.append(LoadFailed(model, problem))
         if self.held and self.held.model == model:
             self.leases.end()
-
-    def _learn_arrivals(self, now: float, model: str) -> None:
-        away_s = now - self._closed_at.get(model, now)
-        if away_s > 0:
-            gathered = self.gateways.waiting().get(model)
-            self._arrivals.learn(model, gathered.num_requests if gathered else 0, away_s)
 
     def _learn_cost(self, now: float, ticket: Ticket) -> None:
         """Average the time from the old model's last possible answer to the new one's first."""
@@ -683,8 +574,8 @@ class Residency:
 
     def _deadlines(self, now: float) -> Iterator[float]:
         yield from self.gateways.deadlines()
-        if self._answer_deadline is not None:
-            yield self._answer_deadline
+        if self.answer_deadline is not None:
+            yield self.answer_deadline
         if self.state is State.DRAINING:
             yield self._drain_deadline + (self.policy.cut_grace_s if self.is_cut else 0)
             yield self.gateways.all_known_at

@@ -23,6 +23,7 @@ from deployments.residency import (
     Waiting,
     events,
 )
+from deployments.residency.invariants import validate
 
 MODELS = ["a", "b", "c"]
 POLICY = Policy(
@@ -49,7 +50,7 @@ class Driver:
 
     def handle(self, event: Event) -> Ticket | None:
         ticket = self.machine.handle(event)
-        self.machine.validate()
+        validate(self.machine)
         return ticket
 
     # --- what the Switchboard does ---

@@ -20,6 +20,7 @@ from deployments.residency import (
     Unload,
     events,
 )
+from deployments.residency.outlook import estimate_s, waits_for, would_switch
 from tests.pure.residency_driver import BROKEN, REFUSAL, Driver
 
 WRONG_ANSWER = Problem(GOLDEN_MISMATCH, "the answer is wrong")
@@ -125,7 +126,7 @@ def test_cost_of_a_load_is_learnt():
     driver.unloaded()
     driver.sleep(30)
     driver.ready()
-    assert driver.machine.switch_seconds["b"] == 32
+    assert driver.machine.costs.by_target["b"] == 32
 
 
 # --- drain ---
@@ -1051,24 +1052,24 @@ def learnt() -> Driver:
 
 def test_estimate_is_what_the_pair_cost():
     driver = learnt()
-    assert driver.machine.estimate_s("b") == 12
-    assert driver.machine.estimate_s("a") == 0
-    assert driver.machine.estimate_s("c") is None
+    assert estimate_s(driver.machine, "b") == 12
+    assert estimate_s(driver.machine, "a") == 0
+    assert estimate_s(driver.machine, "c") is None
     ticket = driver.switch("b")
     assert ticket.estimate_s == 12
-    assert driver.machine.estimate_s("b") == 12
-    assert driver.machine.estimate_s("a") == 12 + 7
+    assert estimate_s(driver.machine, "b") == 12
+    assert estimate_s(driver.machine, "a") == 12 + 7
 
 
 def test_draining_switch_says_what_it_waits_for():
     driver = draining(in_flight=3)
-    assert driver.machine.waits_for() == {"in_flight": 3}
+    assert waits_for(driver.machine) == {"in_flight": 3}
     driver.watch("another")
-    assert driver.machine.waits_for() == {"in_flight": 3, "gateways": 1}
+    assert waits_for(driver.machine) == {"in_flight": 3, "gateways": 1}
     report = GatewayReport("another", 1, 1)
     driver.handle(events.GatewayReported(driver.now, report))
     driver.report(0)
-    assert driver.machine.waits_for() == {}
+    assert waits_for(driver.machine) == {}
 
 
 def test_dry_run_says_what_a_switch_would_meet_and_changes_nothing():
@@ -1076,7 +1077,7 @@ def test_dry_run_says_what_a_switch_would_meet_and_changes_nothing():
     driver.report(2, admitting=True)
     driver.lease("a")
     before = driver.machine.held
-    assert driver.machine.would_switch("b") == {
+    assert would_switch(driver.machine, "b") == {
         "from": "a",
         "to": "b",
         "in_flight": 2,
@@ -1092,11 +1093,11 @@ def test_dry_run_names_the_running_switch():
     driver = learnt()
     ticket = driver.switch("b")
     driver.switch("c")
-    plan = driver.machine.would_switch("a")
+    plan = would_switch(driver.machine, "a")
     assert plan["blockers"] == [{"kind": "switch", "ticket": ticket.id, "to": "b"}]
     assert plan["queued_behind"] == 2
-    assert driver.machine.would_switch("c")["queued_behind"] == 1
-    assert driver.machine.would_switch("b")["blockers"] == []
+    assert would_switch(driver.machine, "c")["queued_behind"] == 1
+    assert would_switch(driver.machine, "b")["blockers"] == []
 
 
 # --- deadlines ---

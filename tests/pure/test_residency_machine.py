@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from deployments.residency import (
     GOLDEN_MISMATCH,
     Cause,
+    Effect,
     Event,
     GatewayReport,
     LeaseHeld,
@@ -38,6 +39,8 @@ from deployments.residency import (
     Waiting,
     events,
 )
+from deployments.residency.invariants import validate
+from deployments.residency.records import from_json, replay, to_json
 from tests.pure.residency_driver import BROKEN, MODELS, REFUSAL
 from tests.pure.residency_driver import POLICY as SHIPPED
 
@@ -117,6 +120,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.machine = Residency(MODELS, POLICY)
+        self.lines = [to_json(self.machine)]  # since the Switchboard's start
+        self.effects: list[Effect] = []  # decided since then
         self.engine: Engine | None = None
         self.prepare: Prepare | None = None  # unanswered
         self.gateways: list[Gateway] = []
@@ -331,6 +336,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             return
         desired, epoch = self.machine.desired, self.machine.epoch
         self.machine = Residency(MODELS, POLICY, epoch)
+        self.lines, self.effects = [to_json(self.machine)], []
         self.prepare, self.drain_deadline = None, math.inf
         self.tickets.clear()
         self.states.clear()
@@ -422,7 +428,12 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert machine.holder == held.model or machine.running
 
     def teardown(self):
-        """From any state, once faults end: the desired model serves, and nobody waits any more."""
+        """What was written down is replayed to the same decisions and the same state. And from any
+        state, once faults end, the desired model serves, and no request waits any more."""
+        steps = list(replay(self.lines))
+        assert [effect for step in steps for effect in step.effects] == self.effects
+        assert not steps or steps[-1].machine == self.machine
+        assert from_json(to_json(self.machine)) == self.machine
         for gateway in self.gateways:
             gateway.is_hung = False
         for _ in range(400):
@@ -439,8 +450,9 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def handle(self, event: Event) -> Ticket | None:
         """Every event goes this way: the machine is valid after it."""
+        self.lines.append(to_json(event))
         ticket = self.machine.handle(event)
-        self.machine.validate()
+        validate(self.machine)
         return ticket
 
     def calm_down(self) -> None:
@@ -464,7 +476,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def settle(self, ticket: Ticket | None = None) -> None:
         """After each event: take the decisions, and look at every ticket."""
+        running = self.machine.running
+        asked_id = running.id if running and running.phase is Phase.PREPARING else None
+        if self.prepare and self.prepare.ticket_id != asked_id:
+            self.prepare = None  # given up: an answer would be stale
         for effect in self.machine.take_effects():
+            self.effects.append(effect)
             match effect:
                 case Prepare():
                     assert self.prepare is None

@@ -13,11 +13,15 @@ import pytest
 from deployments.residency import (
     GOLDEN_MISMATCH,
     GatewayReport,
+    Load,
+    LoadFailed,
     Phase,
+    PhaseEntered,
     Problem,
     State,
     Waiting,
 )
+from deployments.residency.records import replay
 from deployments.switchboard import Switchboard
 from deployments.view import Event, View
 from deployments.vram import Overhead, Plan, Room, plan
@@ -51,6 +55,7 @@ class Stage:
         self.settings, self.host = settings, FakeHost()
         self.told: list[Event] = []
         self.state_file = Path(settings.home) / "run" / "residency.json"
+        self.event_file = Path(settings.home) / "logs" / "residency.jsonl"
         self._seq = 0
 
     def start(self, **switching: float) -> Switchboard:
@@ -79,8 +84,15 @@ class Stage:
                     if is_it(event):
                         return event
 
-    async def phase(self, phase: str) -> Event:
-        return await self.until(lambda e: e.kind == "switch" and e.data["phase"] == phase)
+    async def phase(self, phase: str, ticket_id: str | None = None) -> Event:
+        """The next ticket, or the one of this id, enters the phase."""
+        return await self.until(
+            lambda e: (
+                e.kind == "switch"
+                and e.data["phase"] == phase
+                and ticket_id in (None, e.data["id"])
+            )
+        )
 
     async def view(self) -> View:
         """The present one; nobody is taken for a gateway by asking."""
@@ -524,6 +536,58 @@ async def test_unknown_models_and_tickets_are_refused(stage: Stage) -> None:
             await asking
     with pytest.raises(NotFound):
         await board.ticket("sw-9")
+
+
+# --- what is written down ---
+
+
+async def test_written_events_replay_to_the_same_transitions(stage: Stage) -> None:
+    """A lease, a load that fails, a drain that is cut, a death on probation: the file of a real run
+    leads a new machine through all that was told, and to where the first one stands."""
+    board = await stage.serving()
+    lease = await board.lease(B, 60, "renders")
+    await stage.phase("ready", lease["ticket"]["id"])
+    stage.host.faults[C].append(BROKEN)
+    await board.begin_switch(C, 0, WAIT_S)
+    await board.watch("gateway", None)
+    await stage.report(1, False, C)
+    switch = (await board.begin_switch(A, 0, None))["id"]
+    await stage.phase("draining", switch)
+    await stage.report(0)
+    await stage.phase("ready", switch)
+    stage.host.lose(A)
+    await stage.phase("rolled_back", switch)
+    steps = list(replay(stage.event_file.read_text().splitlines()))
+    changes = [change for step in steps for change in step.changes]
+    phases = [(c.ticket.id, c.phase) for c in changes if isinstance(c, PhaseEntered)]
+    assert phases == [(e.data["id"], e.data["phase"]) for e in stage.told if e.kind == "switch"]
+    failed = [change.model for change in changes if isinstance(change, LoadFailed)]
+    assert failed == [e.data["model"] for e in stage.told if e.kind == "failure"] == [C, A]
+    loads = [e.model for step in steps for e in step.effects if isinstance(e, Load)]
+    assert loads == stage.host.loads
+    assert steps[-1].machine == board._conductor.machine
+    *_, last = replay(board._conductor.event_log.last_lines)
+    assert last.machine == board._conductor.machine
+
+
+async def test_a_restart_goes_on_in_the_same_file(stage: Stage) -> None:
+    """With the state it begins with: what was saved, and the engine it found."""
+    board = await stage.serving()
+    await board.close()
+    stage.host = FakeHost()
+    stage.host.found = (A, 1, "/run/a.sock")
+    board = stage.start()
+    await board.watch("gateway", None)
+    *_, last = replay(stage.event_file.read_text().splitlines())
+    assert last.machine == board._conductor.machine
+    assert (last.machine.holder, last.machine.epoch) == (A, 1)
+
+
+async def test_events_that_cannot_be_written_stop_nothing(stage: Stage) -> None:
+    """The disk is full, or read-only."""
+    stage.event_file.parent.write_text("not a folder")
+    board = await stage.serving()
+    assert (await board.begin_switch(B, 0, WAIT_S))["state"] == "done"
 
 
 # --- dry run, unload, lease ---
