@@ -36,9 +36,9 @@ from serve_app.errors import (
 )
 from serve_app.gateway import Gateway
 from serve_app.measuring import Measuring
-from serve_app.observation import observation
+from serve_app.observation import RequestFields, observation
 from serve_app.openapi import document
-from serve_app.requests import invalid_field
+from serve_app.reading import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
 from serve_app.switchboard_client import HandleClient
@@ -203,7 +203,7 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "gateway")
+        journal.write_to_file(Path(settings.home), "gateway", context=RequestFields())
         self._gateway = Gateway(settings, HandleClient(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()

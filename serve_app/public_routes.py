@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve_app import requests
+from serve_app import reading, requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin, check_user, namespace_of
 from serve_app.cache.shared_answer import Question
@@ -45,7 +45,7 @@ async def models(gateway: Here) -> dict[str, Any]:
 @routes.get("/v1/models/{name}", tags=["models"])
 async def model(name: str, gateway: Here) -> dict[str, Any]:
     """One model, resident or not."""
-    requests.check_known(name, gateway.settings.models)
+    reading.check_known(name, gateway.settings.models)
     return gateway.model(gateway.settings.models[name])
 
 
@@ -88,7 +88,7 @@ async def _read_job(
     """What the engine is to be sent, and its JSON. Raises InvalidRequest, UnknownModel, and their
     like."""
     limits = gateway.settings.limits
-    raw = await requests.read_body(request, limits.max_body_bytes, deadline)
+    raw = await reading.read_body(request, limits.max_body_bytes, deadline)
     examined = await examine(call, raw, gateway.settings)
     value, found = examined.value, examined.pictures
     has_changed = bool(found) and await prepare(found, limits)

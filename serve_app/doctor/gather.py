@@ -19,9 +19,9 @@ import psutil
 from deployments import checkpoint
 from deployments.checkpoint import CheckpointProblem
 from deployments.gpu import GpuUnreadable, open_nvml
+from deployments.planner import PlanProblem, plan_of, room_of
 from deployments.vram import Plan
 from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
-from serve_app.plan_command import PlanProblem, plan_of, room_of
 from serve_app.preflight import (
     PreflightProblem,
     is_serving,

@@ -34,7 +34,7 @@ def guard(settings: Settings, *, users: list[str], admins: list[str], **http: An
 def app_of(front: Front) -> FastAPI:
     app = front.app
     while not isinstance(app, FastAPI):
-        app = app.app  # type: ignore[union-attr]
+        app = vars(app).get("app") or vars(app)["_app"]  # Starlette's name, and Serve's
     return app
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.journal import JsonLines
+from serve_app.observation import RequestFields
 from serve_app.settings import Settings
 from tests.gateway.conftest import A, B, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
@@ -25,6 +26,7 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
+        self.addFilter(RequestFields())
         self.raw: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
