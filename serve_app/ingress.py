@@ -15,14 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import (
-    admin_routes,
-    console_routes,
-    journal,
-    log_routes,
-    metrics_page,
-    public_routes,
-)
+from serve_app import admin_routes, console_routes, log_routes, metrics_page, public_routes
 from serve_app.access_log import AccessLog
 from serve_app.asgi import chunk
 from serve_app.auth import Guard
@@ -35,6 +28,7 @@ from serve_app.errors import (
     error_response,
 )
 from serve_app.gateway import Gateway
+from serve_app.journal import write_to_file
 from serve_app.measuring import Measuring
 from serve_app.observation import RequestFields, observation
 from serve_app.openapi import document
@@ -203,7 +197,7 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "gateway", context=RequestFields())
+        write_to_file(Path(settings.home), "gateway", context=RequestFields())
         self._gateway = Gateway(settings, HandleClient(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()
