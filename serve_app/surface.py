@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from serve_app.endings import ChatEnding, Ending, NamedEnding
 from serve_app.errors import Dialect
@@ -110,10 +111,16 @@ Prompt = Annotated[
 ]
 
 
+# Clients may send fields that nobody here knows: `normalizing.py` leaves them out beforehand.
+_OPEN: JsonDict = {"additionalProperties": True}
+
+
 class Body(BaseModel):
     """A request's body: the fields that are allowed, and what is checked of them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, protected_namespaces=(), json_schema_extra=_OPEN
+    )
     refused: ClassVar[dict[str, str]] = {}  # on this route alone, like REFUSED
 
     model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
@@ -154,7 +161,7 @@ class StructuredOutputs(BaseModel):
 class ResponseFormat(BaseModel):
     """What an answer must look like."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Object = None
@@ -163,7 +170,7 @@ class ResponseFormat(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream tells besides its text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     include_usage: Bool = None
     continuous_usage_stats: Bool = None
@@ -173,7 +180,7 @@ class StreamOptions(BaseModel):
 class ChatTemplateArguments(BaseModel):
     """What a template's own switches are set to; not the template."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     enable_thinking: Bool = None
 
