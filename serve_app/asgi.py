@@ -27,19 +27,12 @@ def event_stream_headers() -> dict[str, str]:
     }
 
 
-async def expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
-    """Make `presence` expire when the client is gone; run as a task beside the answering."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    presence.reschedule(asyncio.get_running_loop().time())
-
-
 @asynccontextmanager
 async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
     """Run the block to its end or until the client is gone, which is no error."""
     try:
         async with asyncio.timeout(None) as presence:
-            watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
+            watching = asyncio.ensure_future(_expire_when_client_leaves(receive, presence))
             try:
                 yield
             finally:
@@ -47,3 +40,10 @@ async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
     except TimeoutError:
         if not presence.expired():
             raise
+
+
+async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
+    """Make `presence` expire when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    presence.reschedule(asyncio.get_running_loop().time())

@@ -4,7 +4,6 @@ An event's id is `<boot>-<number>`. A client that comes back with its last id ge
 or, where that is no longer known or another boot counts anew, a `gap` event and then what there is.
 """
 
-import asyncio
 import json
 from typing import Any
 
@@ -12,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deployments.view import EventPage
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.errors import Unavailable
 from serve_app.switchboard_client import SwitchboardClient, ask
 
@@ -29,16 +28,8 @@ class EventStream(Response):
         self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._relay(send)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
+        async with while_client_stays(receive):
+            await self._relay(send)
 
     async def _relay(self, send: Send) -> None:
         page = self._first

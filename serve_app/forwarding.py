@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.admission import Admission, Permit, Wish, switching_error
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.aside import aside
 from serve_app.endings import SEPARATOR, Ending
 from serve_app.engine_errors import engine_error
@@ -120,18 +120,11 @@ class EngineAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         observation().model = self._job.model
-        try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._answer(send)
-                except BackendError as error:
-                    await self._fail(send, error)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
+        async with while_client_stays(receive):
+            try:
+                await self._answer(send)
+            except BackendError as error:
+                await self._fail(send, error)
 
     async def _answer(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

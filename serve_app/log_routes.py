@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app import logs
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.auth import check_admin
 from serve_app.errors import NotFound
 from serve_app.gateway import Here
@@ -62,15 +62,8 @@ class _LogStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         followers = await asyncio.to_thread(self._open)
         try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._relay(followers, send)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
+            async with while_client_stays(receive):
+                await self._relay(followers, send)
         finally:
             for follower in followers.values():
                 follower.close()
