@@ -10,10 +10,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments.switchboard import Switchboard
 from deployments.view import EventPage
 from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.errors import Unavailable
-from serve_app.switchboard_client import SwitchboardClient, ask
+from serve_app.switchboard_client import ask
 
 _HEARTBEAT_S = 10.0
 _RETRY_MS = 1000  # a client whose stream has ended comes again after this
@@ -22,7 +23,7 @@ _RETRY_MS = 1000  # a client whose stream has ended comes again after this
 class EventStream(Response):
     """One listener. It holds one page of events at a time, however slowly the client reads."""
 
-    def __init__(self, switchboard: SwitchboardClient, first: EventPage) -> None:
+    def __init__(self, switchboard: Switchboard, first: EventPage) -> None:
         super().__init__()
         self._switchboard = switchboard
         self._first = first

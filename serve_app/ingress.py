@@ -41,7 +41,7 @@ from serve_app.openapi import document
 from serve_app.requests import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
-from serve_app.switchboard_client import HandleClient
+from serve_app.switchboard_client import behind
 
 _MAX_HEADER_BYTES = 32_768
 # By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
@@ -204,7 +204,7 @@ class GatewayDeployment:
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
         journal.write_to_file(Path(settings.home), "gateway")
-        self._gateway = Gateway(settings, HandleClient(switchboard))
+        self._gateway = Gateway(settings, behind(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()
         gc.freeze()
