@@ -127,43 +127,29 @@ class EngineAnswer(Response):
                 await self._fail(send, error)
 
     async def _answer(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            permit = await self._admit(send)
-            observed = observation()
-            observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
-            began = loop.time()
-            try:
-                async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
-                    if permit.is_cut:
-                        raise switching_error(permit)
-                    await self._forward(permit, send)
-                return
-            except TimeoutError:
-                if permit.is_cut:
-                    raise switching_error(permit) from None
-                raise DeadlineExceeded("The request took longer than is allowed.") from None
-            except aiohttp.ClientConnectorError:
-                # Nothing was sent: the engine is gone, or going. Its successor answers.
-                await self._wait_for_news(permit, send)
-            finally:
-                self._admission.release(permit, loop.time() - began)
-
-    async def _admit(self, send: Send) -> Permit:
-        """Wait for a permit; a stream that waits is kept alive with comments."""
-        admitting = asyncio.ensure_future(self._admission.admit(self._wish))
-        try:
-            while self._job.is_stream:
-                done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
-                if done:
-                    break
+        async def wait(decided: asyncio.Future[None]) -> None:
+            """A stream is kept alive with comments."""
+            every_s = _HEARTBEAT_S if self._job.is_stream else None
+            while not (await asyncio.wait([decided], timeout=every_s))[0]:
                 await self._send_heartbeat(send)
-            return await admitting
-        except BaseException:  # cancelled, refused, or `send` failed
-            admitting.cancel()
-            if admitting.done() and not admitting.cancelled() and admitting.exception() is None:
-                self._admission.release(admitting.result(), 0)
-            raise
+
+        while True:
+            async with self._admission.admit(self._wish, wait) as permit:
+                observed = observation()
+                observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
+                try:
+                    async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
+                        if permit.is_cut:
+                            raise switching_error(permit)
+                        await self._forward(permit, send)
+                    return
+                except TimeoutError:
+                    if permit.is_cut:
+                        raise switching_error(permit) from None
+                    raise DeadlineExceeded("The request took longer than is allowed.") from None
+                except aiohttp.ClientConnectorError:
+                    # Nothing was sent: the engine is gone, or going. Its successor answers.
+                    await self._wait_for_news(permit, send)
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
