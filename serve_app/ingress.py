@@ -23,7 +23,6 @@ from serve_app import (
     metrics_page,
     public_routes,
 )
-from serve_app.access_log import AccessLog
 from serve_app.asgi import chunk
 from serve_app.auth import Guard
 from serve_app.errors import (
@@ -59,10 +58,11 @@ routes.include_router(console_routes.routes)
 
 
 class _Application(FastAPI):
-    """FastAPI with the access log around everything, its answers to unexpected errors included."""
+    """FastAPI with the measuring around everything, its answers to unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack(), self.state.is_behind_serve)
+        metrics = self.state.gateway.metrics
+        return Measuring(super().build_middleware_stack(), metrics, self.state.is_behind_serve)
 
 
 def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
@@ -91,7 +91,6 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(_HeadAsGet)
-    app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
