@@ -93,7 +93,7 @@ class GoldenAnswer:
         try:
             async with (
                 engine_session(socket, timeout_s) as session,
-                session.post(f"http://engine{self._probe.path}", json=self._probe.body()) as reply,
+                session.post(self._probe.path, json=self._probe.body()) as reply,
             ):
                 if reply.status >= 500:  # it is dying, which no second start of it mends
                     message = f"the engine of {name} answers its known question {reply.status}"

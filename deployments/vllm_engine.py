@@ -21,7 +21,7 @@ import psutil
 from deployments import place, supervisor
 from deployments.engine import EngineFailed
 from deployments.engine_args import EVERY_ENGINE, engine_environment, engine_flags
-from deployments.engine_http import engine_session
+from deployments.engine_http import engine_session, is_healthy
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine, socket_path
 from serve_app import journal
@@ -181,14 +181,8 @@ class VllmEngine:
 
     async def is_answering(self) -> bool:
         """Whether `GET /health` on the engine's socket answers 200."""
-        try:
-            async with (
-                engine_session(self.socket, _HEALTH_TIMEOUT_S) as session,
-                session.get("http://engine/health") as response,
-            ):
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+        async with engine_session(self.socket, _HEALTH_TIMEOUT_S) as session:
+            return await is_healthy(session)
 
     async def sleep(self, timeout_s: float) -> None:
         """Give the GPU's memory back and keep the weights in the host's (vLLM's level 1).
@@ -208,9 +202,9 @@ class VllmEngine:
         problem = Problem(f"not_{what}", f"the engine of {self.spec.target} is not {what}")
         try:
             async with engine_session(self.socket, timeout_s) as session:
-                async with session.post(f"http://engine{path}") as response:
+                async with session.post(path) as response:
                     response.raise_for_status()
-                async with session.get("http://engine/is_sleeping") as response:
+                async with session.get("/is_sleeping") as response:
                     says = (await response.json())["is_sleeping"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError) as exc:
             raise EngineFailed(problem) from exc

@@ -19,7 +19,7 @@ async def ask_engine(endpoint: str, timeout_s: float) -> str:
     """
     async with (
         engine_session(Path(endpoint), timeout_s) as session,
-        session.get("http://engine/metrics", raise_for_status=True) as response,
+        session.get("/metrics", raise_for_status=True) as response,
     ):
         return await response.text()
 

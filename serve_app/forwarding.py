@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments.engine_http import engine_session, is_healthy
 from serve_app.admission import Admission, Permit, Wish, switching_error
 from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.aside import aside
@@ -51,11 +53,7 @@ class _Pool:
 
     def __init__(self, endpoint: str) -> None:
         self.num_users = 0
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=endpoint, limit=0, keepalive_timeout=_IDLE_S),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=False,
-        )
+        self.session = engine_session(Path(endpoint), None, limit=0, keepalive_timeout=_IDLE_S)
 
 
 class EngineSessions:
@@ -194,7 +192,7 @@ class EngineAnswer(Response):
         body = await response.read()
         if _ABORTED in body:
             raise await self._cause(session)
-        if self._job.ending.needs_proof_of_life and not await _is_alive(session):
+        if self._job.ending.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | truth_headers(permit, self._job.model)))
@@ -220,7 +218,7 @@ class EngineAnswer(Response):
             judged = ending.judge(events + separator)
             if judged.is_lost:
                 break
-            if judged.is_over and ending.needs_proof_of_life and not await _is_alive(session):
+            if judged.is_over and ending.needs_proof_of_life and not await is_healthy(session):
                 break
             held += judged.good
             if held and not judged.is_preamble:
@@ -245,7 +243,7 @@ class EngineAnswer(Response):
         """
         if told and told.status < 500:  # (1)
             return told
-        if not await _is_alive(session):  # (2)
+        if not await is_healthy(session):  # (2)
             return _lost()
         length = _LENGTHS.get(self._job.path)
         if self._job.is_stream and length and not self._num_events:  # (3)
@@ -280,7 +278,7 @@ def _asking(
     session: aiohttp.ClientSession, path: str, body: bytes
 ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
     return session.post(
-        f"http://engine{path}",
+        path,
         data=io.BytesIO(body),  # written piece by piece: other requests go on
         headers={"content-type": "application/json"},
     )
@@ -295,15 +293,6 @@ async def _refusal(response: aiohttp.ClientResponse, path: str) -> BackendError:
 def _changed(body: bytes, fields: dict[str, Any]) -> bytes:
     """A request with other values in these fields."""
     return msgspec.json.encode(msgspec.json.decode(body) | fields)
-
-
-async def _is_alive(session: aiohttp.ClientSession) -> bool:
-    """Whether the engine says so itself: its server may outlive its core."""
-    try:
-        async with session.get("http://engine/health") as response:
-            return response.status == 200
-    except (aiohttp.ClientError, ConnectionError):
-        return False
 
 
 def _lost() -> EngineLost:
