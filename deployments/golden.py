@@ -30,7 +30,7 @@ from deployments.engine_http import engine_session
 from deployments.golden_probe import Record, probe_for
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from deployments.whole_file import write_whole
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 logger = logging.getLogger("llm_backend.model_server")
 
@@ -58,7 +58,7 @@ class GoldenAnswer:
         self._spec = spec
         self._probe = probe_for(spec)
         self._folder, self._device = folder, device
-        self._file = home / "golden" / f"{spec.target}.json"
+        self._file = home / paths.golden(spec.target)
 
     async def verify(self, socket: Path, timeout_s: float | None) -> None:
         """Ask the engine at `socket`, and compare; record where nothing is recorded yet.

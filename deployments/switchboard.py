@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
@@ -212,7 +211,7 @@ class SwitchboardDeployment(Switchboard):
 
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "switchboard")
+        journal.write_to_file(settings.home, "switchboard")
         self._keeping_logs = asyncio.get_running_loop().create_task(keep_logs_bounded(settings))
         app_name = serve.get_replica_context().app_name
         # Ray leaves the variable as the user set it in a replica that asks for no GPU.

@@ -25,7 +25,7 @@ from deployments.engine_http import engine_session, is_healthy
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine, socket_path
 from serve_app import journal
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 ENGINE_SITE = Path(__file__).parent / "engine_site"
 _POLL_S = 0.05
@@ -82,9 +82,9 @@ class VllmEngine:
         self._was_ready = False
         self.exit_code: int | None = None
         self._home = home
-        self.socket = home / "run" / f"{spec.name}-{epoch}.sock"
-        self._lock_file = place.lock_file(home, spec.name if can_sleep else None)
-        self._log = home / "logs" / f"{spec.name}.log"
+        self.socket = home / paths.engine_socket(spec.name, epoch)
+        self._lock_file = home / paths.gpu_lock(spec.name if can_sleep else None)
+        self._log = home / paths.log(spec.name)
         self._log_offset = 0
         self._stop_pipe = -1
         self._reader: asyncio.Task[None] | None = None
@@ -249,7 +249,7 @@ class VllmEngine:
 
     def _environment(self, device: str) -> dict[str, str]:
         # By default below TMPDIR, which an engine has for itself and which ends with it.
-        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / "compiled")}
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / paths.COMPILED)}
         own = engine_environment(self.spec, device, can_sleep=self._can_sleep)
         return compiled | base_environment() | own
 

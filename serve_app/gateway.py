@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -84,7 +83,7 @@ class Gateway:
 
     def _measure_weights(self) -> None:
         """In a thread: it reads files, and may import the hub's library to find them."""
-        home = Path(self.settings.home)
+        home = self.settings.home
         self._sizes = {n: size_bytes(spec, home) for n, spec in self.settings.models.items()}
 
     def health(self) -> dict[str, Any]:

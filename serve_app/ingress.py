@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -202,7 +201,7 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "gateway")
+        journal.write_to_file(settings.home, "gateway")
         self._gateway = Gateway(settings, behind(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()

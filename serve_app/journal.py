@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.observation import observation
+from serve_app.settings import paths
 
 FILE_BYTES = 10_000_000  # then a log is set aside as <name>.log.1, and that one as <name>.log.2
 NUM_OLD_FILES = 2
@@ -100,7 +101,7 @@ def write_to_file(home: Path, service: str, *, rotates: bool = True) -> None:
 
 
 def log_path(home: Path, service: str) -> Path:
-    return home / "logs" / f"{service}.log"
+    return home / paths.log(service)
 
 
 def set_aside(path: Path) -> None:

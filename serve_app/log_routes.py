@@ -34,7 +34,7 @@ async def tail(
     With `follow`: server-sent events, one a line, whose type is the service.
     """
     names = list(gateway.settings.models)
-    paths = logs.paths_of(service, Path(gateway.settings.home), names)
+    paths = logs.paths_of(service, gateway.settings.home, names)
     if not paths:
         known = ", ".join([*logs.SERVICES, *names, "all"])
         raise NotFound(f"There is no such log; there are {known}.", "service")

@@ -49,6 +49,7 @@ def _print_local(
 ) -> None:
     from serve_app.logs import SERVICES, Follower, paths_of
     from serve_app.settings import default_home
+    from serve_app.settings.paths import LOGS
 
     home = default_home()
     models = sorted(path.stem for path in _MODELS.glob("*.yaml"))
@@ -56,7 +57,7 @@ def _print_local(
     if not paths:
         fail(f"There is no such log; there are {', '.join([*SERVICES, *models, 'all'])}.")
     if not follow and not any(path.exists() for path in paths.values()):
-        fail(f"{service} has written nothing in {home / 'logs'} yet.")
+        fail(f"{service} has written nothing in {home / LOGS} yet.")
     num_read = num_lines if first is None else _MANY
     with ExitStack() as opened:
         followers = {}

@@ -50,7 +50,7 @@ class Stage:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.host = settings, FakeHost()
         self.told: list[Event] = []
-        self.state_file = Path(settings.home) / "run" / "residency.json"
+        self.state_file = settings.home / "run" / "residency.json"
         self._seq = 0
 
     def start(self, **switching: float) -> Switchboard:
