@@ -25,7 +25,7 @@ from deployments.engine_http import engine_session, is_healthy
 from serve_app.admission import Admission, Permit, Wish, switching_error
 from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.aside import aside
-from serve_app.endings import SEPARATOR, Ending
+from serve_app.endings import ABORTED, SEPARATOR, Ending
 from serve_app.engine_errors import engine_error
 from serve_app.errors import (
     BackendError,
@@ -41,7 +41,6 @@ from serve_app.observation import observation
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
-_ABORTED = b'"finish_reason":"abort"'
 # Where a stream does not tell why it is refused: the field that keeps a plain answer short.
 _LENGTHS = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
 
@@ -190,7 +189,7 @@ class EngineAnswer(Response):
         send: Send,
     ) -> None:
         body = await response.read()
-        if _ABORTED in body:
+        if ABORTED in body:
             raise await self._cause(session)
         if self._job.ending.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
