@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from deployments.checkpoint import CheckpointProblem
@@ -31,7 +30,7 @@ from deployments.serve_host import Host
 from deployments.state_file import SavedState, load_state, save_state
 from deployments.switch_metrics import SwitchMetrics
 from deployments.view import FailedLoad, LeaseView, View
-from serve_app.settings import Settings
+from serve_app.settings import Settings, paths
 
 _SPARE_S = 30.0
 
@@ -51,7 +50,7 @@ class Conductor:
         switching = settings.switching
         self._settings = settings
         self._host = host
-        self._state_file = Path(settings.home) / "run" / "residency.json"
+        self._state_file = settings.home / paths.RESIDENCY
         self._saved = load_state(self._state_file)  # by an earlier boot
         self._saved_at: object = None  # what this boot has saved last
         policy = Policy(

@@ -72,7 +72,7 @@ def room_of(settings: Settings, memory: str | None = None) -> Room:
     """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host."""
     if settings.device == "cpu":
         if memory is None:
-            return host_room(Path(settings.home))
+            return host_room(settings.home)
         return Room("cpu", card_bytes(memory))
     if memory is not None:
         return Room("cuda", card_bytes(memory))
@@ -91,7 +91,7 @@ def plan_of(
     Raises:
         PlanProblem: its shape is not known.
     """
-    home = Path(settings.home)
+    home = settings.home
     try:
         try:
             return plan_on_disk(spec, check(spec, home), room, home)

@@ -18,27 +18,15 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 from pydantic import SecretStr
 from starlette.requests import Request
 
 from serve_app.errors import Forbidden, InvalidKey
-from serve_app.settings import Http, SettingsError
+from serve_app.settings import Settings, SettingsError
 
 _OWN_SITE = ("same-origin", "none")
 _KEY_LIMIT = 512  # bytes; longer ones are not even hashed
-
-
-class KeySettings(Protocol):
-    """What is needed here of the settings."""
-
-    @property
-    def api_keys(self) -> tuple[SecretStr, ...]: ...
-    @property
-    def admin_keys(self) -> tuple[SecretStr, ...]: ...
-    @property
-    def http(self) -> Http: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ class Guard:
     origins: frozenset[str]  # of other sites whose pages may be an admin's all the same
 
     @classmethod
-    def of(cls, settings: KeySettings) -> "Guard":
+    def of(cls, settings: Settings) -> "Guard":
         users, admins = _digests(settings.api_keys), _digests(settings.admin_keys)
         hosts = frozenset(host.lower() for host in settings.http.allowed_hosts) | _own_names()
         origins = frozenset(settings.http.admin_origins)
@@ -132,7 +120,7 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def check_bound(host: str, settings: KeySettings) -> None:
+def check_bound(host: str, settings: Settings) -> None:
     """Without a key nobody but this machine is let in.
 
     Raises:

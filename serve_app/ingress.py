@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
 from serve_app import admin_routes, console_routes, log_routes, metrics_page, public_routes
-from serve_app.access_log import AccessLog
 from serve_app.asgi import chunk
 from serve_app.auth import Guard
 from serve_app.errors import (
@@ -35,7 +33,7 @@ from serve_app.openapi import document
 from serve_app.reading import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
-from serve_app.switchboard_client import HandleClient
+from serve_app.switchboard_client import behind
 
 _MAX_HEADER_BYTES = 32_768
 # By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
@@ -53,10 +51,11 @@ routes.include_router(console_routes.routes)
 
 
 class _Application(FastAPI):
-    """FastAPI with the access log around everything, its answers to unexpected errors included."""
+    """FastAPI with the measuring around everything, its answers to unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack(), self.state.is_behind_serve)
+        metrics = self.state.gateway.metrics
+        return Measuring(super().build_middleware_stack(), metrics, self.state.is_behind_serve)
 
 
 def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
@@ -85,7 +84,6 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(_HeadAsGet)
-    app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -197,8 +195,8 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
-        write_to_file(Path(settings.home), "gateway", context=RequestFields())
-        self._gateway = Gateway(settings, HandleClient(switchboard))
+        write_to_file(settings.home, "gateway", context=RequestFields())
+        self._gateway = Gateway(settings, behind(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()
         gc.freeze()

@@ -17,6 +17,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from serve_app.settings import paths
+
 FILE_BYTES = 10_000_000  # then a log is set aside as <name>.log.1, and that one as <name>.log.2
 NUM_OLD_FILES = 2
 _MAX_TEXT = 2000  # characters of one value
@@ -102,7 +104,7 @@ def write_to_file(
 
 
 def log_path(home: Path, service: str) -> Path:
-    return home / "logs" / f"{service}.log"
+    return home / paths.log(service)
 
 
 def set_aside(path: Path) -> None:

@@ -37,7 +37,7 @@ class Stage:
         self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B, VISION)}
         self.host = FakeHost()
         self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
-        own = settings.model_copy(update={"home": str(folder), "default_model": A})
+        own = settings.model_copy(update={"home": folder, "default_model": A})
         self.home = folder
         self.board = Switchboard(own, self.host)
         self.gateway = Gateway(own, self.board)

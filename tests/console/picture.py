@@ -1,5 +1,6 @@
-"""Takes the README's picture of the console: `python -m tests.console.picture [URL]`, of a server that
-runs, while it switches from one model to another."""
+"""Takes the README's picture of the console: `python -m tests.console.picture [URL]`.
+
+The server at URL runs; it is made to switch from one model to another."""
 
 import io
 import sys

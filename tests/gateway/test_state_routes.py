@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 from deployments.gpu import GpuProcess, GpuReading
 from deployments.gpu_watch import GpuState
 from deployments.residency import State
-from serve_app.errors import NotFound
+from deployments.switchboard_errors import UnknownTicketError
 from tests.gateway.conftest import A, B, Backend, error_of, until
 
 MODELS = {A, B, "qwen-vl"}
@@ -175,7 +175,7 @@ async def test_a_bad_switch_is_refused(backend: Backend, wish: object, status: i
 
 async def test_an_error_of_the_switchboard_keeps_its_meaning(backend: Backend) -> None:
     """Raised behind a process border, it comes back as itself, without the remote traceback."""
-    cause = NotFound("There is no such ticket.")
+    cause = UnknownTicketError("There is no such ticket.")
     backend.switchboard.answer = RayTaskError("f", "Traceback ...", cause).as_instanceof_cause()
     async with backend.client.get("/admin/switch/sw-9") as response:
         assert response.status == 404
