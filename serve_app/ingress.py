@@ -162,7 +162,7 @@ class _HeadAsGet:
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
     observation().note_error(exc)
-    status, headers, body = error_response(exc, dialect_of(request.url.path))
+    status, headers, body = error_response(exc, dialect_of(request.url.path, request.headers))
     return Response(body, status, dict(headers))
 
 

@@ -7,6 +7,7 @@ request of which nothing was left out is sent on as the bytes that came.
 Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), read field by field.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -418,8 +419,11 @@ CALLS = [
 ]
 
 
-def dialect_of(path: str) -> Dialect:
-    """In whose shape errors at this path are told."""
+def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:
+    """In whose shape what is not an engine's is told: Anthropic's on its own routes, and on those
+    that both makers have, or neither, to who sends the header that Anthropic asks of all."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return Dialect.ANTHROPIC
-    return Dialect.OPENAI
+    is_engines = any(path == call.path for call in CALLS)
+    is_anthropic = "anthropic-version" in headers and not is_engines
+    return Dialect.ANTHROPIC if is_anthropic else Dialect.OPENAI
