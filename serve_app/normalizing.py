@@ -104,7 +104,7 @@ def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
 def _of_request(call: Call, value: dict[str, Any], ignored: Ignored) -> None:
     fields = call.body.model_fields
     for name, given in list(value.items()):
-        asks_nothing = given is None or given in _ASKS_NOTHING.get(name, ())
+        asks_nothing = given is None or _is_one_of(given, _ASKS_NOTHING.get(name, ()))
         if name in fields:
             if asks_nothing and not fields[name].is_required():
                 _drop(value, name, ignored)
@@ -116,6 +116,11 @@ def _of_request(call: Call, value: dict[str, Any], ignored: Ignored) -> None:
         elif name in _NEEDLESS or not ignored.is_strict:
             del value[name]
             ignored.add("", name)
+
+
+def _is_one_of(given: Any, values: tuple[Any, ...]) -> bool:
+    """Also in its type: Python takes 1 and true for the same."""
+    return any(type(given) is type(value) and given == value for value in values)
 
 
 def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:

@@ -101,6 +101,16 @@ def _text_or_items(value: Any) -> Any:
     return value
 
 
+def _bool(value: Any) -> Any:
+    """Pydantic takes 0 for false here, also where it is strict."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+Yes = Annotated[Literal[True], BeforeValidator(_bool)]
+No = Annotated[Literal[False], BeforeValidator(_bool)]
+
 # What a completion goes on with, and what is embedded.
 Prompt = Annotated[
     Annotated[str, Field(min_length=1)]
@@ -139,7 +149,7 @@ class StructuredOutputs(BaseModel):
     regex: Annotated[str | None, Field(min_length=1)] = None
     choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     grammar: Annotated[str | None, Field(min_length=1)] = None
-    json_object: Literal[True] | None = None
+    json_object: Yes | None = None
     whitespace_pattern: Text = None
     disable_any_whitespace: Bool = None
     disable_additional_properties: Bool = None
@@ -299,8 +309,8 @@ class ResponsesBody(_Sampling, _Ignored):
     top_logprobs: Natural = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: ChatTemplateArguments | None = None
-    background: Literal[False] | None = None
-    store: Literal[False] | None = None
+    background: No | None = None
+    store: No | None = None
     stream_options: StreamOptions | None = None
 
 
