@@ -130,10 +130,12 @@ def _check_choice(choice: Any, tools: list[dict[str, Any]], body: Body) -> None:
             "tool_choice",
         )
     if isinstance(choice, dict) and kind in ("function", "tool"):
-        name = _name(choice)
-        if name not in [_name(tool) for tool in tools]:
+        names = [_name(tool) for tool in tools]
+        if _name(choice) not in names:
+            known = ", ".join(map(str, names))[:200]
             raise InvalidValue(
-                f"Invalid 'tool_choice': `tools` has no `{str(name)[:60]}` to call.", "tool_choice"
+                f"Invalid 'tool_choice': it must name one of the tools to call: {known}.",
+                "tool_choice",
             )
 
 

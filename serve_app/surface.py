@@ -430,8 +430,8 @@ CALLS = [
 
 
 def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:
-    """In whose shape what is not an engine's is told: Anthropic's on its own routes, and on those
-    that both makers have, or neither, to who sends the header that Anthropic asks of all."""
+    """In whose shape errors at this path, and the models, are told: Anthropic's on its own routes;
+    on those of no engine (`/v1/models`, or a wrong one), the client's that sends its header."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return Dialect.ANTHROPIC
     is_engines = any(path == call.path for call in CALLS)
