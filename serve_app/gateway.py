@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -101,6 +102,19 @@ class Gateway:
             "in_flight": self.admission.num_in_flight,
             "queued": self.admission.num_queued,
             "gpu": gpu_json(view.gpu if view else NO_GPU),
+        }
+
+    def model_for_anthropic(self, spec: ModelSpec) -> dict[str, Any]:
+        """A model in Anthropic's shape."""
+        created_at = datetime.fromtimestamp(self.started_at, UTC)
+        return {
+            "type": "model",
+            "id": spec.name,
+            "display_name": spec.name,
+            "created_at": created_at.isoformat().replace("+00:00", "Z"),
+            "lifecycle": "active",
+            "max_input_tokens": spec.engine.max_model_len,
+            "max_tokens": spec.engine.max_model_len,
         }
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:

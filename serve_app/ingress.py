@@ -154,7 +154,7 @@ class _HeadAsGet:
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
     observation().note_error(exc)
-    status, headers, body = error_response(exc, dialect_of(request.url.path))
+    status, headers, body = error_response(exc, dialect_of(request.url.path, request.headers))
     return Response(body, status, dict(headers))
 
 
@@ -166,20 +166,38 @@ async def _on_validation_error(request: Request, exc: Exception) -> Response:
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if exc.status_code != 405:
-        return await _on_backend_error(request, NotFound(f"There is no {request.url.path[:100]}."))
+        return await _on_backend_error(request, NotFound(_no_such(request)))
     error = MethodNotAllowed(f"{request.method} is not allowed here.")
     response = await _on_backend_error(request, error)
     response.headers["allow"] = ", ".join(_allowed_methods(request))
     return response
 
 
-def _allowed_methods(request: Request) -> list[str]:
-    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
-    here = [
+def _no_such(request: Request) -> str:
+    """Names the right address where `/v1` is missing or too much, as many base URLs have it."""
+    path = request.url.path
+    steps = [step for step in path.split("/") if step]
+    while steps[:1] == ["v1"]:
+        del steps[0]
+    for meant in ("/".join(["", "v1", *steps]), "/".join(["", *steps])):
+        if steps and meant != path and len(path) <= 100 and _routes_at(request, meant):
+            return f"There is no {path} here; did you mean {meant}?"
+    return f"There is no {path[:100]}."
+
+
+def _routes_at(request: Request, path: str) -> list[Route]:
+    """All routes at an address, whatever their methods."""
+    scope = {**request.scope, "path": path}
+    return [
         route
         for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
     ]
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
+    here = _routes_at(request, request.scope["path"])
     methods = {method for route in here for method in route.methods or ()}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
