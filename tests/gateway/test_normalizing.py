@@ -64,6 +64,11 @@ SENT: dict[str, tuple[str, dict[str, Any], str | None]] = {
         },
         "messages[].provider_specific_fields",
     ),
+    "a talk begun at OpenAI": (
+        RESPONSES,
+        {"input": [HI, {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}, HI]},
+        "input[].encrypted_content",
+    ),
     "openai 3.57's answer sent back": (
         RESPONSES,
         {"input": [HI, {"type": "function_call", "async_": None, "status": None} | CALL_ID]},
