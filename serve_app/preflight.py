@@ -16,8 +16,7 @@ from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from deployments.host_memory import open_host_memory
 from serve_app import private, running
-from serve_app.auth import check_bound
-from serve_app.settings import AppArgs, Settings, SettingsError, load_settings, paths
+from serve_app.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
 from serve_app.settings.machine import read_machine
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
