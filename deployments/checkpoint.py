@@ -9,7 +9,7 @@ from pathlib import Path
 from deployments.checkpoint_manifest import SERVED_FILES, load_manifest
 from deployments.checkpoint_safety import danger_in_folder
 from deployments.residency import Problem
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 _DEMO = "demo/"
 _LENGTH_BYTES = 8  # of a safetensors header's length, little-endian
@@ -40,7 +40,7 @@ def locate(spec: ModelSpec, home: Path) -> Path:
     """
     roots: list[Path] = []
     if spec.checkpoint.startswith(_DEMO):
-        folder = home / "models" / spec.checkpoint.removeprefix(_DEMO)
+        folder = home / paths.MODELS / spec.checkpoint.removeprefix(_DEMO)
         remedy = "make models"
     elif Path(spec.checkpoint).is_absolute():
         folder, remedy = Path(spec.checkpoint), "correct its path in configs/models"

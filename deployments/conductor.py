@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, overload
 
 from deployments.checkpoint import CheckpointProblem
@@ -34,7 +33,7 @@ from deployments.serve_host import Host
 from deployments.state_file import SavedState, load_state, save_state
 from deployments.switch_metrics import SwitchMetrics
 from deployments.view import LeaseView, View
-from serve_app.settings import Settings
+from serve_app.settings import Settings, paths
 
 _SPARE_S = 30.0
 
@@ -54,7 +53,7 @@ class Conductor:
         switching = settings.switching
         self._settings = settings
         self._host = host
-        self._state_file = Path(settings.home) / "run" / "residency.json"
+        self._state_file = settings.home / paths.RESIDENCY
         self._saved = load_state(self._state_file)  # by an earlier boot
         self._saved_at: object = None  # what this boot has saved last
         policy = Policy(
@@ -74,7 +73,7 @@ class Conductor:
         epoch = self._saved.epoch if self._saved else 0
         self.boot = uuid.uuid4().hex[:8]
         self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
-        self.event_log = EventLog(Path(settings.home), self.machine)
+        self.event_log = EventLog(settings.home, self.machine)
         self.has_started = asyncio.Event()  # what runs is known: events may come
         metrics = SwitchMetrics(list(settings.targets), time.monotonic())
         self.history = History(self.boot, metrics)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.settings import default_home
+from serve_app.settings import default_home, paths
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -120,7 +120,7 @@ RECIPES = {
 
 def model_folder(name: str, home: Path) -> Path:
     """Where the checkpoint `name` is, or will be."""
-    return home / "models" / name
+    return home / paths.MODELS / name
 
 
 def is_whole(folder: Path) -> bool:

@@ -48,7 +48,6 @@ def engine_flags(
         f"--max-model-len={engine.max_model_len}",
         f"--max-num-seqs={engine.max_num_seqs}",
         f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
-        f"--dtype={engine.dtype}",
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
         "--generation-config=vllm",  # a checkpoint's own sampling defaults would be a surprise
         "--disable-uvicorn-access-log",  # the gateway logs requests

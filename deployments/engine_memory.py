@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deployments.vram import GIB, Overhead
 from deployments.whole_file import write_whole
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 logger = logging.getLogger("llm_backend.engine_memory")
 
@@ -81,7 +81,7 @@ def measured_overhead(spec: ModelSpec, home: Path) -> Overhead | None:
 
 
 def _record(spec: ModelSpec, home: Path) -> Path:
-    return home / "memory" / f"{spec.name}-{spec.task}.json"
+    return home / paths.overhead(spec.name, spec.task)
 
 
 def _fingerprint(spec: ModelSpec) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from deployments.residency import Event, Residency
 from deployments.residency.records import to_json
 from serve_app import journal
+from serve_app.settings import paths
 
 _NUM_BETWEEN = 1000  # events; then the machine's whole state comes again
 
@@ -25,7 +26,7 @@ class EventLog:
     def __init__(self, home: Path, machine: Residency) -> None:
         self._machine = machine
         self._num_events = 0
-        self._file = journal.rotating_file(home / "logs" / "residency.jsonl")
+        self._file = journal.rotating_file(home / paths.RESIDENCY_EVENTS)
         self._file.setFormatter(logging.Formatter("%(message)s"))
         self.last_lines: deque[str] = deque(maxlen=2 * _NUM_BETWEEN)  # so it holds a whole state
 

@@ -30,7 +30,7 @@ from deployments.engine_http import engine_session
 from deployments.golden_probe import Record, probe_for
 from deployments.residency import GOLDEN_MISMATCH, Problem
 from deployments.whole_file import write_whole
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 logger = logging.getLogger("llm_backend.model_server")
 
@@ -58,7 +58,7 @@ class GoldenAnswer:
         self._spec = spec
         self._probe = probe_for(spec)
         self._folder, self._device = folder, device
-        self._file = home / "golden" / f"{spec.target}.json"
+        self._file = home / paths.golden(spec.target)
 
     async def verify(self, socket: Path, timeout_s: float | None) -> None:
         """Ask the engine at `socket`, and compare; record where nothing is recorded yet.
@@ -93,7 +93,7 @@ class GoldenAnswer:
         try:
             async with (
                 engine_session(socket, timeout_s) as session,
-                session.post(f"http://engine{self._probe.path}", json=self._probe.body()) as reply,
+                session.post(self._probe.path, json=self._probe.body()) as reply,
             ):
                 if reply.status >= 500:  # it is dying, which no second start of it mends
                     message = f"the engine of {name} answers its known question {reply.status}"

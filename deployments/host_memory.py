@@ -91,7 +91,7 @@ class HostMemory:
     def __init__(self, settings: Settings, card: GpuReader | None) -> None:
         self._settings = settings
         self._card = card
-        self._home = Path(settings.home)
+        self._home = settings.home
         self.cycles = MemoryCycles(settings.memory.max_drift_bytes)
 
     def plan(self, spec: ModelSpec, folder: Path) -> Plan | None:

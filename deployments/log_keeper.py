@@ -21,7 +21,7 @@ async def keep_logs_bounded(settings: Settings) -> None:
     """Look after the engines' logs, those of Serve, the standby and Redis, and Ray's own, until
     cancelled."""
     names = [*settings.models, "serve", "standby", "redis"]
-    paths = [journal.log_path(Path(settings.home), name) for name in names]
+    paths = [journal.log_path(settings.home, name) for name in names]
     node = global_worker.node  # None where no Ray runs
     while True:
         for path in paths:

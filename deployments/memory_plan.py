@@ -65,7 +65,7 @@ def card_room(card: GpuReader, settings: Settings) -> Room:
     """
     reading = card.read()
     total_bytes, free_bytes = reading.total_bytes or 0, reading.free_bytes or 0
-    engines = place.holders(Path(settings.home))
+    engines = place.holders(settings.home)
     own = {p.pid for _, session in engines for p in place.session_members(session)}
     returned_bytes = sum(p.used_bytes or 0 for p in reading.processes if p.pid in own)
     if not returned_bytes:

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from deployments import checkpoint, engine_memory, watchdog
 from deployments.checkpoint import CheckpointProblem
@@ -45,8 +44,8 @@ class ModelServer:
         self._settings = settings
         self._model = model
         # The engine writes there too, and `keep_logs_bounded` cuts it.
-        journal.write_to_file(Path(settings.home), model, rotates=False)
-        self._home = Path(settings.home)
+        journal.write_to_file(settings.home, model, rotates=False)
+        self._home = settings.home
         self._engine: VllmEngine | None = None
         self._golden: GoldenAnswer | None = None  # of that engine
         self._watching: asyncio.Task[None] | None = None  # while the engine serves

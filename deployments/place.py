@@ -17,13 +17,9 @@ import psutil
 from deployments import process_identity
 from deployments.engine import EngineFailed
 from deployments.residency import Problem
+from serve_app.settings import paths
 
 _RETRY_S = 0.05
-
-
-def lock_file(home: Path, model: str | None = None) -> Path:
-    """The lock on the place; where engines may sleep beside the one that is awake, one a model."""
-    return home / "run" / (f"place-{model}.lock" if model else "place.lock")
 
 
 async def take_place(lock_file: Path, timeout_s: float) -> int:
@@ -41,7 +37,7 @@ async def take_place(lock_file: Path, timeout_s: float) -> int:
             if asyncio.get_running_loop().time() > deadline:
                 raise EngineFailed(Problem("place_taken", _describe_holder(lock_file)))
             await asyncio.sleep(_RETRY_S)  # flock has no wait that can be given up
-        for other in lock_file.parent.glob("place*.lock"):  # also those of the other mode
+        for other in lock_file.parent.glob(paths.GPU_LOCKS):  # also those of the other mode
             _kill_orphans(other)
     except BaseException:
         os.close(fd)
@@ -51,7 +47,7 @@ async def take_place(lock_file: Path, timeout_s: float) -> int:
 
 def is_taken(home: Path) -> bool:
     """Whether an engine holds a place now."""
-    return any(_is_locked(path) for path in lock_file(home).parent.glob("place*.lock"))
+    return any(_is_locked(path) for path in (home / paths.RUN).glob(paths.GPU_LOCKS))
 
 
 def _is_locked(lock_file: Path) -> bool:
@@ -82,7 +78,7 @@ def note_holder(lock_file: Path, *, model: str, epoch: int, supervisor: int, ses
 def holders(home: Path) -> list[tuple[str, int]]:
     """Model and session of each engine that holds a place now; several where some sleep."""
     found = []
-    for path in sorted(lock_file(home).parent.glob("place*.lock")):
+    for path in sorted((home / paths.RUN).glob(paths.GPU_LOCKS)):
         noted = _read_holder(path)
         model, session = noted.get("model"), noted.get("session")
         if isinstance(model, str) and isinstance(session, int) and _is_locked(path):

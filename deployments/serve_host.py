@@ -90,7 +90,7 @@ class ServeHost:
         self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: StandbyKeeper | None = None
         if settings.standby:
-            self._standby = StandbyKeeper(Path(settings.home), standby_environment())
+            self._standby = StandbyKeeper(settings.home, standby_environment())
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
     async def check(self, target: str) -> None:
@@ -105,13 +105,13 @@ class ServeHost:
             await self._standby.wait_ready(_STANDBY_READY_S)
 
     async def _check(self, target: str) -> Path:
-        spec, home = self._settings.targets[target], Path(self._settings.home)
+        spec, home = self._settings.targets[target], self._settings.home
         folder = await asyncio.to_thread(checkpoint.check, spec, home)
         await asyncio.to_thread(self._memory.check, spec, folder)
         return folder
 
     async def plan(self, target: str) -> Plan | None:
-        spec, home = self._settings.targets[target], Path(self._settings.home)
+        spec, home = self._settings.targets[target], self._settings.home
         with suppress(CheckpointProblem):
             folder = await asyncio.to_thread(checkpoint.locate, spec, home)
             return await asyncio.to_thread(self._memory.plan, spec, folder)

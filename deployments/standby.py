@@ -30,6 +30,7 @@ from typing import Any
 
 from deployments import engine_main, supervisor
 from deployments.ready_tokenizers import ReadyTokenizers
+from serve_app.settings import paths
 
 _MAX_MESSAGE_BYTES = 1 << 20
 _READY = b"ready\n"
@@ -70,7 +71,7 @@ def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> int:
 
 def start_standby(home: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
     """Start one for the server of `home`: the process, and the descriptor that keeps it alive."""
-    log = home / "logs" / "standby.log"
+    log = home / paths.log("standby")
     path = socket_path(home)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,7 +90,7 @@ def start_standby(home: Path, environment: dict[str, str]) -> tuple[subprocess.P
 
 def socket_path(home: Path) -> Path:
     """Where the standby of the server of `home` listens."""
-    return home / "run" / "standby.sock"
+    return home / paths.STANDBY_SOCKET
 
 
 class StandbyKeeper:

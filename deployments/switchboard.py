@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
@@ -21,9 +20,9 @@ from deployments.log_keeper import keep_logs_bounded
 from deployments.residency import Cause, GatewayReport, LeaseHeld, State, Ticket, events
 from deployments.residency.outlook import waits_for, would_switch
 from deployments.serve_host import Host, ServeHost
+from deployments.switchboard_errors import LeaseHeldError, UnknownTargetError, UnknownTicketError
 from deployments.view import EventPage, View, lease_json, ticket_json
 from serve_app import journal
-from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import Settings
 
 _WATCH_S = 5.0  # a watch answers at the latest after this, changed or not: a sign of life
@@ -68,14 +67,18 @@ class Switchboard:
         """Make `target` resident; the ticket at once, or when it is over or `wait_s` passed.
 
         Raises:
-            UnknownModel: there is no such target.
+            UnknownTargetError: there is no such target.
         """
         self._check_known(target)
         await self._conductor.has_started.wait()
         return await self._switch(target, drain_timeout_s, wait_s)
 
     async def would_switch(self, target: str) -> dict[str, Any]:
-        """What `begin_switch` would do and meet now; nothing changes. Raises UnknownModel."""
+        """What `begin_switch` would do and meet now; nothing changes.
+
+        Raises:
+            UnknownTargetError: there is no such target.
+        """
         self._check_known(target)
         await self._conductor.has_started.wait()
         problem = await problem_of(self._host.check(target), target)
@@ -96,8 +99,8 @@ class Switchboard:
         """Keep `target` resident for `seconds` from when it serves: the lease, and its ticket.
 
         Raises:
-            UnknownModel: there is no such target.
-            LeaseRefused: another owner has a lease.
+            UnknownTargetError: there is no such target.
+            LeaseHeldError: another owner has a lease.
         """
         self._check_known(target)
         await self._conductor.has_started.wait()
@@ -107,7 +110,7 @@ class Switchboard:
             )
         except LeaseHeld as exc:
             held = exc.lease
-            raise LeaseRefused(f"{held.model} is leased to {held.owner}.", "model") from exc
+            raise LeaseHeldError(f"{held.model} is leased to {held.owner}.") from exc
         return {
             "lease": lease_json(self._conductor.history.lease),
             "ticket": self._ticket_json(ticket),
@@ -121,13 +124,13 @@ class Switchboard:
         return {"ended": ended}
 
     async def ticket(self, ticket_id: str) -> dict[str, Any]:
-        """One ticket. Raises NotFound."""
+        """One ticket. Raises UnknownTicketError."""
         ticket = self._conductor.history.ticket(ticket_id)
         if ticket is None:
             past = self._conductor.history.past_ticket(ticket_id)
             if past:
                 return past
-            raise NotFound(f"There is no switch ticket `{ticket_id[:100]}`.", "ticket")
+            raise UnknownTicketError(f"There is no switch ticket `{ticket_id[:100]}`.")
         return self._ticket_json(ticket)
 
     async def tickets(self, limit: int) -> list[dict[str, Any]]:
@@ -176,7 +179,7 @@ class Switchboard:
 
     def _check_known(self, target: str) -> None:
         if target not in self._settings.targets:
-            raise UnknownModel(f"The model `{target[:100]}` does not exist.", "model")
+            raise UnknownTargetError(f"The model `{target[:100]}` does not exist.")
 
     async def _switch(
         self, target: str | None, drain_timeout_s: float | None, wait_s: float | None
@@ -199,7 +202,7 @@ class SwitchboardDeployment(Switchboard):
 
     def __init__(self, settings: Settings, servers: dict[str, DeploymentHandle]) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "switchboard")
+        journal.write_to_file(settings.home, "switchboard")
         self._keeping_logs = asyncio.get_running_loop().create_task(keep_logs_bounded(settings))
         app_name = serve.get_replica_context().app_name
         # Ray leaves the variable as the user set it in a replica that asks for no GPU.

@@ -21,11 +21,11 @@ import psutil
 from deployments import place, supervisor
 from deployments.engine import EngineFailed
 from deployments.engine_args import EVERY_ENGINE, engine_environment, engine_flags
-from deployments.engine_http import engine_session
+from deployments.engine_http import engine_session, is_healthy
 from deployments.residency import Problem
 from deployments.standby import StandbyRefused, request_engine, socket_path
 from serve_app import journal
-from serve_app.settings import ModelSpec
+from serve_app.settings import ModelSpec, paths
 
 ENGINE_SITE = Path(__file__).parent / "engine_site"
 _POLL_S = 0.05
@@ -82,9 +82,9 @@ class VllmEngine:
         self._was_ready = False
         self.exit_code: int | None = None
         self._home = home
-        self.socket = home / "run" / f"{spec.name}-{epoch}.sock"
-        self._lock_file = place.lock_file(home, spec.name if can_sleep else None)
-        self._log = home / "logs" / f"{spec.name}.log"
+        self.socket = home / paths.engine_socket(spec.name, epoch)
+        self._lock_file = home / paths.gpu_lock(spec.name if can_sleep else None)
+        self._log = home / paths.log(spec.name)
         self._log_offset = 0
         self._stop_pipe = -1
         self._reader: asyncio.Task[None] | None = None
@@ -181,14 +181,8 @@ class VllmEngine:
 
     async def is_answering(self) -> bool:
         """Whether `GET /health` on the engine's socket answers 200."""
-        try:
-            async with (
-                engine_session(self.socket, _HEALTH_TIMEOUT_S) as session,
-                session.get("http://engine/health") as response,
-            ):
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+        async with engine_session(self.socket, _HEALTH_TIMEOUT_S) as session:
+            return await is_healthy(session)
 
     async def sleep(self, timeout_s: float) -> None:
         """Give the GPU's memory back and keep the weights in the host's (vLLM's level 1).
@@ -208,9 +202,9 @@ class VllmEngine:
         problem = Problem(f"not_{what}", f"the engine of {self.spec.target} is not {what}")
         try:
             async with engine_session(self.socket, timeout_s) as session:
-                async with session.post(f"http://engine{path}") as response:
+                async with session.post(path) as response:
                     response.raise_for_status()
-                async with session.get("http://engine/is_sleeping") as response:
+                async with session.get("/is_sleeping") as response:
                     says = (await response.json())["is_sleeping"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError) as exc:
             raise EngineFailed(problem) from exc
@@ -255,7 +249,7 @@ class VllmEngine:
 
     def _environment(self, device: str) -> dict[str, str]:
         # By default below TMPDIR, which an engine has for itself and which ends with it.
-        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / "compiled")}
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / paths.COMPILED)}
         own = engine_environment(self.spec, device, can_sleep=self._can_sleep)
         return compiled | base_environment() | own
 

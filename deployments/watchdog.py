@@ -118,7 +118,7 @@ async def _ask_counts(socket: Path, timeout_s: float) -> dict[str, float] | None
     try:
         async with (
             engine_session(socket, timeout_s) as session,
-            session.get("http://engine/metrics") as response,
+            session.get("/metrics") as response,
         ):
             return read_counts(await response.text())
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):

@@ -7,8 +7,9 @@ from fastapi.responses import JSONResponse
 
 from deployments.residency import TicketState
 from serve_app import requests
+from serve_app.asgi import EventStream
 from serve_app.auth import check_admin
-from serve_app.event_stream import EventStream
+from serve_app.event_stream import pieces
 from serve_app.gateway import Here
 from serve_app.requests import LeaseRequest, SwitchRequest, UnloadRequest
 from serve_app.switchboard_client import ask
@@ -80,7 +81,8 @@ async def events(request: Request, gateway: Here) -> Response:
     """Every phase of every switch as it is entered, lost engines, failures and leases, as
     server-sent events; goes on from `Last-Event-ID`."""
     after = requests.event_id(request)
-    return EventStream(gateway.switchboard, await ask(gateway.switchboard.events(after, 0)))
+    first = await ask(gateway.switchboard.events(after, 0))
+    return EventStream(pieces(gateway.switchboard, first))
 
 
 @routes.get("/admin/status")

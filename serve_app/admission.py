@@ -10,7 +10,8 @@ atomic.
 import asyncio
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,6 +39,10 @@ class Intent(StrEnum):
     FORCE = "force"  # the same, after the gateway has asked for one that cuts what is in flight
 
 
+# Waits for what is given to it, and does what is to be done meanwhile.
+Wait = Callable[[asyncio.Future[None]], Awaitable[None]]
+
+
 @dataclass(frozen=True)
 class Wish:
     """What a request wants of admission; deadlines in the event loop's time."""
@@ -56,6 +61,7 @@ class Permit:
     model: str
     epoch: int
     endpoint: str
+    admitted_at: float
     queued_s: float  # from arrival to admission
     switch_s: float  # how long the switch took that it waited for; 0: for none
     limit: asyncio.Timeout | None = None  # set by whoever forwards; a cut makes it expire at once
@@ -75,7 +81,9 @@ class _Waiter:
     arrived_at: float
     epoch: int | None  # that was admitting when it came
     last_failure: int  # the newest failure of its model when it came
-    admitted: asyncio.Future[Permit]
+    decided: asyncio.Future[None]  # by one of:
+    permit: Permit | None = None
+    refusal: BackendError | None = None
 
     @property
     def model(self) -> str:
@@ -134,16 +142,16 @@ class Admission:
                 if permit.epoch == view.epoch and not permit.is_cut:
                     permit.cut()
         for waiter in list(self._waiters):
-            refusal = self._refusal(waiter.wish, waiter.last_failure)
-            if refusal:
+            waiter.refusal = self._refusal(waiter.wish, waiter.last_failure)
+            if waiter.refusal:
                 self._drop(waiter)
-                if not waiter.admitted.done():
-                    waiter.admitted.set_exception(refusal)
+                waiter.decided.set_result(None)
         self._admit_waiters()
         self.changed.set()
 
-    async def admit(self, wish: Wish) -> Permit:
-        """A permit for the wish's model, at once or when its turn comes.
+    @asynccontextmanager
+    async def admit(self, wish: Wish, wait: Wait) -> AsyncIterator[Permit]:
+        """A permit for the wish's model, at once or when its turn comes; for the block.
 
         Raises:
             Overloaded: too many wait already, or no place in service came free in time.
@@ -152,29 +160,13 @@ class Admission:
             ModelNotResident: the wish is not to wait for a switch, or not that long.
             DeadlineExceeded: its turn did not come in time.
         """
-        arrived_at = time.monotonic()
-        if self._can_admit(wish.model) and not any(w.model == wish.model for w in self._waiters):
-            return self._permit(wish.model, arrived_at, 0)
-        waiter = self._enqueue(wish, arrived_at)
+        waiter = self._arrive(wish)
         try:
-            async with asyncio.timeout_at(wish.wait_deadline):
-                return await waiter.admitted
-        except TimeoutError:
-            self._give_back(waiter)
-            raise self._too_late(wish) from None
-        except asyncio.CancelledError:
-            self._give_back(waiter)
-            raise
-        finally:
+            yield waiter.permit or await self._turn(waiter, wait)
+        finally:  # also of a request that left, or came too late, just as it was admitted
             self._drop(waiter)
-
-    def release(self, permit: Permit, service_s: float) -> None:
-        """The request has ended, however."""
-        self._in_flight.discard(permit)
-        self._active_at = time.monotonic()
-        self._service_s = 0.9 * self._service_s + 0.1 * service_s
-        self._admit_waiters()
-        self._note_change()
+            if waiter.permit:
+                self._release(waiter.permit)
 
     def report(self) -> GatewayReport:
         """The counts for the Switchboard."""
@@ -200,24 +192,46 @@ class Admission:
     def _can_admit(self, model: str) -> bool:
         return self.is_resident(model) and len(self._in_flight) < self.limits.max_in_service
 
-    def _permit(self, model: str, arrived_at: float, switch_s: float) -> Permit:
+    def _permit(self, waiter: _Waiter, switch_s: float) -> None:
         assert self.view is not None
         assert self.view.endpoint is not None
         self._active_at = now = time.monotonic()
-        permit = Permit(model, self.view.epoch, self.view.endpoint, now - arrived_at, switch_s)
-        self._in_flight.add(permit)
-        return permit
-
-    def _enqueue(self, wish: Wish, arrived_at: float) -> _Waiter:
-        """Raises the reason why this wish can not wait."""
-        failure = self.view.failures.get(wish.model) if self.view else None
-        is_known = (
-            wish.intent is Intent.FORCE and self.last_failure(wish.model) <= wish.known_failure
+        waiter.permit = Permit(
+            waiter.model,
+            self.view.epoch,
+            self.view.endpoint,
+            now,
+            now - waiter.arrived_at,
+            switch_s,
         )
-        if failure and self._is_fresh(failure, arrived_at) and not is_known:
+        self._in_flight.add(waiter.permit)
+
+    def _release(self, permit: Permit) -> None:
+        """The request has ended, however."""
+        self._in_flight.discard(permit)
+        self._active_at = now = time.monotonic()
+        self._service_s = 0.9 * self._service_s + 0.1 * (now - permit.admitted_at)
+        self._admit_waiters()
+        self._note_change()
+
+    def _arrive(self, wish: Wish) -> _Waiter:
+        """Admitted already, or waiting. Raises the reason why this wish can not wait."""
+        epoch = self.view.admitting_epoch if self.view else None
+        decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(wish, time.monotonic(), epoch, self.last_failure(wish.model), decided)
+        if self._can_admit(wish.model) and not any(w.model == wish.model for w in self._waiters):
+            self._permit(waiter, 0)
+        else:
+            self._enqueue(waiter)
+        return waiter
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        wish = waiter.wish
+        failure = self.view.failures.get(wish.model) if self.view else None
+        is_known = wish.intent is Intent.FORCE and waiter.last_failure <= wish.known_failure
+        if failure and self._is_fresh(failure, waiter.arrived_at) and not is_known:
             raise _load_failed(wish.model, failure)
-        last_failure = failure.seq if failure else 0
-        refusal = self._refusal(wish, last_failure)
+        refusal = self._refusal(wish, waiter.last_failure)
         if refusal is None and wish.wait_deadline <= asyncio.get_running_loop().time():
             refusal = self._too_late(wish)  # before anybody switches for it
         if refusal:
@@ -227,12 +241,20 @@ class Admission:
                 f"The queue is full: {len(self._waiters)} requests wait.",
                 retry_after_s=self.retry_after_s(),
             )
-        admitted: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        epoch = self.view.admitting_epoch if self.view else None
-        waiter = _Waiter(wish, arrived_at, epoch, last_failure, admitted)
         self._waiters.append(waiter)
         self._note_change()
-        return waiter
+
+    async def _turn(self, waiter: _Waiter, wait: Wait) -> Permit:
+        """Its permit, when it has waited for its turn. Raises why there is none."""
+        try:
+            async with asyncio.timeout_at(waiter.wish.wait_deadline):
+                await wait(waiter.decided)
+        except TimeoutError:
+            raise self._too_late(waiter.wish) from None
+        if waiter.refusal:
+            raise waiter.refusal
+        assert waiter.permit
+        return waiter.permit
 
     def _is_fresh(self, failure: Failure, now: float) -> bool:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
@@ -284,18 +306,10 @@ class Admission:
     def _admit_waiters(self) -> None:
         for waiter in list(self._waiters):
             if self._can_admit(waiter.model):
+                assert self.view is not None
                 self._drop(waiter)
-                if not waiter.admitted.done():
-                    assert self.view is not None
-                    switch_s = 0 if self.view.epoch == waiter.epoch else self.view.switch_s
-                    permit = self._permit(waiter.model, waiter.arrived_at, switch_s)
-                    waiter.admitted.set_result(permit)
-
-    def _give_back(self, waiter: _Waiter) -> None:
-        """Release the permit of one who left just as it was admitted."""
-        future = waiter.admitted
-        if future.done() and not future.cancelled() and future.exception() is None:
-            self.release(future.result(), 0)
+                self._permit(waiter, 0 if self.view.epoch == waiter.epoch else self.view.switch_s)
+                waiter.decided.set_result(None)
 
     def _drop(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:

@@ -9,9 +9,8 @@ from ray.serve import Application
 
 from deployments.model_server import ModelServer
 from deployments.switchboard import SwitchboardDeployment
-from serve_app.auth import check_bound
 from serve_app.ingress import GatewayDeployment
-from serve_app.settings import AppArgs, Settings, load_settings
+from serve_app.settings import AppArgs, Settings, check_bound, load_settings
 
 _LOOPBACK = "127.0.0.1"
 _PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones

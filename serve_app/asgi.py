@@ -1,11 +1,13 @@
-"""The ASGI messages that a response written by hand sends, and the one it waits for."""
+"""The ASGI messages that a response written by hand sends, and the one it waits for; and the
+response that is a stream of events."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from starlette.types import Receive
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 
 def start(status: int, headers: dict[str, str]) -> dict[str, Any]:
@@ -27,19 +29,12 @@ def event_stream_headers() -> dict[str, str]:
     }
 
 
-async def expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
-    """Make `presence` expire when the client is gone; run as a task beside the answering."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    presence.reschedule(asyncio.get_running_loop().time())
-
-
 @asynccontextmanager
 async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
     """Run the block to its end or until the client is gone, which is no error."""
     try:
         async with asyncio.timeout(None) as presence:
-            watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
+            watching = asyncio.ensure_future(_expire_when_client_leaves(receive, presence))
             try:
                 yield
             finally:
@@ -47,3 +42,28 @@ async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
     except TimeoutError:
         if not presence.expired():
             raise
+
+
+async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
+    """Make `presence` expire when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    presence.reschedule(asyncio.get_running_loop().time())
+
+
+class EventStream(Response):
+    """Server-sent events, until there are no more or the client is gone. What goes wrong before the
+    first of them is an answer of its own."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with while_client_stays(receive), aclosing(self._pieces) as pieces:
+            first = await anext(pieces)
+            await send(start(200, event_stream_headers()))
+            await send(chunk(first))
+            async for piece in pieces:
+                await send(chunk(piece))
+            await send(chunk(b"", is_last=True))

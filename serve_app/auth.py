@@ -13,32 +13,19 @@ to a foreign Host or Origin whatever key it brings.
 
 import hashlib
 import hmac
-import ipaddress
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 from pydantic import SecretStr
 from starlette.requests import Request
 
 from serve_app.errors import Forbidden, InvalidKey
-from serve_app.settings import Http, SettingsError
+from serve_app.settings import Settings, is_address
 
 _OWN_SITE = ("same-origin", "none")
 _KEY_LIMIT = 512  # bytes; longer ones are not even hashed
-
-
-class KeySettings(Protocol):
-    """What is needed here of the settings."""
-
-    @property
-    def api_keys(self) -> tuple[SecretStr, ...]: ...
-    @property
-    def admin_keys(self) -> tuple[SecretStr, ...]: ...
-    @property
-    def http(self) -> Http: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,7 @@ class Guard:
     origins: frozenset[str]  # of other sites whose pages may be an admin's all the same
 
     @classmethod
-    def of(cls, settings: KeySettings) -> "Guard":
+    def of(cls, settings: Settings) -> "Guard":
         users, admins = _digests(settings.api_keys), _digests(settings.admin_keys)
         hosts = frozenset(host.lower() for host in settings.http.allowed_hosts) | _own_names()
         origins = frozenset(settings.http.admin_origins)
@@ -84,7 +71,7 @@ class Guard:
     def _check_host(self, request: Request) -> None:
         """An address is fine: only a name can be made to mean another machine."""
         name = _host_name(request.headers.get("host", ""))
-        if name is None or not (_is_address(name) or name in self.hosts):
+        if name is None or not (is_address(name) or name in self.hosts):
             raise Forbidden(
                 "This server does not go by that Host name; `allowed_hosts` in "
                 "configs/backend.yaml can add it."
@@ -127,24 +114,6 @@ def namespace_of(request: Request) -> str:
     return hashlib.sha256(_bytes(key)).hexdigest()[:16] if key else ""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def check_bound(host: str, settings: KeySettings) -> None:
-    """Without a key nobody but this machine is let in.
-
-    Raises:
-        SettingsError: `host`, where the server is to listen, is wider, and no API key is set.
-    """
-    if not settings.api_keys and not is_loopback(host):
-        raise SettingsError(
-            f"http_options.host is {host}, which others can reach, and no key protects it: set "
-            "LLM_BACKEND_API_KEY (and LLM_BACKEND_ADMIN_KEY), or bind 127.0.0.1"
-        )
-
-
 def _digests(keys: Iterable[SecretStr]) -> tuple[bytes, ...]:
     """Of keys as they are set, text: clients send it as UTF-8."""
     return tuple(_digest(key.get_secret_value().encode(errors="surrogateescape")) for key in keys)
@@ -175,14 +144,6 @@ def _host_name(header: str) -> str | None:
 
 def _has_port(header: str) -> bool:
     return ":" in header.rpartition("]")[2]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 @cache

@@ -12,7 +12,7 @@ import yaml
 from deployments.state_file import SavedState, load_state, save_state
 from serve_app import running, settings
 from serve_app.preflight import PreflightProblem, check_all, local_settings, read_deployment
-from serve_app.settings import SettingsError
+from serve_app.settings import SettingsError, paths
 
 _LOOK_S = 0.2
 _STOP_S = 120.0
@@ -45,15 +45,15 @@ def choose(config: Path, model: str | None, profile: str | None) -> Path:
     raw = yaml.safe_load(config.read_text())
     application = raw["applications"][0]
     application["args"] = application.get("args", {}) | chosen
-    copy = home / "run" / "start_config.yaml"
+    copy = home / paths.START_CONFIG
     try:
         copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         copy.write_text(yaml.safe_dump(raw))
         check_all(copy)
         if model:
-            saved = load_state(_state_file(home)) or SavedState()
-            wanted = replace(saved, desired=None if model == "none" else model)
-            save_state(_state_file(home), wanted)
+            state = home / paths.RESIDENCY
+            saved = load_state(state) or SavedState()
+            save_state(state, replace(saved, desired=None if model == "none" else model))
     except OSError as exc:
         raise PreflightProblem(f"{exc.filename} can not be written: {exc.strerror}") from exc
     return copy
@@ -69,13 +69,9 @@ def models_of(config: Path, profile: str | None) -> tuple[list[str], str]:
     if profile:
         args = args.model_copy(update={"profile": profile})
     found = local_settings(args)
-    saved = load_state(_state_file(Path(found.home)))
+    saved = load_state(found.home / paths.RESIDENCY)
     wanted = saved.desired if saved and saved.desired in found.models else None
     return [*found.models], wanted or found.default_model or "none"
-
-
-def _state_file(home: Path) -> Path:
-    return home / "run" / "residency.json"  # where the Switchboard keeps it
 
 
 def home_of(config: Path) -> Path:
@@ -94,8 +90,8 @@ def start(config: Path) -> Generator[Progress, None, None]:
     Raises:
         PreflightProblem: it can not be started.
     """
-    home = Path(check_all(config).home)
-    log = home / "logs" / "start.log"
+    home = check_all(config).home
+    log = home / paths.log("start")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with log.open("w") as output:
         keeper = subprocess.Popen(

@@ -109,13 +109,40 @@ def check_tools(body: Body, value: dict[str, Any], spec: ModelSpec) -> None:
                 f"{wanted[0]} tools are taken, which the client runs.",
                 f"tools[{number}].type",
             )
-    choice = value.get("tool_choice")
-    if isinstance(body, ChatBody) and isinstance(choice, dict) and choice.get("type") != "function":
+    _check_choice(value.get("tool_choice"), tools, body)
+
+
+def _check_choice(choice: Any, tools: list[dict[str, Any]], body: Body) -> None:
+    """A call that is asked for can be made. Left to the model instead, it would be answered with a
+    text, in which the program looks for the call in vain."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind in (None, "none", "auto"):
+        return
+    if isinstance(choice, dict) and not isinstance(body, CountBody) and kind != "function":
         raise InvalidValue(
             "Invalid 'tool_choice': supported are none, auto, required, and one function by its "
             "name.",
             "tool_choice",
         )
+    if not tools:
+        raise InvalidValue(
+            "Invalid 'tool_choice': it asks for a call, and `tools` has none to call.",
+            "tool_choice",
+        )
+    if isinstance(choice, dict) and kind in ("function", "tool"):
+        names = [_name(tool) for tool in tools]
+        if _name(choice) not in names:
+            known = ", ".join(map(str, names))[:200]
+            raise InvalidValue(
+                f"Invalid 'tool_choice': it must name one of the tools to call: {known}.",
+                "tool_choice",
+            )
+
+
+def _name(tool: dict[str, Any]) -> Any:
+    """Of a tool, or of the one that is chosen; chat has it in `function`."""
+    function = tool.get("function")
+    return (function if isinstance(function, dict) else tool).get("name")
 
 
 def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:

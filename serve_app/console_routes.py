@@ -1,20 +1,14 @@
 """The web pages: fixed sets of files, served as they lie in `console/` and `docs/`."""
 
-import hashlib
-from dataclasses import dataclass
+import mimetypes
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-
-from serve_app.errors import NotFound
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 _HERE = Path(__file__).parent
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+mimetypes.add_type("text/javascript", ".js")  # whatever the machine's own table says
 # Nothing from elsewhere and no inline script; pictures of a chat are data addresses.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -32,33 +26,31 @@ _HEADERS = {
 routes = APIRouter(include_in_schema=False)
 
 
-@dataclass(frozen=True)
-class _File:
-    content: bytes
-    media_type: str
-    etag: str
+class _Files(StaticFiles):
+    """The files of a folder, with the headers of our pages."""
 
+    def __init__(self, folder: str, policy: str) -> None:
+        super().__init__(directory=_HERE / folder)
+        self._headers = _HEADERS | {"content-security-policy": policy}
 
-def read_files(folder: str) -> dict[str, _File]:
-    """The files of a folder that are served, by name."""
-    files = {}
-    for path in (_HERE / folder).iterdir():
-        if path.suffix in _TYPES:
-            content = path.read_bytes()
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            files[path.name] = _File(content, _TYPES[path.suffix], etag)
-    return files
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(self._headers)
+        return response
 
 
 def _add(folder: str, page: str, policy: str) -> None:
-    """Serve the files of a folder under its name, and its index at `page`."""
-    files = read_files(folder)
+    """Serve the files of a folder under its name, and its index at `page`.
+
+    As routes and not as a mount, which the access log and the metrics could not name.
+    """
+    files = _Files(folder, policy)
 
     async def index(request: Request) -> Response:
-        return _answer(request, files.get("index.html"), policy)
+        return await files.get_response("index.html", request.scope)
 
     async def part(path: str, request: Request) -> Response:
-        return _answer(request, files.get(path), policy)
+        return await files.get_response(path, request.scope)
 
     routes.add_api_route(page, index)
     routes.add_api_route(f"/{folder}/{{path:path}}", part)
@@ -66,13 +58,3 @@ def _add(folder: str, page: str, policy: str) -> None:
 
 _add("console", "/", _STRICTER)
 _add("docs", "/docs", _POLICY)  # the API's description, to read and to try
-
-
-def _answer(request: Request, found: _File | None, policy: str) -> Response:
-    if found is None:
-        raise NotFound("There is no such file.")
-    headers = _HEADERS | {"etag": found.etag, "content-security-policy": policy}
-    known = request.headers.get("if-none-match", "")
-    if found.etag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
-        return Response(status_code=304, headers=headers)
-    return Response(found.content, media_type=found.media_type, headers=headers)

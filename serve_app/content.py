@@ -49,7 +49,7 @@ RESPONSES_ITEMS = {
     "message": _ITEM | {"role", "content", "phase"},
     "function_call": _CALL | {"arguments", "async"},
     "function_call_output": _CALL | {"output"},
-    "reasoning": _ITEM | {"content", "summary", "encrypted_content"},
+    "reasoning": _ITEM | {"content", "summary"},
 }
 REASONING_PARTS = {kind: frozenset({"type", "text"}) for kind in ("reasoning_text", "summary_text")}
 ANTHROPIC_PARTS = {

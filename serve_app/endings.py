@@ -17,7 +17,7 @@ _FAILURE = re.compile(rb"^event: (?:error|response\.failed)\n", re.MULTILINE)
 # Responses begin with these before the engine has looked at the request.
 _PREAMBLE = (b"event: response.created\n", b"event: response.in_progress\n")
 _FINISHED = b'"finish_reason":"'
-_ABORTED = b'"finish_reason":"abort"'
+ABORTED = b'"finish_reason":"abort"'
 _MESSAGE_DELTA = b"event: message_delta\n"
 _NO_REASON = b'"stop_reason":null'
 
@@ -54,7 +54,7 @@ class ChatEnding:
     def judge(self, events: bytes) -> Judged:
         whole, mark, cause = events.partition(_ERROR_DATA)
         self._num_unfinished -= whole.count(_FINISHED)
-        if _ABORTED in whole:
+        if ABORTED in whole:
             return Judged(b"", is_lost=True)
         if mark:
             return Judged(whole, error=b'{"error":' + cause.partition(SEPARATOR)[0])

@@ -77,7 +77,8 @@ def _read(body: bytes) -> tuple[str, str | None, Any]:
         return "", None, None  # HTML, or nothing: no text for a client
     if not isinstance(value, dict):
         return "", None, None
-    error = value.get("error", value)
+    response = value.get("response")  # of a `response.failed`, which holds the whole answer
+    error = (response if isinstance(response, dict) else value).get("error", value)
     if not isinstance(error, dict):
         return str(error), None, None
     message = error.get("message", error.get("detail", ""))

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.engine_http import engine_session
 
 _OURS = "vllm:"  # the rest of its page is of its Python process, and would pass for the gateway's
-_CREATED = "_created"  # when a series began: half of the page, and nobody's question
+_CREATED = "_created"  # when a series began: half of the page, and of use to no one
 
 
 async def ask_engine(endpoint: str, timeout_s: float) -> str:
@@ -19,7 +19,7 @@ async def ask_engine(endpoint: str, timeout_s: float) -> str:
     """
     async with (
         engine_session(Path(endpoint), timeout_s) as session,
-        session.get("http://engine/metrics", raise_for_status=True) as response,
+        session.get("/metrics", raise_for_status=True) as response,
     ):
         return await response.text()
 

@@ -4,57 +4,33 @@ An event's id is `<boot>-<number>`. A client that comes back with its last id ge
 or, where that is no longer known or another boot counts anew, a `gap` event and then what there is.
 """
 
-import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
+from deployments.switchboard import Switchboard
 from deployments.view import EventPage
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
 from serve_app.errors import Unavailable
-from serve_app.switchboard_client import SwitchboardClient, ask
+from serve_app.switchboard_client import ask
 
 _HEARTBEAT_S = 10.0
 _RETRY_MS = 1000  # a client whose stream has ended comes again after this
 
 
-class EventStream(Response):
-    """One listener. It holds one page of events at a time, however slowly the client reads."""
-
-    def __init__(self, switchboard: SwitchboardClient, first: EventPage) -> None:
-        super().__init__()
-        self._switchboard = switchboard
-        self._first = first
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+async def pieces(switchboard: Switchboard, page: EventPage) -> AsyncGenerator[bytes, None]:
+    """What one listener is sent, from its first page on. One page of events is held at a time,
+    however slowly the client reads."""
+    position = f"retry: {_RETRY_MS}\nid: {page.boot}-{page.last - len(page.events)}\n\n"
+    yield position.encode() + _page(page)
+    while True:
+        after = (page.boot, page.last)
         try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._relay(send)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
-
-    async def _relay(self, send: Send) -> None:
-        page = self._first
-        position = f"retry: {_RETRY_MS}\nid: {page.boot}-{page.last - len(page.events)}\n\n"
-        await send(start(200, event_stream_headers()))
-        await send(chunk(position.encode() + _page(page)))
-        while True:
-            after = (page.boot, page.last)
-            try:
-                page = await ask(self._switchboard.events(after, _HEARTBEAT_S), _HEARTBEAT_S)
-            except Unavailable:
-                break
-            if page.boot != after[0]:  # the client comes again, and is told of the gap
-                break
-            await send(chunk(_page(page) or b": no news\n"))
-        await send(chunk(b"", is_last=True))
+            page = await ask(switchboard.events(after, _HEARTBEAT_S), _HEARTBEAT_S)
+        except Unavailable:
+            return
+        if page.boot != after[0]:  # the client comes again, and is told of the gap
+            return
+        yield _page(page) or b": no news\n"
 
 
 def _page(page: EventPage) -> bytes:

@@ -1,7 +1,7 @@
 """From a body's bytes to a checked request.
 
 A large body is worked on beside the event loop (`aside.py`); what one step of it may take is
-bounded in `requests.decode` and in the checks.
+bounded in `reading.decode` and in the checks.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app import requests
+from serve_app import reading
 from serve_app.aside import aside
 from serve_app.checking import (
     check_counts,
@@ -44,8 +44,8 @@ async def examine(call: Call, raw: bytes, settings: Settings) -> Examined:
 
 def _examine(call: Call, raw: bytes, settings: Settings) -> Examined:
     limits, models = settings.limits, settings.models
-    value = requests.decode(raw, limits.max_values)
-    spec = models[requests.wanted_model(value, models)]
+    value = reading.decode(raw, limits.max_values)
+    spec = models[reading.wanted_model(value, models)]
     check_sizes(value)
     ignored = normalize(call, value, is_strict=limits.unknown_fields == "refuse")
     observation().ignored_fields = ignored.header()  # also told of a request that is refused below
@@ -53,7 +53,8 @@ def _examine(call: Call, raw: bytes, settings: Settings) -> Examined:
     check_counts(body, limits)
     is_shorter = lower_length(value, spec)
     check_tools(body, value, spec)
-    check_schemas(body, value, limits)
+    check_schemas(body, value, limits, ignored)
+    observation().ignored_fields = ignored.header()
     found = pictures(body, value)
     check_vision(found, spec)
     return Examined(body, value, found, ignored.has_changed or is_shorter)

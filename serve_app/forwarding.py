@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,10 +21,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments.engine_http import engine_session, is_healthy
 from serve_app.admission import Admission, Permit, Wish, switching_error
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.aside import aside
-from serve_app.endings import SEPARATOR, Ending
+from serve_app.endings import ABORTED, SEPARATOR, Ending
 from serve_app.engine_errors import engine_error
 from serve_app.errors import (
     BackendError,
@@ -39,7 +41,6 @@ from serve_app.observation import observation
 
 _HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
 _IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
-_ABORTED = b'"finish_reason":"abort"'
 # Where a stream does not tell why it is refused: the field that keeps a plain answer short.
 _LENGTHS = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
 
@@ -51,11 +52,7 @@ class _Pool:
 
     def __init__(self, endpoint: str) -> None:
         self.num_users = 0
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=endpoint, limit=0, keepalive_timeout=_IDLE_S),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=False,
-        )
+        self.session = engine_session(Path(endpoint), None, limit=0, keepalive_timeout=_IDLE_S)
 
 
 class EngineSessions:
@@ -120,57 +117,36 @@ class EngineAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         observation().model = self._job.model
-        try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._answer(send)
-                except BackendError as error:
-                    await self._fail(send, error)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
+        async with while_client_stays(receive):
+            try:
+                await self._answer(send)
+            except BackendError as error:
+                await self._fail(send, error)
 
     async def _answer(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            permit = await self._admit(send)
-            observed = observation()
-            observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
-            began = loop.time()
-            try:
-                async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
-                    if permit.is_cut:
-                        raise switching_error(permit)
-                    await self._forward(permit, send)
-                return
-            except TimeoutError:
-                if permit.is_cut:
-                    raise switching_error(permit) from None
-                raise DeadlineExceeded("The request took longer than is allowed.") from None
-            except aiohttp.ClientConnectorError:
-                # Nothing was sent: the engine is gone, or going. Its successor answers.
-                await self._wait_for_news(permit, send)
-            finally:
-                self._admission.release(permit, loop.time() - began)
-
-    async def _admit(self, send: Send) -> Permit:
-        """Wait for a permit; a stream that waits is kept alive with comments."""
-        admitting = asyncio.ensure_future(self._admission.admit(self._wish))
-        try:
-            while self._job.is_stream:
-                done, _ = await asyncio.wait([admitting], timeout=_HEARTBEAT_S)
-                if done:
-                    break
+        async def wait(decided: asyncio.Future[None]) -> None:
+            """A stream is kept alive with comments."""
+            every_s = _HEARTBEAT_S if self._job.is_stream else None
+            while not (await asyncio.wait([decided], timeout=every_s))[0]:
                 await self._send_heartbeat(send)
-            return await admitting
-        except BaseException:  # cancelled, refused, or `send` failed
-            admitting.cancel()
-            if admitting.done() and not admitting.cancelled() and admitting.exception() is None:
-                self._admission.release(admitting.result(), 0)
-            raise
+
+        while True:
+            async with self._admission.admit(self._wish, wait) as permit:
+                observed = observation()
+                observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
+                try:
+                    async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
+                        if permit.is_cut:
+                            raise switching_error(permit)
+                        await self._forward(permit, send)
+                    return
+                except TimeoutError:
+                    if permit.is_cut:
+                        raise switching_error(permit) from None
+                    raise DeadlineExceeded("The request took longer than is allowed.") from None
+                except aiohttp.ClientConnectorError:
+                    # Nothing was sent: the engine is gone, or going. Its successor answers.
+                    await self._wait_for_news(permit, send)
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
@@ -213,9 +189,9 @@ class EngineAnswer(Response):
         send: Send,
     ) -> None:
         body = await response.read()
-        if _ABORTED in body:
+        if ABORTED in body:
             raise await self._cause(session)
-        if self._job.ending.needs_proof_of_life and not await _is_alive(session):
+        if self._job.ending.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | truth_headers(permit, self._job.model)))
@@ -241,7 +217,7 @@ class EngineAnswer(Response):
             judged = ending.judge(events + separator)
             if judged.is_lost:
                 break
-            if judged.is_over and ending.needs_proof_of_life and not await _is_alive(session):
+            if judged.is_over and ending.needs_proof_of_life and not await is_healthy(session):
                 break
             held += judged.good
             if held and not judged.is_preamble:
@@ -266,7 +242,7 @@ class EngineAnswer(Response):
         """
         if told and told.status < 500:  # (1)
             return told
-        if not await _is_alive(session):  # (2)
+        if not await is_healthy(session):  # (2)
             return _lost()
         length = _LENGTHS.get(self._job.path)
         if self._job.is_stream and length and not self._num_events:  # (3)
@@ -301,7 +277,7 @@ def _asking(
     session: aiohttp.ClientSession, path: str, body: bytes
 ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
     return session.post(
-        f"http://engine{path}",
+        path,
         data=io.BytesIO(body),  # written piece by piece: other requests go on
         headers={"content-type": "application/json"},
     )
@@ -316,15 +292,6 @@ async def _refusal(response: aiohttp.ClientResponse, path: str) -> BackendError:
 def _changed(body: bytes, fields: dict[str, Any]) -> bytes:
     """A request with other values in these fields."""
     return msgspec.json.encode(msgspec.json.decode(body) | fields)
-
-
-async def _is_alive(session: aiohttp.ClientSession) -> bool:
-    """Whether the engine says so itself: its server may outlive its core."""
-    try:
-        async with session.get("http://engine/health") as response:
-            return response.status == 200
-    except (aiohttp.ClientError, ConnectionError):
-        return False
 
 
 def _lost() -> EngineLost:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -14,13 +14,13 @@ from fastapi import Depends, Request
 from deployments.checkpoint import size_bytes
 from deployments.gpu_watch import NO_GPU, gpu_json
 from deployments.residency import State
+from deployments.switchboard import Switchboard
 from deployments.view import View
 from serve_app.admission import Admission
 from serve_app.cache.responses import ResponseCache
 from serve_app.forwarding import EngineSessions
 from serve_app.metrics import GatewayMetrics
 from serve_app.settings import ModelSpec, Settings
-from serve_app.switchboard_client import SwitchboardClient
 
 _RETRY_S = 0.5  # pause after the Switchboard could not be reached
 _REPORT_S = 3.0  # a model is idle when every gateway says so: silence is no sign of it
@@ -32,7 +32,7 @@ logger = logging.getLogger("llm_backend.gateway")
 class Gateway:
     """One gateway's state: its settings, what it admits, and its line to the Switchboard."""
 
-    def __init__(self, settings: Settings, switchboard: SwitchboardClient) -> None:
+    def __init__(self, settings: Settings, switchboard: Switchboard) -> None:
         self.settings = settings
         self.switchboard = switchboard
         self.admission = Admission(settings.limits, gateway=uuid.uuid4().hex)
@@ -84,7 +84,7 @@ class Gateway:
 
     def _measure_weights(self) -> None:
         """In a thread: it reads files, and may import the hub's library to find them."""
-        home = Path(self.settings.home)
+        home = self.settings.home
         self._sizes = {n: size_bytes(spec, home) for n, spec in self.settings.models.items()}
 
     def health(self) -> dict[str, Any]:
@@ -102,6 +102,19 @@ class Gateway:
             "in_flight": self.admission.num_in_flight,
             "queued": self.admission.num_queued,
             "gpu": gpu_json(view.gpu if view else NO_GPU),
+        }
+
+    def model_for_anthropic(self, spec: ModelSpec) -> dict[str, Any]:
+        """A model in Anthropic's shape."""
+        created_at = datetime.fromtimestamp(self.started_at, UTC)
+        return {
+            "type": "model",
+            "id": spec.name,
+            "display_name": spec.name,
+            "created_at": created_at.isoformat().replace("+00:00", "Z"),
+            "lifecycle": "active",
+            "max_input_tokens": spec.engine.max_model_len,
+            "max_tokens": spec.engine.max_model_len,
         }
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:

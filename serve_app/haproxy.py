@@ -16,8 +16,14 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 9. clients can steer Serve with headers: here, those are dropped.
 
 (1) to (3) and (6) to (9) are lines of a configuration that Ray writes anew with each change, so
-`haproxy_guard.py` mends the file each time, before it becomes the real HAProxy. What is not HTTP/1
-at all is answered in HTML: that text is compiled into HAProxy.
+`haproxy_guard.py` mends the file each time, before it becomes the real HAProxy.
+
+Two things stay. What HAProxy's parser refuses, and a head that is too long or too slow, is answered
+in HTML, whatever error pages there are: that text is compiled into HAProxy. And an HTTP/1.0 client
+gets a stream in chunks: uvicorn's `httptools` protocol, which Serve's replica runs, chunks all that
+has no length, whoever asks, and HAProxy passes it on, putting the header back where a rule takes it
+out. To hold a stream back until its length is known would be worse: nginx asks in HTTP/1.0 by
+default, and reads chunks.
 """
 
 import json

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,15 +14,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.lifeline import end_with_parent
-from serve_app import (
-    admin_routes,
-    console_routes,
-    journal,
-    log_routes,
-    metrics_page,
-    public_routes,
-)
-from serve_app.access_log import AccessLog
+from serve_app import admin_routes, console_routes, log_routes, metrics_page, public_routes
 from serve_app.asgi import chunk
 from serve_app.auth import Guard
 from serve_app.errors import (
@@ -35,13 +26,14 @@ from serve_app.errors import (
     error_response,
 )
 from serve_app.gateway import Gateway
+from serve_app.journal import write_to_file
 from serve_app.measuring import Measuring
-from serve_app.observation import observation
+from serve_app.observation import RequestFields, observation
 from serve_app.openapi import document
-from serve_app.requests import invalid_field
+from serve_app.reading import invalid_field
 from serve_app.settings import Settings
 from serve_app.surface import dialect_of
-from serve_app.switchboard_client import HandleClient
+from serve_app.switchboard_client import behind
 
 _MAX_HEADER_BYTES = 32_768
 # By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
@@ -59,10 +51,11 @@ routes.include_router(console_routes.routes)
 
 
 class _Application(FastAPI):
-    """FastAPI with the access log around everything, its answers to unexpected errors included."""
+    """FastAPI with the measuring around everything, its answers to unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return AccessLog(super().build_middleware_stack(), self.state.is_behind_serve)
+        metrics = self.state.gateway.metrics
+        return Measuring(super().build_middleware_stack(), metrics, self.state.is_behind_serve)
 
 
 def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
@@ -91,7 +84,6 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(_HeadAsGet)
-    app.add_middleware(Measuring, metrics=gateway.metrics)
     app.add_exception_handler(BackendError, _on_backend_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -162,7 +154,7 @@ class _HeadAsGet:
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
     observation().note_error(exc)
-    status, headers, body = error_response(exc, dialect_of(request.url.path))
+    status, headers, body = error_response(exc, dialect_of(request.url.path, request.headers))
     return Response(body, status, dict(headers))
 
 
@@ -174,20 +166,38 @@ async def _on_validation_error(request: Request, exc: Exception) -> Response:
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if exc.status_code != 405:
-        return await _on_backend_error(request, NotFound(f"There is no {request.url.path[:100]}."))
+        return await _on_backend_error(request, NotFound(_no_such(request)))
     error = MethodNotAllowed(f"{request.method} is not allowed here.")
     response = await _on_backend_error(request, error)
     response.headers["allow"] = ", ".join(_allowed_methods(request))
     return response
 
 
-def _allowed_methods(request: Request) -> list[str]:
-    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
-    here = [
+def _no_such(request: Request) -> str:
+    """Names the right address where `/v1` is missing or too much, as many base URLs have it."""
+    path = request.url.path
+    steps = [step for step in path.split("/") if step]
+    while steps[:1] == ["v1"]:
+        del steps[0]
+    for meant in ("/".join(["", "v1", *steps]), "/".join(["", *steps])):
+        if steps and meant != path and len(path) <= 100 and _routes_at(request, meant):
+            return f"There is no {path} here; did you mean {meant}?"
+    return f"There is no {path[:100]}."
+
+
+def _routes_at(request: Request, path: str) -> list[Route]:
+    """All routes at an address, whatever their methods."""
+    scope = {**request.scope, "path": path}
+    return [
         route
         for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
     ]
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
+    here = _routes_at(request, request.scope["path"])
     methods = {method for route in here for method in route.methods or ()}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
@@ -203,8 +213,8 @@ class GatewayDeployment:
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
-        journal.write_to_file(Path(settings.home), "gateway")
-        self._gateway = Gateway(settings, HandleClient(switchboard))
+        write_to_file(settings.home, "gateway", context=RequestFields())
+        self._gateway = Gateway(settings, behind(switchboard))
         # What is there now stays: no collection that a large body sets off looks at it again.
         gc.collect()
         gc.freeze()

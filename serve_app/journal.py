@@ -1,10 +1,10 @@
 """How this project writes its logs: one JSON object a line, in files that stay bounded.
 
-A line holds `time` (UTC), `level`, `logger`, `event`, what is known of the request it is of
-(`observation.py`), and fields of its own, such as `ticket`; an exception goes under `error` and
-`at`. Never a prompt, an answer or a key: what clients send is not logged, and the text of an
-exception only where it can not quote a request. JSON escapes every control character, so nothing
-that a client sends breaks a line.
+A line holds `time` (UTC), `level`, `logger`, `event`, and the fields that `extra` or a filter gave
+its record, such as `ticket` or `request_id`; an exception goes under `error` and `at`. Never a
+prompt, an answer or a key: what clients send is not logged, and the text of an exception only where
+it cannot quote a request. JSON escapes every control character, so nothing that a client sends
+breaks a line.
 """
 
 import json
@@ -17,7 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from serve_app.observation import observation
+from serve_app.settings import paths
 
 FILE_BYTES = 10_000_000  # then a log is set aside as <name>.log.1, and that one as <name>.log.2
 NUM_OLD_FILES = 2
@@ -37,7 +37,6 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
-        line |= observation().fields()
         line |= {k: v for k, v in vars(record).items() if k not in _STANDARD and k[0] != "_"}
         if record.exc_info and record.exc_info[1]:
             line |= _error_fields(record.exc_info[1])
@@ -80,15 +79,20 @@ class _SharedFile(RotatingFileHandler):
         return bool(super().shouldRollover(record))
 
 
-def write_to_file(home: Path, service: str, *, rotates: bool = True) -> None:
+def write_to_file(
+    home: Path, service: str, *, rotates: bool = True, context: logging.Filter | None = None
+) -> None:
     """Send this process's log lines to `<home>/logs/<service>.log`: ours from `info` on, those of
     other packages from `warning` on.
 
     A file that can not be written (disk full, read-only) costs lines, not the service.
-    `rotates=False`: somebody else keeps it bounded, for others write there too.
+    `rotates=False`: another part keeps it bounded, because other processes write there too.
+    `context` adds fields to each record, as `observation.RequestFields` does.
     """
     handler = rotating_file(log_path(home, service), rotates=rotates)
     handler.setFormatter(JsonLines())
+    if context:
+        handler.addFilter(context)
     logging.getLogger().addHandler(handler)
     logging.getLogger("llm_backend").setLevel(logging.INFO)
 
@@ -104,7 +108,7 @@ def rotating_file(path: Path, *, rotates: bool = True) -> logging.Handler:
 
 
 def log_path(home: Path, service: str) -> Path:
-    return home / "logs" / f"{service}.log"
+    return home / paths.log(service)
 
 
 def set_aside(path: Path) -> None:

@@ -26,7 +26,7 @@ from deployments.standby import start_standby
 from deployments.vllm_engine import standby_environment
 from serve_app import haproxy, journal, private, running
 from serve_app.preflight import PreflightProblem, check_all, claim, read_deployment
-from serve_app.settings import Settings
+from serve_app.settings import Settings, paths
 from serve_app.settings.machine import export_file
 
 _POLL_S = 0.25
@@ -82,7 +82,7 @@ def run_server(config: Path, say: Say) -> int:
         host, port, args = read_deployment(config)
         export_file(args.env_path)
         settings = check_all(config)
-        with claim(Path(settings.home)):
+        with claim(settings.home):
             return _run(config, settings, host, port, say)
     except PreflightProblem as exc:
         say(f"Can not start: {exc}.")
@@ -90,9 +90,9 @@ def run_server(config: Path, say: Say) -> int:
 
 
 def _run(config: Path, settings: Settings, host: str, port: int, say: Say) -> int:
-    home = Path(settings.home)
+    home = settings.home
     deployed = with_address(config, host, port, home)
-    log = home / "logs" / "serve.log"
+    log = home / paths.log("serve")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     journal.set_aside(log)
     signals = _Signals()
@@ -137,7 +137,7 @@ def _early_standby(settings: Settings) -> Iterator[None]:
     if not settings.standby:
         yield
         return
-    process, lifeline = start_standby(Path(settings.home), standby_environment())
+    process, lifeline = start_standby(settings.home, standby_environment())
     reaper = threading.Thread(target=process.wait, daemon=True)
     reaper.start()
     try:
@@ -166,7 +166,7 @@ def _run_serve(
             env=environment,
             start_new_session=True,
         )
-    home = Path(settings.home)
+    home = settings.home
     try:
         running.note(home, server.pid, address, settings.profile)
         if not _wait_until_ready(address, settings, server, log, signals, say):
@@ -192,7 +192,7 @@ def with_address(config: Path, host: str, port: int, home: Path) -> Path:
     if raw["http_options"] | wanted == raw["http_options"]:
         return config
     raw["http_options"] |= wanted
-    copy = home / "run" / "serve_config.yaml"
+    copy = home / paths.SERVE_CONFIG
     copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     copy.write_text(yaml.safe_dump(raw))
     return copy
@@ -278,7 +278,7 @@ def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) 
         say("\nStopping")
         if not _has_ended(server, _STOP_TIMEOUT_S):
             server.kill()
-    home = Path(settings.home)
+    home = settings.home
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while place.is_taken(home) and time.monotonic() < deadline:
         time.sleep(_POLL_S)

@@ -1,15 +1,15 @@
 """Logs over HTTP: the last lines, and what comes after them."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from serve_app import logs
-from serve_app.asgi import chunk, event_stream_headers, expire_when_client_leaves, start
+from serve_app.asgi import EventStream
 from serve_app.auth import check_admin
 from serve_app.errors import NotFound
 from serve_app.gateway import Here
@@ -34,12 +34,12 @@ async def tail(
     With `follow`: server-sent events, one a line, whose type is the service.
     """
     names = list(gateway.settings.models)
-    paths = logs.paths_of(service, Path(gateway.settings.home), names)
+    paths = logs.paths_of(service, gateway.settings.home, names)
     if not paths:
         known = ", ".join([*logs.SERVICES, *names, "all"])
         raise NotFound(f"There is no such log; there are {known}.", "service")
     if follow:
-        return _LogStream(paths, lines)
+        return EventStream(_follow(paths, lines))
     past = await asyncio.to_thread(_past, paths, lines)
     label = "{0} | {1}\n" if service == "all" else "{1}\n"
     return PlainTextResponse("".join(label.format(name, line) for name, line in past))
@@ -51,37 +51,16 @@ def _past(paths: dict[str, Path], num_lines: int) -> list[tuple[str, str]]:
     ]
 
 
-class _LogStream(Response):
-    """One reader that follows."""
+async def _follow(paths: dict[str, Path], num_lines: int) -> AsyncGenerator[bytes, None]:
+    """What one reader is sent: the last lines, then what is added."""
 
-    def __init__(self, paths: dict[str, Path], num_lines: int) -> None:
-        super().__init__()
-        self._paths = paths
-        self._num_lines = num_lines
+    def open_all() -> dict[str, logs.Follower]:
+        return {name: logs.Follower(path, num_lines) for name, path in paths.items()}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        followers = await asyncio.to_thread(self._open)
-        try:
-            async with asyncio.timeout(None) as presence:
-                watching = asyncio.ensure_future(expire_when_client_leaves(receive, presence))
-                try:
-                    await self._relay(followers, send)
-                finally:
-                    watching.cancel()
-        except TimeoutError:
-            if not presence.expired():
-                raise
-        finally:
-            for follower in followers.values():
-                follower.close()
-
-    def _open(self) -> dict[str, logs.Follower]:
-        return {name: logs.Follower(path, self._num_lines) for name, path in self._paths.items()}
-
-    async def _relay(self, followers: dict[str, logs.Follower], send: Send) -> None:
-        await send(start(200, event_stream_headers()))
+    followers = await asyncio.to_thread(open_all)
+    try:
         past = [(name, line) for name, follower in followers.items() for line in follower.past]
-        await send(chunk(_events(past) or b": nothing yet\n"))
+        yield _events(past) or b": nothing yet\n"
         num_silent = 0
         while True:
             await asyncio.sleep(_POLL_S)
@@ -89,7 +68,10 @@ class _LogStream(Response):
             num_silent = 0 if new else num_silent + 1
             if new or num_silent * _POLL_S >= _HEARTBEAT_S:
                 num_silent = 0
-                await send(chunk(_events(new) or b": nothing new\n"))
+                yield _events(new) or b": nothing new\n"
+    finally:
+        for follower in followers.values():
+            follower.close()
 
 
 def _news(followers: dict[str, logs.Follower]) -> list[tuple[str, str]]:

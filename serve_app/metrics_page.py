@@ -6,7 +6,6 @@ out and counted, a Switchboard that does not is shown as it last was.
 
 import asyncio
 import logging
-from collections.abc import Iterable
 
 import aiohttp
 from fastapi import APIRouter, Depends, Response
@@ -43,19 +42,9 @@ async def metrics(gateway: Here) -> Response:
     def page() -> bytes:
         """In a thread: an engine's page takes some 20 ms, in which tokens are to flow."""
         own = gateway.metrics.registry.collect()
-        ours = _without_created([*own, *families])
-        return generate_latest(_Families([*ours, *_read_engine(gateway, engine)]))
+        return generate_latest(_Families([*own, *families, *_read_engine(gateway, engine)]))
 
     return Response(await asyncio.to_thread(page), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _without_created(families: Iterable[Metric]) -> list[Metric]:
-    """Without the time at which each series began, which nobody asks for."""
-    kept = []
-    for family in families:
-        family.samples = [s for s in family.samples if not s.name.endswith("_created")]
-        kept.append(family)
-    return kept
 
 
 async def _ask_switchboard(gateway: Gateway) -> list[Metric]:

@@ -81,6 +81,8 @@ def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
     _of_request(call, value, ignored)
     for name, allowed in _OBJECTS.items():
         _object(value.get(name), f"{name}.", allowed, ignored)
+    if issubclass(call.body, ResponsesBody):
+        _functions_only(value, ignored)
     for tool in _objects(value.get("tools")):
         _without_nulls(tool, ignored)
         if isinstance(tool.get("function"), dict):
@@ -90,7 +92,6 @@ def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
         for message in _objects(value.get("messages")):
             _of_chat(message, ignored)
     elif issubclass(call.body, ResponsesBody):
-        _functions_only(value, ignored)
         for item in _objects(value.get("input")):
             _of_item(item, ignored)
     elif issubclass(call.body, CountBody):
@@ -104,7 +105,7 @@ def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
 def _of_request(call: Call, value: dict[str, Any], ignored: Ignored) -> None:
     fields = call.body.model_fields
     for name, given in list(value.items()):
-        asks_nothing = given is None or given in _ASKS_NOTHING.get(name, ())
+        asks_nothing = given is None or _is_one_of(given, _ASKS_NOTHING.get(name, ()))
         if name in fields:
             if asks_nothing and not fields[name].is_required():
                 _drop(value, name, ignored)
@@ -118,6 +119,11 @@ def _of_request(call: Call, value: dict[str, Any], ignored: Ignored) -> None:
             ignored.add("", name)
 
 
+def _is_one_of(given: Any, values: tuple[Any, ...]) -> bool:
+    """Also in its type: Python takes 1 and true for the same."""
+    return any(type(given) is type(value) and given == value for value in values)
+
+
 def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
     """(3) A tool that has to be called is `strict` unless it says that it is not: left free, a
     small model writes arguments that no client can read. One that may be called stays free: a
@@ -125,6 +131,8 @@ def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
     choice = value.get("tool_choice")
     kind = choice.get("type") if isinstance(choice, dict) else choice
     if kind in (None, "none", "auto"):
+        if choice is not None and not value.get("tools"):  # (1) it chooses among none
+            _drop(value, "tool_choice", ignored)
         return
     for tool in _objects(value.get("tools")):
         holder = tool.get("function", tool)
@@ -146,9 +154,7 @@ def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:
     if "tools" in value:
         value["tools"] = kept
     if value.get("tools") == []:
-        del value["tools"]
-        value.pop("tool_choice", None)
-        ignored.has_changed = True
+        _drop(value, "tools", ignored)
 
 
 def _of_chat(message: dict[str, Any], ignored: Ignored) -> None:

@@ -3,6 +3,7 @@
 The access line and every other log line of the request carry it, and the metrics count by it.
 """
 
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -54,3 +55,12 @@ def begin_observation(request_id: str) -> Observation:
 def observation() -> Observation:
     """The present request's; outside of one, an observation that nobody reads."""
     return _current.get() or Observation()
+
+
+class RequestFields(logging.Filter):
+    """Adds what is known of the current request to each log record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in observation().fields().items():
+            vars(record).setdefault(name, value)
+        return True

@@ -16,8 +16,7 @@ from deployments import checkpoint, place
 from deployments.checkpoint import CheckpointProblem
 from deployments.host_memory import open_host_memory
 from serve_app import private, running
-from serve_app.auth import check_bound
-from serve_app.settings import AppArgs, Settings, SettingsError, load_settings
+from serve_app.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
 from serve_app.settings.machine import read_machine
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
@@ -65,7 +64,7 @@ def check_all(path: Path) -> Settings:
         check_bound(host, settings)
     except SettingsError as exc:
         raise PreflightProblem(str(exc)) from exc
-    home = Path(settings.home)
+    home = settings.home
     _check_disk(home)
     _check_place(home)
     _check_port(host, port)
@@ -158,7 +157,7 @@ def claim(home: Path) -> Iterator[None]:
     Raises:
         PreflightProblem: another one is started, or runs.
     """
-    lock = home / "run" / "start.lock"
+    lock = home / paths.START_LOCK
     lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with lock.open("w") as file:
         try:

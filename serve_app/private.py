@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.settings import paths
+
 _PREFIX = "llmb-"
 _SOCKET_BYTES = 107  # of a Unix socket's path
 _RAY_BYTES = 68  # `/ray/session_<date>_<pid>/sockets/plasma_store`, with seven digits of pid
@@ -52,7 +54,7 @@ def is_too_long(parent: Path) -> bool:
 def folder(home: Path, name: str, parent: Path) -> Iterator[Path]:
     """A folder in `parent` for this user alone, with a short path, gone at the end; `run/<name>` in
     `home` leads there."""
-    link = home / "run" / name
+    link = home / paths.RUN / name
     link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _remove(link)
     path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
@@ -66,7 +68,7 @@ def folder(home: Path, name: str, parent: Path) -> Iterator[Path]:
 
 def remove_folders(home: Path) -> None:
     """Remove those that a killed launcher has left."""
-    for link in (home / "run").glob("*"):
+    for link in (home / paths.RUN).glob("*"):
         _remove(link)
 
 
@@ -78,7 +80,7 @@ def _remove(link: Path) -> None:
 
 def ray_token(home: Path) -> Path:
     """The file with Ray's token for the servers of `home`."""
-    return home / "run" / "ray_token"
+    return home / paths.RAY_TOKEN
 
 
 def make_ray_token(home: Path) -> Path:
@@ -99,7 +101,7 @@ def exposures(home: Path, environment: Mapping[str, str]) -> Iterator[Exposure]:
             yield Exposure(f"{path} can be written by other users", f"chmod go-w {path}")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     token = Path(named) if named else ray_token(home)
-    for path in (home / "run", home / "logs", token):
+    for path in (home / paths.RUN, home / paths.LOGS, token):
         if _is_open(path):
             yield Exposure(f"{path} can be read by other users", f"chmod go= {path}")
     if environment.get("RAY_AUTH_MODE", "token") != "token":

@@ -6,15 +6,16 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve_app import requests
+from serve_app import reading, requests
 from serve_app.admission import Intent, Wish
 from serve_app.auth import check_admin, check_user, namespace_of
 from serve_app.cache.shared_answer import Question
+from serve_app.errors import Dialect
 from serve_app.examining import encode, examine
 from serve_app.forwarding import EngineAnswer, Job
 from serve_app.gateway import Gateway, Here
 from serve_app.images import prepare
-from serve_app.surface import CALLS, Call
+from serve_app.surface import CALLS, Call, dialect_of
 from serve_app.switchboard_client import ask
 
 open_routes = APIRouter()  # for everybody, with a key or without
@@ -36,17 +37,26 @@ async def ready(gateway: Here) -> JSONResponse:
 
 @routes.get("/models", tags=["models"])
 @routes.get("/v1/models", tags=["models"])
-async def models(gateway: Here) -> dict[str, Any]:
-    """All models, resident or not."""
-    listed = [gateway.model(spec) for spec in gateway.settings.models.values()]
-    return {"object": "list", "data": listed}
+async def models(request: Request, gateway: Here) -> dict[str, Any]:
+    """All models, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
+    specs = gateway.settings.models.values()
+    if _speaks_anthropic(request):
+        names = list(gateway.settings.models)
+        listed = [gateway.model_for_anthropic(spec) for spec in specs]
+        return {"data": listed, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return {"object": "list", "data": [gateway.model(spec) for spec in specs]}
 
 
 @routes.get("/v1/models/{name}", tags=["models"])
-async def model(name: str, gateway: Here) -> dict[str, Any]:
-    """One model, resident or not."""
-    requests.check_known(name, gateway.settings.models)
-    return gateway.model(gateway.settings.models[name])
+async def model(name: str, request: Request, gateway: Here) -> dict[str, Any]:
+    """One model, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
+    reading.check_known(name, gateway.settings.models)
+    spec = gateway.settings.models[name]
+    return gateway.model_for_anthropic(spec) if _speaks_anthropic(request) else gateway.model(spec)
+
+
+def _speaks_anthropic(request: Request) -> bool:
+    return dialect_of(request.url.path, request.headers) is Dialect.ANTHROPIC
 
 
 async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
@@ -88,7 +98,7 @@ async def _read_job(
     """What the engine is to be sent, and its JSON. Raises InvalidRequest, UnknownModel, and their
     like."""
     limits = gateway.settings.limits
-    raw = await requests.read_body(request, limits.max_body_bytes, deadline)
+    raw = await reading.read_body(request, limits.max_body_bytes, deadline)
     examined = await examine(call, raw, gateway.settings)
     value, found = examined.value, examined.pictures
     has_changed = bool(found) and await prepare(found, limits)

@@ -38,7 +38,7 @@ def pull(
         typer.echo(f"Can not pull: {exc}.", err=True)
         raise typer.Exit(2) from exc
     if default and not update:
-        specs = [spec for spec in specs if not _is_whole(spec, Path(settings.home))]
+        specs = [spec for spec in specs if not _is_whole(spec, settings.home)]
     raise typer.Exit(_pull_all(specs, is_update=update))
 
 

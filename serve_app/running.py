@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deployments import place, process_identity
 from deployments.whole_file import write_whole
 from serve_app import private
+from serve_app.settings import paths
 
 _POLL_S = 0.1
 _KEEPER_S = 90.0  # it gives Serve 40 s, and as long to the engine
@@ -162,7 +163,7 @@ def _wait_until(is_true: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _path(home: Path) -> Path:
-    return home / "run" / "server.json"
+    return home / paths.SERVER
 
 
 def _read(home: Path) -> RunningServer:

@@ -2,18 +2,27 @@
 
 The engine's compiler (xgrammar) can be kept busy for minutes by a few bytes, and while it works
 everybody else's tokens come late. All that one request brings is therefore counted together, and
-bounded by what costs time. CPU seconds, measured with xgrammar 0.2 and the demo's vocabulary of
-49,152 tokens on one core:
+bounded by what costs time, to some 7 s at the very worst. CPU seconds, measured with
+xgrammar 0.2 and the demo's vocabulary of 49,152 tokens on one core:
 
 | | |
 |---|---|
-| `maxLength` 20, 64, 128, 256, 100,000 | 0.15, 0.6, 1.25, 1.9, 1.9 |
-| 2, 4, 8 texts of different lengths from 250 on | 2.5, 3.7, 6.3 (of one length: 1.9) |
+| `maxLength` 20, 64, 128, 200, 100,000 | 0.15, 0.6, 1.25, 2.05, 2.05 |
+| 20 texts of one length; two of 200 and 201; eight of 30 to 37 | as one; 3.8; 2.3 |
+| `minLength` 20, 128, 4,096 | 0.15, 0.65, 0.65 |
+| `minItems`, `maxItems` up to 100,000, nested three deep | 0.00 |
+| `minProperties` 12, 25, 50, 100 of twice as many `properties` | 0.03, 0.12, 1.1, 18.6 |
+| `minProperties` 1 of 4, 40 objects with 25 `properties` | 0.16, 9.2 |
+| 100, 300 properties that are each 28 lists in one another | 1.2, 9.1 |
+| names of properties of 25,000, 250,000 characters together | 0.15, 1.9 |
 | `enum` of 2,000, 5,000, 20,000 words | 0.05, 0.12, 27 |
 | words of 20,000, 100,000 characters together | 0.8, 2.2 |
 | a pattern of 500, 2,000 classes | 0.5, 1.9 |
 | patterns `.{0,100}`, `([a-z]{1,20} ){1,20}`, three such nested | 0.9, 0.03, 51 |
 | 300 properties of one object, 1,000 in a hundred objects | 0.3, 0.25 |
+
+Bounds of lengths are common (pydantic's `max_length=4096`), and without one a schema only allows
+more. So what costs too much of them is left out and named in `X-Ignored-Fields`, not refused.
 """
 
 import math
@@ -22,21 +31,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from serve_app.errors import InvalidValue
+from serve_app.normalizing import Ignored
 from serve_app.settings import Limits
 from serve_app.surface import Body, ChatBody, CompletionBody, CountBody, ResponsesBody
 
-_MAX_NODES = 20_000  # objects and lists
+_MAX_NODES = 20_000  # objects and lists, of all schemas
+_MAX_COMPILED_NODES = 3_000
 _MAX_PROPERTIES = 1_000  # of all schemas of a request
 _MAX_WORDS, _MAX_WORD_CHARS = 2_000, 20_000  # of `enum`, `const` and `choice`
 _MAX_PATTERN_CHARS = 4_000
 _MAX_REPEATS = 128  # in one `{m,n}` of a pattern: the compiler takes no more
 _REPEATS = re.compile(r"\{(\d*)(?:, *(\d*))?\}")
-_MAX_ATOMS = 600  # of all patterns, with their repetitions written out
+_MAX_ATOMS = 400  # of all patterns, with their repetitions written out
+_NUMBER = re.compile(r"\[\d+\]")
 _MAX_GRAMMAR_CHARS = 10_000
-# Of the different lengths that texts are bounded by, each counted up to the second number: from
-# there on a longer one costs no more.
-_MAX_LENGTHS, _LONGEST_LENGTH = 600, 256
+_MAX_SCHEMA_CHARS = 100_000  # Claude Code's 25 tools have 74,000
+_MAX_LENGTHS = 200  # the sum of the different ones that texts are bounded by
+_MAX_COUNTED = 50  # properties of objects that say how many of them are needed or allowed
 _MAX_COUNT = 2**31 - 1
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -47,9 +61,12 @@ _LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _VALUES = ("enum", "const", "default", "example", "examples")  # what they hold is no schema
 
 
-def check_schemas(body: Body, value: dict[str, Any], limits: Limits) -> None:
-    """All that shall constrain the answer to a request. Raises InvalidValue."""
-    work = _Work(limits)
+def check_schemas(body: Body, value: dict[str, Any], limits: Limits, ignored: Ignored) -> None:
+    """All that shall constrain the answer to a request. Raises InvalidValue.
+
+    Takes bounds that cost too much out of `value`, and adds them to `ignored`.
+    """
+    work = _Work(limits, ignored)
     for param, schema, is_compiled in _schemas(body, value):
         if schema is not None:
             work.add_schema(schema, param, is_compiled=is_compiled)
@@ -91,7 +108,11 @@ class _Work:
     """What the compiler is given by one request."""
 
     limits: Limits
+    ignored: Ignored
+    num_chars: int = 0
     num_nodes: int = 0
+    num_compiled_nodes: int = 0
+    num_counted: int = 0
     num_properties: int = 0
     num_words: int = 0
     num_word_chars: int = 0
@@ -119,6 +140,14 @@ class _Work:
         """Raises InvalidValue."""
         if not isinstance(schema, dict):
             raise InvalidValue(f"Invalid '{param}': a JSON schema must be an object.", param)
+        if is_compiled:
+            self.num_chars += len(msgspec.json.encode(schema))
+        if self.num_chars > _MAX_SCHEMA_CHARS:
+            raise InvalidValue(
+                f"Invalid '{param}': the schemas that an answer is held to may have "
+                f"{_MAX_SCHEMA_CHARS} bytes together.",
+                param,
+            )
         num_before = self.num_properties
         walked: set[int] = set()
         references: list[str] = []
@@ -128,8 +157,14 @@ class _Work:
             for node in level:
                 walked.add(id(node))
                 self.num_nodes += 1
-                if self.num_nodes > _MAX_NODES:
-                    raise InvalidValue(f"Invalid '{param}': the schemas are too large.", param)
+                self.num_compiled_nodes += is_compiled
+                if self.num_nodes > _MAX_NODES or self.num_compiled_nodes > _MAX_COMPILED_NODES:
+                    raise InvalidValue(
+                        f"Invalid '{param}': the schemas are too large; all of a request may be "
+                        f"made of {_MAX_NODES} objects, and those that an answer is held to of "
+                        f"{_MAX_COMPILED_NODES}.",
+                        param,
+                    )
                 if isinstance(reference := node.get("$ref"), str):
                     _check_reference(schema, node, param)
                     references.append(reference)
@@ -166,17 +201,8 @@ class _Work:
                 "properties together.",
                 param,
             )
-        bounds = (node.get("minLength", 0), node.get("maxLength", 0))
-        if max(bounds) > 1 and bounds not in self.bounds:
-            self.bounds.add(bounds)
-            self.sum_lengths += min(max(bounds), _LONGEST_LENGTH)
-        if self.sum_lengths > _MAX_LENGTHS:
-            raise InvalidValue(
-                f"Invalid '{param}': the different `minLength` and `maxLength` of a request may "
-                f"come to {_MAX_LENGTHS} together, each counted up to {_LONGEST_LENGTH}; use fewer "
-                "different ones.",
-                param,
-            )
+        self._add_lengths(node, param)
+        self._add_counts(node, param)
         if "pattern" in node:
             self._add_pattern(node["pattern"], param)
         for pattern in node.get("patternProperties", ()):
@@ -185,6 +211,39 @@ class _Work:
             self._add_words(node["enum"], param)
         if "const" in node:
             self._add_words([node["const"]], param)
+
+    def _add_lengths(self, node: dict[str, Any], param: str) -> None:
+        """A text's, or what there is room for; the longer of the two gives way first."""
+        for key in ("maxLength", "minLength"):
+            bounds = (node.get("minLength", 0), node.get("maxLength", 0))
+            if max(bounds) <= 1 or bounds in self.bounds:
+                return
+            if self.sum_lengths + max(bounds) <= _MAX_LENGTHS:
+                self.bounds.add(bounds)
+                self.sum_lengths += max(bounds)
+                return
+            limit = f"the different lengths of a request may come to {_MAX_LENGTHS} together"
+            self._leave_out(node, key, param, limit)
+
+    def _add_counts(self, node: dict[str, Any], param: str) -> None:
+        """How many properties an object has, or nothing where there is no room for it."""
+        keys = [key for key in ("minProperties", "maxProperties") if key in node]
+        num_counted = self.num_counted + len(node.get("properties", ()))
+        if keys and num_counted <= _MAX_COUNTED:
+            self.num_counted = num_counted
+            return
+        for key in keys:
+            limit = f"it may be said of {_MAX_COUNTED} `properties` in a request"
+            self._leave_out(node, key, param, limit)
+
+    def _leave_out(self, node: dict[str, Any], key: str, param: str, limit: str) -> None:
+        """Take a bound out, or refuse it where the settings have it so."""
+        if key not in node:
+            return
+        if self.ignored.is_strict:
+            raise InvalidValue(f"Invalid '{param}': `{key}` costs too much; {limit}.", param)
+        del node[key]
+        self.ignored.add(_NUMBER.sub("[]", param), f".{key}")
 
     def _add_words(self, words: list[Any], param: str) -> None:
         self.num_words += len(words)

@@ -7,10 +7,12 @@ request of which nothing was left out is sent on as the bytes that came.
 Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), read field by field.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from serve_app.endings import ChatEnding, Ending, NamedEnding
 from serve_app.errors import Dialect
@@ -100,6 +102,16 @@ def _text_or_items(value: Any) -> Any:
     return value
 
 
+def _bool(value: Any) -> Any:
+    """Pydantic takes 0 for false here, also where it is strict."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+Yes = Annotated[Literal[True], BeforeValidator(_bool)]
+No = Annotated[Literal[False], BeforeValidator(_bool)]
+
 # What a completion goes on with, and what is embedded.
 Prompt = Annotated[
     Annotated[str, Field(min_length=1)]
@@ -110,10 +122,16 @@ Prompt = Annotated[
 ]
 
 
+# Clients may send fields that nobody here knows: `normalizing.py` leaves them out beforehand.
+_OPEN: JsonDict = {"additionalProperties": True}
+
+
 class Body(BaseModel):
     """A request's body: the fields that are allowed, and what is checked of them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, protected_namespaces=(), json_schema_extra=_OPEN
+    )
     refused: ClassVar[dict[str, str]] = {}  # on this route alone, like REFUSED
 
     model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
@@ -138,7 +156,7 @@ class StructuredOutputs(BaseModel):
     regex: Annotated[str | None, Field(min_length=1)] = None
     choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     grammar: Annotated[str | None, Field(min_length=1)] = None
-    json_object: Literal[True] | None = None
+    json_object: Yes | None = None
     whitespace_pattern: Text = None
     disable_any_whitespace: Bool = None
     disable_additional_properties: Bool = None
@@ -154,7 +172,7 @@ class StructuredOutputs(BaseModel):
 class ResponseFormat(BaseModel):
     """What an answer must look like."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Object = None
@@ -163,7 +181,7 @@ class ResponseFormat(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream tells besides its text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     include_usage: Bool = None
     continuous_usage_stats: Bool = None
@@ -173,7 +191,7 @@ class StreamOptions(BaseModel):
 class ChatTemplateArguments(BaseModel):
     """What a template's own switches are set to; not the template."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_OPEN)
 
     enable_thinking: Bool = None
 
@@ -298,8 +316,8 @@ class ResponsesBody(_Sampling, _Ignored):
     top_logprobs: Natural = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: ChatTemplateArguments | None = None
-    background: Literal[False] | None = None
-    store: Literal[False] | None = None
+    background: No | None = None
+    store: No | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -418,8 +436,11 @@ CALLS = [
 ]
 
 
-def dialect_of(path: str) -> Dialect:
-    """In whose shape errors at this path are told."""
+def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:
+    """In whose shape errors at this path, and the models, are told: Anthropic's on its own routes;
+    on those of no engine (`/v1/models`, or a wrong one), the client's that sends its header."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return Dialect.ANTHROPIC
-    return Dialect.OPENAI
+    is_engines = any(path == call.path for call in CALLS)
+    is_anthropic = "anthropic-version" in headers and not is_engines
+    return Dialect.ANTHROPIC if is_anthropic else Dialect.OPENAI

@@ -27,7 +27,7 @@ class Fingerprints:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._home, self._device = Path(settings.home), settings.device
+        self._home, self._device = settings.home, settings.device
         self._targets = settings.targets
         self._known: dict[str, _Known] = {}
         self._locks = {name: asyncio.Lock() for name in self._targets}

@@ -3,7 +3,6 @@
 import time
 from contextlib import ExitStack
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,6 @@ from serve_app.cli.log_times import moment, since
 
 _LOOK_S = 0.3
 _MANY = 5000  # lines that are searched for --since
-_MODELS = Path(__file__).resolve().parent.parent.parent / "configs" / "models"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,15 +46,16 @@ def _print_local(
     service: str, follow: bool, num_lines: int, first: datetime | None, now: datetime
 ) -> None:
     from serve_app.logs import SERVICES, Follower, paths_of
-    from serve_app.settings import default_home
+    from serve_app.settings import PROJECT, default_home
+    from serve_app.settings.paths import LOGS
 
     home = default_home()
-    models = sorted(path.stem for path in _MODELS.glob("*.yaml"))
+    models = sorted(path.stem for path in (PROJECT / "configs" / "models").glob("*.yaml"))
     paths = paths_of(service, home, models)
     if not paths:
         fail(f"There is no such log; there are {', '.join([*SERVICES, *models, 'all'])}.")
     if not follow and not any(path.exists() for path in paths.values()):
-        fail(f"{service} has written nothing in {home / 'logs'} yet.")
+        fail(f"{service} has written nothing in {home / LOGS} yet.")
     num_read = num_lines if first is None else _MANY
     with ExitStack() as opened:
         followers = {}

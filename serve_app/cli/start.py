@@ -14,8 +14,7 @@ from serve_app.cli.progress import SwitchProgress, Ticket
 if TYPE_CHECKING:
     from serve_app.background import Progress
 
-_PROJECT = Path(__file__).resolve().parent.parent.parent
-_CONFIG = _PROJECT / "serve_config.yaml"
+_CONFIG = Path(__file__).resolve().parents[2] / "serve_config.yaml"
 
 Config = Annotated[Path, typer.Option(help="The deployment's file.")]
 

@@ -52,8 +52,6 @@ class SwitchFailed(LLMError):
         super().__init__(f"{what} {'was' if back else 'has'} {end}{back}: {why}")
         self.ticket = ticket
 
-    pass
-
 
 class APIError(LLMError):
     """The backend's own error; `code` and `type` as OpenAI words them."""

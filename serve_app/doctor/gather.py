@@ -19,9 +19,9 @@ import psutil
 from deployments import checkpoint
 from deployments.checkpoint import CheckpointProblem
 from deployments.gpu import GpuUnreadable, open_nvml
+from deployments.planner import PlanProblem, plan_of, room_of
 from deployments.vram import Plan
 from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
-from serve_app.plan_command import PlanProblem, plan_of, room_of
 from serve_app.preflight import (
     PreflightProblem,
     is_serving,
@@ -58,7 +58,7 @@ def gather(config: Path) -> Machine:
     card, card_problem = _card()
     torch, torch_problem = _torch()
     memory = psutil.virtual_memory()
-    home = Path(settings.home) if settings else None
+    home = settings.home if settings else None
     return Machine(
         settings=settings,
         settings_problem=settings_problem,
@@ -144,7 +144,7 @@ def _disks(settings: Settings | None) -> tuple[Disk, ...]:
     """Where is written to, and what is compiled once and should stay."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folders = {"home": settings.home if settings else None}
+    folders = {"home": str(settings.home) if settings else None}
     if settings and settings.device == "cuda":
         folders |= {
             "checkpoints": HF_HUB_CACHE,
@@ -214,7 +214,7 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
     for spec in settings.models.values() if settings else ():
         assert settings is not None
         try:
-            folder = checkpoint.check(spec, Path(settings.home))
+            folder = checkpoint.check(spec, settings.home)
         except CheckpointProblem as exc:
             found.append(Weights(spec.name, spec.checkpoint, exc.problem.message))
             continue

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from deployments.vram import GIB, Plan, gib
-from serve_app.auth import is_loopback
 from serve_app.doctor.facts import Disk, Finding, Level, Machine, Port
+from serve_app.settings import is_loopback
 
 _MIN_FREE_BYTES = 2 * GIB  # as the start asks for: logs, sockets, Ray's session
 _LOW_FREE_BYTES = 10 * GIB

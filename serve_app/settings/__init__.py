@@ -13,6 +13,7 @@ wins:
 """
 
 from serve_app.settings.backend import GpuSettings, Http, Limits, Probing
+from serve_app.settings.binding import check_bound, is_address, is_loopback
 from serve_app.settings.cache import Cache
 from serve_app.settings.checkpoints import known_checkpoints
 from serve_app.settings.engine import GPU_ONLY, EngineSettings
@@ -44,8 +45,11 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Task",
+    "check_bound",
     "default_home",
     "home_of",
+    "is_address",
+    "is_loopback",
     "known_checkpoints",
     "load_settings",
 ]

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 
+from serve_app.settings import paths
 from serve_app.settings.frozen import Frozen, SettingsError
 
 
@@ -20,7 +21,7 @@ class Cache(Frozen):
     seeded: bool
 
 
-def with_address(path: Path, cache: Cache, given: SecretStr | None, home: str) -> Cache:
+def with_address(path: Path, cache: Cache, given: SecretStr | None, home: Path) -> Cache:
     """`cache` with the address that holds, complete; `given` by the environment beats the file's.
 
     Raises:
@@ -49,5 +50,5 @@ def with_address(path: Path, cache: Cache, given: SecretStr | None, home: str) -
     if parts.scheme == "disk":
         if parts.netloc:
             raise SettingsError(f"{source}: a folder is absolute, with three slashes: disk:///…")
-        url = f"disk://{parts.path or Path(home) / 'cache'}"
+        url = f"disk://{parts.path or home / paths.CACHE}"
     return cache.model_copy(update={"url": SecretStr(url)})

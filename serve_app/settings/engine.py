@@ -46,7 +46,6 @@ class EngineSettings(Frozen):
     max_images: Annotated[int, Field(ge=0)] = 0
     max_pixels: int | None = None
     tool_call_parser: Literal["hermes"] | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

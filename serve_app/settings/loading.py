@@ -59,7 +59,7 @@ class Settings(Frozen):
     max_sleepers: int
     memory: Memory
     models: dict[str, ModelSpec]
-    home: str
+    home: Path
     visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES
     api_keys: tuple[SecretStr, ...] = ()
     admin_keys: tuple[SecretStr, ...] = ()
@@ -108,7 +108,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
     machine = read_machine(args.env_path)
     named = profile or machine.profile or args.profile
     profile = named if named != "auto" else ("rtx5080" if has_gpu else "cpu-demo")
-    home = str(_home(args, machine))
+    home = _home(args, machine)
     root = Path(args.config_dir)
     backend = read_file(root / "backend.yaml", BackendFile)
     profile_file = read_file(root / "profiles" / f"{profile}.yaml", ProfileFile)

@@ -28,7 +28,7 @@ _MODULE = "vllm.entrypoints.launchers.api_server.entry"
 
 def folder_of(settings: Settings, spec: ModelSpec) -> Path:
     """The folder of the model's checkpoint."""
-    return checkpoint.check(spec, Path(settings.home))
+    return checkpoint.check(spec, settings.home)
 
 
 class BareVllm:

@@ -51,7 +51,7 @@ def running(
     wish = {
         "port": port,
         "model": spec.name,
-        "checkpoint": str(checkpoint.check(spec, Path(settings.home))),
+        "checkpoint": str(checkpoint.check(spec, settings.home)),
         "device": settings.device,
         "engine": {
             "max_model_len": engine.max_model_len,

@@ -71,7 +71,6 @@ def test_vllm_reads_what_the_settings_say(parsed, profile, model):
     assert args["max_model_len"] == engine.max_model_len
     assert args["max_num_seqs"] == engine.max_num_seqs
     assert args["max_num_batched_tokens"] == engine.max_num_batched_tokens
-    assert args["dtype"] == engine.dtype
     assert args["enforce_eager"] is engine.enforce_eager
     assert args["enable_prefix_caching"] is engine.enable_prefix_caching
     assert args["generation_config"] == "vllm"
@@ -145,7 +144,6 @@ def test_everything_else_is_vllms_default(parsed, profile, model):
         "max_model_len",
         "max_num_seqs",
         "max_num_batched_tokens",
-        "dtype",
         "enforce_eager",
         "enable_prefix_caching",
         "generation_config",

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from typing import Literal
 
 import anthropic
 import openai
@@ -204,6 +205,80 @@ def test_responses(client: openai.OpenAI) -> None:
     for fields in ({"previous_response_id": plain.id}, {"background": True}, {"store": True}):
         with pytest.raises(openai.BadRequestError, match="not kept here"):
             client.responses.create(model=MODEL, input="hi", **fields)
+
+
+@pytest.mark.parametrize("way", ["create", "stream", "parse"])
+def test_responses_tool_loop(client: openai.OpenAI, way: str) -> None:
+    """As OpenAI's guide writes it: `input += response.output`, with what the package itself puts
+    into the items of an answer, then the function's result; the model reads all of it."""
+    tools = [{"type": "function"} | WEATHER]
+    talk: list = [{"role": "user", "content": "What is the weather in Paris?"}]
+    fields = {"model": MODEL, "tools": tools, "temperature": 0, "max_output_tokens": 60}
+    if way == "stream":
+        with client.responses.stream(input=talk, tool_choice="required", **fields) as stream:
+            response = stream.until_done().get_final_response()
+    else:
+        ask = getattr(client.responses, way)
+        response = ask(input=talk, tool_choice="required", **fields)
+    talk += response.output
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert calls
+    for call in calls:
+        assert call.name == "get_weather"
+        assert json.loads(call.arguments).keys() == {"city"}
+        talk.append({"type": "function_call_output", "call_id": call.call_id, "output": "Rain."})
+    answer = client.responses.create(input=talk, **fields)
+    assert answer.output
+    assert answer.usage.input_tokens > response.usage.input_tokens + 5
+    last = [*talk, *answer.output, {"role": "user", "content": "And in Rome?"}]
+    assert client.responses.create(input=last, **fields).output
+
+
+def test_chat_sends_a_parsed_tool_call_back(client: openai.OpenAI) -> None:
+    """The package's own parser adds fields to the message that belongs into the next request."""
+    tools = [{"type": "function", "function": WEATHER}]
+    question = [{"role": "user", "content": "What is the weather in Paris?"}]
+    fields = {"model": MODEL, "tools": tools, "temperature": 0, "max_tokens": 60}
+    called = client.chat.completions.parse(messages=question, tool_choice="required", **fields)
+    message = called.choices[0].message
+    assert message.tool_calls
+    assert message.tool_calls[0].function.parsed_arguments.keys() == {"city"}
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}
+    again = client.chat.completions.create(messages=[*question, message, result], **fields)
+    assert again.usage.prompt_tokens > called.usage.prompt_tokens + 5
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_messages_tool_runner(claude: anthropic.Anthropic, is_stream: bool) -> None:
+    """The package's own loop: it runs the tool that the model calls and sends the result back,
+    until the turns that it may take are over."""
+    cities: list[str] = []
+
+    @anthropic.beta_tool
+    def get_weather(city: Literal["Paris", "Rome"]) -> str:
+        """The weather in a city.
+
+        Args:
+            city: The city.
+        """
+        cities.append(city)
+        return "Rain."
+
+    runner = claude.beta.messages.tool_runner(
+        model=MODEL,
+        max_tokens=60,
+        tools=[get_weather],
+        tool_choice={"type": "any"},
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        max_iterations=2,
+        stream=is_stream,
+    )
+    answers = [turn.get_final_message() if is_stream else turn for turn in runner]
+    assert [answer.stop_reason for answer in answers] == ["tool_use", "tool_use"]
+    assert len(cities) == 2
+    assert set(cities) <= {"Paris", "Rome"}
+    first, second = (answer.usage.input_tokens for answer in answers)
+    assert second > first + 5  # the first call and its result
 
 
 def test_messages(claude: anthropic.Anthropic) -> None:

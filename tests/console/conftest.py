@@ -12,6 +12,7 @@ from deployments.switchboard import Switchboard
 from serve_app import journal
 from serve_app.gateway import Gateway
 from serve_app.ingress import build_http
+from serve_app.observation import RequestFields
 from serve_app.settings import PROJECT, Settings
 from tests.gateway.conftest import A, B, Front, until
 from tests.gateway.conftest import front as front
@@ -36,7 +37,7 @@ class Stage:
         self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B, VISION)}
         self.host = FakeHost()
         self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
-        own = settings.model_copy(update={"home": str(folder), "default_model": A})
+        own = settings.model_copy(update={"home": folder, "default_model": A})
         self.home = folder
         self.board = Switchboard(own, self.host)
         self.gateway = Gateway(own, self.board)
@@ -54,7 +55,7 @@ class Stage:
 async def stage(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Stage]:
     root = logging.getLogger()
     before = list(root.handlers)
-    journal.write_to_file(tmp_path, "gateway")
+    journal.write_to_file(tmp_path, "gateway", context=RequestFields())
     stage = Stage(front, settings, tmp_path)
     for engine in stage.engines.values():
         engine.tokens = ANSWER

@@ -1,6 +1,7 @@
 """The page itself: how it is served, its key, its logs, its keyboard."""
 
 import re
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -8,17 +9,17 @@ from playwright.async_api import Browser, Page, expect
 from pydantic import SecretStr
 
 from serve_app.auth import Guard
-from serve_app.console_routes import read_files
 from tests.console.conftest import A, B, Stage, Visit
 from tests.gateway.conftest import error_of
 
+CONSOLE = Path(__file__).parents[2] / "serve_app" / "console"
 USER, ADMIN = "user-key-1", "admin-key-1"
 
 
 async def test_files_come_with_their_types_and_are_asked_for_again(stage: Stage) -> None:
     """Under a policy that lets nothing in from elsewhere; unchanged, they are not sent again."""
     async with aiohttp.ClientSession(stage.url) as client:
-        for path in ["/", *(f"/console/{name}" for name in read_files("console"))]:
+        for path in ["/", *(f"/console/{file.name}" for file in CONSOLE.iterdir())]:
             async with client.get(path) as response:
                 assert response.status == 200
                 assert response.content_type.split("/")[0] in ("text", "image")
@@ -54,8 +55,8 @@ async def test_the_description_needs_no_other_server(chromium: Browser, stage: S
 
 def test_no_address_of_elsewhere_is_named() -> None:
     """And nothing in the page parses text as markup or code."""
-    for name, file in read_files("console").items():
-        text = file.content.decode()
+    for file in CONSOLE.iterdir():
+        name, text = file.name, file.read_text()
         found = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text))
         assert found <= {"//www.w3.org", "http://www.w3.org"}, (name, found)
         for word in ("innerHTML", "insertAdjacentHTML", "eval(", "document.write", " style="):

@@ -24,7 +24,7 @@ def with_cache(settings: Settings, home: Path, url: str | None, **changes: Any) 
     # A second for a look-up: on a busy machine a disk needs more than the shipped 50 ms.
     own = {"url": SecretStr(url) if url else None, "timeout_s": 1.0} | changes
     cache = settings.cache.model_copy(update=own)
-    return settings.model_copy(update={"home": str(home), "cache": cache})
+    return settings.model_copy(update={"home": home, "cache": cache})
 
 
 @dataclass

@@ -158,7 +158,7 @@ class Whole:
         self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B)}
         self.host = FakeHost()
         self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
-        own = settings.model_copy(update={"home": str(folder), "default_model": A})
+        own = settings.model_copy(update={"home": folder, "default_model": A})
         self.board = Switchboard(own, self.host)
         self.gateway = Gateway(own, self.board)
         front.app = build_http(self.gateway)

@@ -98,21 +98,21 @@ class FakeSwitchboard:
         await self._notify()
 
     async def begin_switch(
-        self, model: str, drain_timeout_s: float | None, wait_s: float | None
+        self, target: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        self.targets.append(model)
-        self.switches.append((model, drain_timeout_s, wait_s))
+        self.targets.append(target)
+        self.switches.append((target, drain_timeout_s, wait_s))
         return await self._canned()
 
-    async def would_switch(self, model: str) -> dict[str, Any]:
-        return await self._asked("would_switch", model)
+    async def would_switch(self, target: str) -> dict[str, Any]:
+        return await self._asked("would_switch", target)
 
     async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
         return await self._asked("unload", drain_timeout_s, wait_s)
 
-    async def lease(self, model: str, seconds: float, owner: str) -> dict[str, Any]:
-        self.targets.append(model)
-        return await self._asked("lease", model, seconds, owner)
+    async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]:
+        self.targets.append(target)
+        return await self._asked("lease", target, seconds, owner)
 
     async def end_lease(self) -> dict[str, Any]:
         return await self._asked("end_lease")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import LeaseRefused
+from deployments.switchboard_errors import LeaseHeldError
 from tests.gateway.conftest import A, B, Backend, error_of
 
 LEASE = {"model": B, "seconds": 60, "owner": "renders"}
@@ -54,10 +54,12 @@ async def test_a_lease_answers_with_lease_and_ticket(
 
 async def test_a_lease_held_by_another_is_409(backend: Backend) -> None:
     """With who holds it."""
-    backend.switchboard.answer = LeaseRefused(f"{A} is leased to others.", "model")
+    backend.switchboard.answer = LeaseHeldError(f"{A} is leased to others.")
     async with backend.client.post("/admin/lease", json=LEASE) as response:
         assert response.status == 409
-        assert error_of(await response.read())["code"] == "lease_held"
+        error = error_of(await response.read())
+    assert (error["code"], error["param"]) == ("lease_held", "model")
+    assert error["message"] == f"{A} is leased to others."
 
 
 async def test_a_lease_is_ended(backend: Backend) -> None:

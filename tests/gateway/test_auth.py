@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from serve_app.auth import Guard, check_bound, is_loopback, namespace_of
-from serve_app.settings import Settings, SettingsError
+from serve_app.auth import Guard, namespace_of
+from serve_app.settings import Settings, SettingsError, check_bound, is_loopback
 from tests.gateway.conftest import Backend, Front, error_of
 
 USER, ADMIN = "user-key-1", "admin-key-1"
@@ -34,7 +34,7 @@ def guard(settings: Settings, *, users: list[str], admins: list[str], **http: An
 def app_of(front: Front) -> FastAPI:
     app = front.app
     while not isinstance(app, FastAPI):
-        app = app.app  # type: ignore[union-attr]
+        app = vars(app).get("app") or vars(app)["_app"]  # Starlette's name, and Serve's
     return app
 
 

@@ -172,3 +172,37 @@ async def test_an_error_of_our_own_is_500_without_a_trace(backend: Backend) -> N
     async with backend.client.get("/admin/status") as response:
         assert response.status == 500
         assert "secret" not in error_of(await response.read())["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/chat/completions", CHAT),
+        ("POST", "/completions", "/v1/completions"),
+        ("POST", "/responses", "/v1/responses"),
+        ("POST", "/messages", "/v1/messages"),
+        ("POST", "/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("POST", "/embeddings", "/v1/embeddings"),
+        ("POST", "/v1/v1/chat/completions", CHAT),
+        ("POST", "//v1//chat/completions/", CHAT),
+        ("POST", "/v1/tokenize", "/tokenize"),
+        ("GET", f"/models/{A}", f"/v1/models/{A}"),
+        ("GET", "/v1/health/", "/health"),
+    ],
+)
+async def test_an_address_beside_the_right_one_names_it(
+    backend: Backend, method: str, path: str, meant: str
+) -> None:
+    """A base URL without `/v1`, or with one too many, is the commonest mistake of all."""
+    address = URL(f"http://127.0.0.1:{backend.port}{path}", encoded=True)
+    async with backend.client.request(method, address) as response:
+        assert response.status == 404
+        error = error_of(await response.read())
+    assert error["message"] == f"There is no {path} here; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/nowhere", "/nowhere", "/v1/" + "models/" * 30])
+async def test_an_address_that_is_near_none_is_only_unknown(backend: Backend, path: str) -> None:
+    async with backend.client.get(path) as response:
+        assert response.status == 404
+        assert "did you mean" not in error_of(await response.read())["message"]

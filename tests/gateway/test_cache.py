@@ -258,7 +258,7 @@ async def test_a_cut_answer_is_not_kept(backend: Backend) -> None:
 async def test_other_weights_are_another_model(backend: Backend, settings: Settings) -> None:
     """What is loaded has read the old files; once it is loaded again, the new ones count."""
     spec = settings.models[A]
-    folder = Path(settings.home) / "models" / spec.checkpoint.removeprefix("demo/")
+    folder = settings.home / "models" / spec.checkpoint.removeprefix("demo/")
     await backend.serving(A, epoch=1)
     assert (await ask(backend)).label == "miss"
     os.utime(folder / "config.json", ns=(1, 1))
@@ -275,7 +275,7 @@ async def test_other_weights_are_another_model(backend: Backend, settings: Setti
 async def test_without_a_checkpoint_nothing_is_kept(backend: Backend, settings: Settings) -> None:
     """Nobody can tell whose answers they would be."""
     spec = settings.models[A]
-    config = Path(settings.home) / "models" / spec.checkpoint.removeprefix("demo/") / "config.json"
+    config = settings.home / "models" / spec.checkpoint.removeprefix("demo/") / "config.json"
     config.unlink()
     await backend.serving()
     assert [(await ask(backend)).label for _ in range(2)] == ["uncacheable", "uncacheable"]

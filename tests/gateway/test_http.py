@@ -10,7 +10,7 @@ from serve_app.settings import Settings
 from tests.gateway.conftest import CHAT, MESSAGES, A, Backend, Front, error_of
 from tests.gateway.proxied import Proxy
 from tests.gateway.test_auth import app_of as app_of_gateway
-from tests.raw import ask, request
+from tests.raw import RawClient, ask, request
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -82,6 +82,48 @@ async def test_what_is_not_known_is_refused_in_our_shape(
     status, _, body = await ask(proxy.port, *head)
     assert status == expected
     error_of(body)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01",  # the first bytes of TLS, as https:// sends them
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHo st: localhost\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 70_000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_haproxy_cannot_read_is_its_own_400(proxy: Proxy, sent: bytes) -> None:
+    """And the connection is closed. Its text is HTML: no error page of ours is used for it."""
+    async with await RawClient.connect(proxy.port) as client:
+        await client.send(sent)
+        answer = await client.all()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"text/html" in answer
+
+
+async def test_an_older_client_has_an_answer_with_its_length(
+    backend: Backend, proxy: Proxy
+) -> None:
+    engine = await backend.serving()
+    asked = request(CHAT, {"model": A, "messages": MESSAGES}, version="1.0")
+    status, head, body = await ask(proxy.port, *asked)
+    assert (status, body) == (200, engine.last_answer)
+    assert f"content-length: {len(body)}".encode() in head
+    assert b"transfer-encoding" not in head
+
+
+async def test_an_older_client_has_a_stream_as_it_comes(backend: Backend, proxy: Proxy) -> None:
+    """In chunks, which nginx reads, and before the whole of it is there."""
+    engine = await backend.serving()
+    engine.next_token.clear()
+    asked = request(CHAT, {"model": A, "messages": MESSAGES, "stream": True}, version="1.0")
+    async with await RawClient.connect(proxy.port) as client:
+        await client.send(*asked)
+        assert b"transfer-encoding: chunked" in await client.until(b'"role":"assistant"')
+        engine.next_token.set()
+        assert (await client.all()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize(("num_bytes", "expected"), [(20_000, 200), (40_000, 431), (60_000, 431)])

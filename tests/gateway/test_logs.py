@@ -5,12 +5,12 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.journal import JsonLines
+from serve_app.observation import RequestFields
 from serve_app.settings import Settings
 from tests.gateway.conftest import A, B, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
@@ -25,6 +25,7 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
+        self.addFilter(RequestFields())
         self.raw: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -56,7 +57,7 @@ def settings(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Se
     (home / "logs" / "gateway.log").write_text('{"event": "one"}\n{"event": "two"}\n')
     (home / "logs" / "qwen-vl.log").write_text("INFO ready\n")
     (home / "secret.log").write_text("secret\n")
-    return settings.model_copy(update={"home": str(home)})
+    return settings.model_copy(update={"home": home})
 
 
 async def test_a_request_leaves_one_line_with_what_became_of_it(
@@ -197,7 +198,7 @@ async def test_a_reader_that_follows_gets_what_is_added(
     backend: Backend, settings: Settings
 ) -> None:
     """First the last lines, then the new ones, as events of their service."""
-    path = Path(settings.home) / "logs" / "switchboard.log"
+    path = settings.home / "logs" / "switchboard.log"
     path.write_text("old\n")
     async with backend.client.get("/admin/logs/switchboard?follow=true&lines=1") as response:
         assert response.content_type == "text/event-stream"

@@ -90,7 +90,7 @@ async def test_a_heartbeat_is_no_first_token(backend: Backend) -> None:
 
 
 async def test_errors_are_counted_by_their_code(backend: Backend) -> None:
-    """Ours before and in the answer, and the engine's own."""
+    """Ours before and in the answer, the engine's own, and those that nobody expected."""
     engine = await backend.serving()
     async with backend.client.post(CHAT, json={"model": "gpt-5"}) as response:
         assert response.status == 404
@@ -102,6 +102,9 @@ async def test_errors_are_counted_by_their_code(backend: Backend) -> None:
     assert (await backend.asking())[0] == 400
     engine.fault = Fault.DONE_WITHOUT_FINISH
     assert (await backend.streaming()).error
+    backend.switchboard.answer = ZeroDivisionError()
+    async with backend.client.get("/admin/status") as response:
+        assert response.status == 500
     page = await read(backend)
     requests = "llm_backend_requests_total"
     failed = {"outcome": "error", "status": "4xx"}
@@ -115,7 +118,9 @@ async def test_errors_are_counted_by_their_code(backend: Backend) -> None:
     assert page.sum(errors, code="invalid_request_error") == 2  # ours, and the engine's
     assert page.sum(errors, code="not_found") == 1
     assert page.sum(errors, code="engine_restarting") == 1
-    assert page.sum(errors) == 5
+    assert page.sum(requests, route="/admin/status", status="5xx", outcome="error") == 1
+    assert page.sum(errors, code="internal_error") == 1
+    assert page.sum(errors) == 6
 
 
 async def test_a_full_queue_shows(backend: Backend) -> None:

@@ -35,6 +35,7 @@ SENT: dict[str, tuple[str, dict[str, Any], str | None]] = {
         None,
     ),
     "empty lists": (CHAT, {"tools": [], "functions": []}, None),
+    "a choice among no tools": (CHAT, {"tools": [], "tool_choice": "auto"}, None),
     "a tool of the maker's": (
         RESPONSES,
         {"tools": [{"type": "web_search"}], "tool_choice": "auto"},
@@ -62,6 +63,11 @@ SENT: dict[str, tuple[str, dict[str, Any], str | None]] = {
             ]
         },
         "messages[].provider_specific_fields",
+    ),
+    "a talk begun at OpenAI": (
+        RESPONSES,
+        {"input": [HI, {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}, HI]},
+        "input[].encrypted_content",
     ),
     "openai 3.57's answer sent back": (
         RESPONSES,
@@ -147,6 +153,80 @@ async def test_what_cannot_be_done_is_said_in_the_client_s_words(
     assert word in message
     assert "constrained" not in message
     assert "--" not in message
+    assert not engine.bodies
+
+
+_SEARCH, _FUNCTION = {"type": "web_search"}, {"type": "function", "name": "f", "parameters": {}}
+_NESTED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "tools", "choice"),
+    [
+        (RESPONSES, [_SEARCH], "required"),
+        (RESPONSES, [_SEARCH], {"type": "web_search"}),
+        (RESPONSES, [_SEARCH, _FUNCTION], {"type": "web_search"}),
+        (RESPONSES, [_SEARCH, _FUNCTION], {"type": "function", "name": "g"}),
+        (RESPONSES, [{"type": "custom", "name": "c"}, _FUNCTION], {"type": "custom", "name": "c"}),
+        (RESPONSES, [_FUNCTION], {"type": "allowed_tools", "mode": "auto", "tools": []}),
+        (CHAT, [], "required"),
+        (CHAT, [_NESTED], {"type": "function", "function": {"name": "g"}}),
+        (CHAT, [_NESTED], {"type": "function"}),
+        (MESSAGES, [{"name": "f", "input_schema": {}}], {"type": "tool", "name": "g"}),
+        (MESSAGES, [], {"type": "any"}),
+    ],
+)
+async def test_a_call_that_cannot_be_made_is_not_asked_for(
+    backend: Backend, path: str, tools: list[dict[str, Any]], choice: Any
+) -> None:
+    """A text instead of it would break the program, later and without a word of why."""
+    engine = await backend.serving()
+    status, raw = await ask(backend, path, tools=tools, tool_choice=choice)
+    assert status == 400, raw
+    assert "'tool_choice'" in json.loads(raw)["error"]["message"]
+    assert not engine.bodies
+
+
+@pytest.mark.parametrize(
+    ("path", "tools", "choice"),
+    [
+        (RESPONSES, [_SEARCH, _FUNCTION], {"type": "function", "name": "f"}),
+        (RESPONSES, [_SEARCH, _FUNCTION], "required"),
+        (CHAT, [_NESTED], {"type": "function", "function": {"name": "f"}}),
+        (MESSAGES, [{"name": "f", "input_schema": {}}], {"type": "tool", "name": "f"}),
+    ],
+)
+async def test_a_call_that_can_be_made_is_asked_for(
+    backend: Backend, path: str, tools: list[dict[str, Any]], choice: Any
+) -> None:
+    engine = await backend.serving()
+    status, raw = await ask(backend, path, tools=tools, tool_choice=choice)
+    assert status == 200, raw
+    sent = json.loads(engine.bodies[-1])
+    assert (sent["tool_choice"], len(sent["tools"])) == (choice, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        (COMPLETIONS, "best_of", True),
+        (COMPLETIONS, "use_beam_search", 0),
+        (CHAT, "watermarking", 0),
+        (RESPONSES, "background", 0),
+        (RESPONSES, "store", 0),
+        (CHAT, "seed", True),
+        (CHAT, "temperature", False),
+        (CHAT, "structured_outputs", {"json_object": 1}),
+    ],
+)
+async def test_a_number_is_no_yes_and_a_yes_no_number(
+    backend: Backend, path: str, name: str, value: Any
+) -> None:
+    """Python takes 1 and true for the same; no client does."""
+    engine = await backend.serving()
+    status, raw = await ask(backend, path, **{name: value})
+    assert status == 400, raw
+    assert error_of(raw)["param"].startswith(name)
     assert not engine.bodies
 
 

@@ -117,9 +117,11 @@ async def test_responses_end_complete_or_not(
 async def test_a_failed_response_is_an_error(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its reason lies in the response that the event holds."""
     await backend.serving()
     monkeypatch.setattr("tests.gateway.voices.Responses.last_event", "response.failed")
     body = body_of("/v1/responses", stream=True)
     async with backend.client.post("/v1/responses", json=body) as response:
         stream = check_of("/v1/responses", response.headers["content-type"], await response.read())
     assert stream.error
+    assert "the grammar is broken" in stream.error["message"]

@@ -1,15 +1,17 @@
 """Health, models and the admin's routes, in every state."""
 
 import asyncio
+from datetime import UTC
 from typing import Any
 
+import anthropic
 import pytest
 from ray.exceptions import RayTaskError
 
 from deployments.gpu import GpuProcess, GpuReading
 from deployments.gpu_watch import GpuState
 from deployments.residency import State
-from serve_app.errors import NotFound
+from deployments.switchboard_errors import UnknownTicketError
 from tests.gateway.conftest import A, B, Backend, error_of, until
 
 MODELS = {A, B, "qwen-vl"}
@@ -138,6 +140,32 @@ async def test_one_model_is_what_the_list_says_of_it(backend: Backend) -> None:
         assert error_of(await response.read())["code"] == "model_not_found"
 
 
+async def test_anthropic_s_client_reads_the_models(backend: Backend) -> None:
+    """Every field that its types ask for; and it knows by its own error that one is not there."""
+    address = f"http://127.0.0.1:{backend.port}"
+    async with anthropic.AsyncAnthropic(
+        base_url=address, api_key="x", max_retries=0, _strict_response_validation=True
+    ) as claude:
+        listed = [model async for model in claude.models.list()]
+        one = await claude.models.retrieve(B)
+        with pytest.raises(anthropic.NotFoundError) as unknown:
+            await claude.models.retrieve("nope")
+    assert {model.id for model in listed} == MODELS
+    assert one in listed
+    assert (one.display_name, one.created_at.tzinfo) == (B, UTC)
+    assert one.max_input_tokens == backend.gateway.settings.models[B].engine.max_model_len
+    assert isinstance(unknown.value.body, dict)
+    assert unknown.value.body["error"]["type"] == "not_found_error"
+
+
+async def test_the_list_for_anthropic_is_one_page(backend: Backend) -> None:
+    headers = {"anthropic-version": "2023-06-01"}
+    async with backend.client.get("/v1/models", headers=headers) as response:
+        page = await response.json()
+    ids = [model["id"] for model in page.pop("data")]
+    assert page == {"has_more": False, "first_id": ids[0], "last_id": ids[-1]}
+
+
 @pytest.mark.parametrize(
     ("state", "status"), [("running", 202), ("done", 200), ("rolled_back", 503), ("failed", 503)]
 )
@@ -175,7 +203,7 @@ async def test_a_bad_switch_is_refused(backend: Backend, wish: object, status: i
 
 async def test_an_error_of_the_switchboard_keeps_its_meaning(backend: Backend) -> None:
     """Raised behind a process border, it comes back as itself, without the remote traceback."""
-    cause = NotFound("There is no such ticket.")
+    cause = UnknownTicketError("There is no such ticket.")
     backend.switchboard.answer = RayTaskError("f", "Traceback ...", cause).as_instanceof_cause()
     async with backend.client.get("/admin/switch/sw-9") as response:
         assert response.status == 404

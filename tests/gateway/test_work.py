@@ -113,8 +113,19 @@ def text(**fields: Any) -> dict[str, Any]:
     return {"type": "string"} | fields
 
 
+def lists(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": lists(depth - 1)} if depth else text()
+
+
+def as_form(schema: dict[str, Any]) -> dict[str, Any]:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {"model": A, "response_format": wanted} | CHATTED
+
+
 SLOW_SCHEMAS = {
-    "different lengths": props([text(maxLength=1_000_000 + n) for n in range(4)]),
+    "lists in lists": props([lists(28)] * 200),
+    "long names": {"type": "object", "properties": {"x" * 1000 + str(n): {} for n in range(100)}},
+    "a long description": text(description="x" * 100_000),
     "words": {"enum": [f"word {n}" for n in range(20_000)]},
     "long words": {"enum": ["x" * 30_000]},
     "alternatives": text(pattern="|".join(f"a{n}" for n in range(20_000))),
@@ -174,7 +185,7 @@ async def test_the_work_of_all_tools_is_counted_together(backend: Backend) -> No
     engine = await backend.serving()
     tools = [
         {"type": "function", "function": {"name": f"f{n}", "parameters": props([schema])}}
-        for n, schema in enumerate(text(maxLength=200 + n) for n in range(10))
+        for n, schema in enumerate(text(pattern=f"^.{{0,10{n}}}$") for n in range(10))
     ]
     forced = CHATTED | {"tool_choice": "required"}
     raw = json.dumps({"model": A, "tools": tools} | forced).encode()
@@ -184,6 +195,77 @@ async def test_the_work_of_all_tools_is_counted_together(backend: Backend) -> No
     assert (await post(backend, CHAT, raw))[0] == 200
     sent = json.loads(engine.bodies[-1])["tools"]
     assert [tool["function"]["strict"] for tool in sent] == [True, True]
+
+
+LENGTHS = "response_format.maxLength"
+COUNTS = "response_format.minProperties"
+# (bounds of texts, or of the number of properties) -> what stays of them, and what is named
+BOUNDS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str | None]] = {
+    "short": ([text(maxLength=80), text(maxLength=120)],) * 2 + (None,),
+    "one, often": ([text(minLength=1, maxLength=200)] * 50,) * 2 + (None,),
+    "pydantic's": (
+        [text(maxLength=4096), text(maxLength=100), text(minLength=1, maxLength=1000)],
+        [text(), text(maxLength=100), text(minLength=1)],
+        LENGTHS,
+    ),
+    "many": (
+        [text(maxLength=90 + n) for n in range(9)],
+        [text(maxLength=90), text(maxLength=91)] + [text()] * 7,
+        LENGTHS,
+    ),
+    "both long": (
+        [text(minLength=900, maxLength=1000)],
+        [text()],
+        f"{LENGTHS}, response_format.minLength",
+    ),
+    "some properties": ([props([text()] * 5) | {"minProperties": 1}] * 9,) * 2 + (None,),
+    "too many": (
+        [props([text()] * 60) | {"minProperties": 1}, props([text()] * 9) | {"minProperties": 1}],
+        [props([text()] * 60), props([text()] * 9) | {"minProperties": 1}],
+        COUNTS,
+    ),
+    "lists": ([{"type": "array", "items": text(), "maxItems": 100_000}],) * 2 + (None,),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+async def test_bounds_that_cost_too_much_are_left_out_and_named(
+    backend: Backend, kind: str
+) -> None:
+    """Without them the schema only allows more; real programs send lengths of thousands."""
+    engine = await backend.serving()
+    given, expected, named = BOUNDS[kind]
+    async with backend.client.post(CHAT, json=as_form(props(given))) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers.get("X-Ignored-Fields") == named
+    assert json.loads(engine.bodies[-1]) == as_form(props(expected))
+
+
+@pytest.mark.parametrize("limits", [{"unknown_fields": "refuse"}])
+async def test_bounds_that_cost_too_much_are_refused_where_nothing_is_left_out(
+    backend: Backend,
+) -> None:
+    engine = await backend.serving()
+    status, raw = await post(
+        backend, CHAT, json.dumps(as_form(props([text(maxLength=201)]))).encode()
+    )
+    assert status == 400
+    assert "`maxLength` costs too much" in error_of(raw)["message"]
+    assert not engine.bodies
+
+
+async def test_the_tools_of_a_large_program_are_taken_when_one_must_be_called(
+    backend: Backend,
+) -> None:
+    """As large as Claude Code's: 25, with 74 kB."""
+    await backend.serving()
+    schema = props([text(description="d" * 280) for _ in range(10)])
+    tools = [
+        {"type": "function", "function": {"name": f"f{n}", "parameters": schema}} for n in range(25)
+    ]
+    fields = {"model": A, "tools": tools, "tool_choice": "required"} | CHATTED
+    status, raw = await post(backend, CHAT, json.dumps(fields).encode())
+    assert status == 200, raw
 
 
 async def test_tools_that_may_be_called_are_not_compiled_and_not_counted(backend: Backend) -> None:

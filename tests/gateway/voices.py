@@ -159,7 +159,9 @@ class Responses(_Named):
     def _response(self, status: str, text: str | None = None) -> dict[str, Any]:
         content = [{"type": "output_text", "text": text, "annotations": []}]
         item = {"id": "msg_1", "type": "message", "role": "assistant", "content": content}
-        return {
+        reason = {"code": "server_error", "message": "the grammar is broken"}
+        failure = {"error": reason} if status == "failed" else {}
+        return failure | {
             "id": "resp_1",
             "object": "response",
             "created_at": 1,

@@ -5,12 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from deployments import place
 from deployments.engine_main import NoRequestText
 from deployments.golden import GoldenAnswer
 from deployments.supervisor import _open_log
 from deployments.vllm_engine import VllmEngine, _Pipes
-from serve_app.settings import AppArgs, load_settings
+from serve_app.settings import AppArgs, load_settings, paths
 
 SPEC = load_settings(AppArgs(profile="cpu-demo"), has_gpu=False).models["qwen-14b"]
 NO_PID = 2**22  # one more than Linux gives
@@ -39,7 +38,7 @@ def test_record_of_the_answer_that_can_not_be_kept_fails_no_load(tmp_path: Path)
 
 async def test_engine_goes_on_whose_note_can_not_be_kept(tmp_path: Path) -> None:
     """The note on its lock only tells others whose the place is."""
-    lock = place.lock_file(tmp_path)
+    lock = tmp_path / paths.gpu_lock()
     lock.parent.mkdir()
     lock.symlink_to("/dev/full")
     engine = VllmEngine(SPEC, 1, tmp_path)

@@ -24,6 +24,7 @@ from serve_app.settings import (
     Settings,
     known_checkpoints,
     load_settings,
+    paths,
 )
 
 KNOWN = known_checkpoints(PROJECT / "configs")
@@ -69,7 +70,7 @@ def write_checkpoint(folder: Path, name: str, num_bytes: int = 10) -> Path:
 @contextmanager
 def engine_in_place(home: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own that is noted as the engine which holds the place."""
-    lock_file = place.lock_file(home)
+    lock_file = home / paths.gpu_lock()
     lock_file.parent.mkdir(parents=True)
     with lock_file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app import journal
-from serve_app.observation import begin_observation, observation
+from serve_app.observation import RequestFields, begin_observation, observation
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def formatted(message: str, **fields: Any) -> str:
     record = logging.makeLogRecord({"name": "llm_backend.x", "msg": message, **fields})
+    assert RequestFields().filter(record)
     return journal.JsonLines().format(record)
 
 

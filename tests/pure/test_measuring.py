@@ -7,10 +7,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.measuring import Measuring
 from serve_app.metrics import GatewayMetrics
-from serve_app.observation import begin_observation, observation
+from serve_app.observation import observation
 from serve_app.settings import AppArgs, load_settings
 
 A = "qwen-14b"
+REQUEST = {"type": "http", "method": "POST", "headers": []}
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
 
 
@@ -42,8 +43,7 @@ async def answer(
     async def send(message: Message) -> None:
         passed.append(message)
 
-    begin_observation("r-1")
-    await Measuring(app, metrics)({"type": "http"}, _nothing, send)
+    await Measuring(app, metrics, is_behind_serve=True)(dict(REQUEST), _nothing, send)
     assert [m["body"] for m in passed[1:]] == list(pieces)
     return passed
 
@@ -91,7 +91,7 @@ def test_a_target_with_a_task_counts_for_its_model(metrics: GatewayMetrics) -> N
 
 
 async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> None:
-    """The layer outside answers 500; the exception goes on to it."""
+    """Also where it is not even answered; the exception goes on."""
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError
@@ -99,9 +99,8 @@ async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> 
     async def send(message: Any) -> None:
         raise AssertionError(message)
 
-    begin_observation("r-1")
     with pytest.raises(ZeroDivisionError):
-        await Measuring(broken, metrics)({"type": "http"}, _nothing, send)
+        await Measuring(broken, metrics, is_behind_serve=True)(dict(REQUEST), _nothing, send)
     labels = {"route": "unmatched", "model": "none", "status": "5xx", "outcome": "error"}
     assert value(metrics, "llm_backend_requests_total", **labels) == 1
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import place
 from deployments.engine import EngineFailed
 from deployments.place import is_taken, note_holder, session_members, take_place
+from serve_app.settings import paths
 
 DEADLINE_S = 10
 NO_PROCESS = 2**22 + 1  # past Linux's largest process number
@@ -195,7 +195,7 @@ def test_place_of_a_server_that_never_ran_is_free(lock_file):
 async def test_place_of_one_model_is_not_that_of_another(lock_file):
     """Where engines sleep beside the one that is awake; the server's is taken all the same."""
     home = lock_file.parent.parent
-    fds = [await take_place(place.lock_file(home, name), timeout_s=0) for name in ("a", "b")]
+    fds = [await take_place(home / paths.gpu_lock(name), timeout_s=0) for name in ("a", "b")]
     assert is_taken(home)
     for fd in fds:
         os.close(fd)

@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from deployments.planner import PlanProblem, card_bytes
 from deployments.vram import GIB, MIB
 from serve_app.cli import app
-from serve_app.plan_command import PlanProblem, card_bytes
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -104,7 +104,7 @@ def env_file(tmp_path: Path) -> Path:
 
 def test_environment_beats_the_file_beats_the_args_for_home(monkeypatch, env_file):
     def home(**args: str) -> str:
-        return load_settings(AppArgs(env_file=str(env_file), **args), has_gpu=False).home
+        return str(load_settings(AppArgs(env_file=str(env_file), **args), has_gpu=False).home)
 
     assert home() == str(Path.home() / ".cache" / "llm-backend") == str(default_home())
     assert home(home="/from/args") == "/from/args"

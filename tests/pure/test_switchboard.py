@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import pickle
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,11 +24,17 @@ from deployments.residency import (
 )
 from deployments.residency.records import replay
 from deployments.switchboard import Switchboard
+from deployments.switchboard_errors import (
+    LeaseHeldError,
+    SwitchboardError,
+    UnknownTargetError,
+    UnknownTicketError,
+)
 from deployments.view import Event, View
 from deployments.vram import Overhead, Plan, Room, plan
-from serve_app.errors import LeaseRefused, NotFound, UnknownModel
 from serve_app.settings import AppArgs, EngineSettings, Settings, load_settings
-from serve_app.switchboard_client import HandleClient, SwitchboardClient
+from serve_app.switchboard_client import behind
+from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.pure.fake_host import BROKEN, FakeHost
 from tests.pure.test_vram import SHAPE
 
@@ -54,8 +61,8 @@ class Stage:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.host = settings, FakeHost()
         self.told: list[Event] = []
-        self.state_file = Path(settings.home) / "run" / "residency.json"
-        self.event_file = Path(settings.home) / "logs" / "residency.jsonl"
+        self.state_file = settings.home / "run" / "residency.json"
+        self.event_file = settings.home / "logs" / "residency.jsonl"
         self._seq = 0
 
     def start(self, **switching: float) -> Switchboard:
@@ -532,9 +539,9 @@ async def test_unknown_models_and_tickets_are_refused(stage: Stage) -> None:
         board.would_switch("nope"),
         board.lease("nope", 1, "me"),
     ):
-        with pytest.raises(UnknownModel):
+        with pytest.raises(UnknownTargetError):
             await asking
-    with pytest.raises(NotFound):
+    with pytest.raises(UnknownTicketError):
         await board.ticket("sw-9")
 
 
@@ -675,7 +682,7 @@ async def test_a_lease_of_another_is_refused(stage: Stage) -> None:
     """The same owner may change its own; an admin's switch ends it."""
     board = await stage.serving()
     await board.lease(A, 60, "renders")
-    with pytest.raises(LeaseRefused, match="renders"):
+    with pytest.raises(LeaseHeldError, match="renders"):
         await board.lease(A, 60, "somebody")
     assert (await board.lease(A, 90, "renders"))["lease"]["seconds"] == 90
     await board.begin_switch(B, 0, WAIT_S)
@@ -701,12 +708,43 @@ async def test_a_lease_keeps_waiting_requests_from_switching(stage: Stage) -> No
     await stage.phase("draining")
 
 
-@pytest.mark.parametrize("kind", [Switchboard, HandleClient])
-def test_gateways_and_the_switchboard_mean_the_same_calls(kind: type) -> None:
+CALLS = [name for name in vars(Switchboard) if not name.startswith("_") and name != "close"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_gateways_tests_and_the_switchboard_mean_the_same_calls(name: str) -> None:
     """A call through a handle is checked by nobody: names, parameters and types are the same."""
-    for name, method in vars(SwitchboardClient).items():
-        if not name.startswith("_"):
-            assert inspect.signature(getattr(kind, name)) == inspect.signature(method), name
+    real, fake = getattr(Switchboard, name), getattr(FakeSwitchboard, name)
+    assert inspect.signature(fake) == inspect.signature(real)
+
+
+async def test_a_gateway_s_calls_go_to_the_deployment_as_they_are() -> None:
+    """What it raises is raised to the gateway."""
+
+    class Method:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def remote(self, *args: Any) -> Any:
+            if self.name == "ticket":
+                raise UnknownTicketError("There is none.")
+            return self.name, args
+
+    class Handle:
+        def __getattr__(self, name: str) -> Method:
+            return Method(name)
+
+    board = behind(Handle())  # type: ignore[arg-type]
+    assert await board.begin_switch(A, 0, None) == ("begin_switch", (A, 0, None))
+    assert await board.status() == ("status", ())
+    with pytest.raises(UnknownTicketError):
+        await board.ticket("sw-9")
+
+
+@pytest.mark.parametrize("kind", SwitchboardError.__subclasses__())
+def test_what_is_refused_keeps_its_text_through_pickle(kind: type[SwitchboardError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("the message")))  # noqa: S301  our own
+    assert (type(copy), str(copy)) == (kind, "the message")
 
 
 # --- a disk that hangs ---
