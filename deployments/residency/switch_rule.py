@@ -38,8 +38,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 _OLD = 0.7  # weight of the past in an average: three switches make a change of disk or driver felt
-# Measured with tests/pure/simulation.py: a linger makes a third as many switches a request for
-# clients that send one after the other, halves their wait, and costs others its own length at most.
+# Measured with tests/pure/residency/simulation.py: for clients that send one after the other, a linger
+# makes a third as many switches a request and halves their wait; it costs others its length at most.
 _LINGER_SHARE = 0.05  # of a round trip
 _LINGER_LIMIT_S = 1.5  # longer pauses are a person thinking, not a client's loop
 # One in twenty pauses between independent requests is longer than three mean ones. To wait as long

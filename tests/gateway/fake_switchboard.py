@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from ray.exceptions import RayError
 
 from deployments.residency import Failure, GatewayReport, Problem, State
-from deployments.view import Event, EventPage, View
+from deployments.switchboard.messages import Event, EventPage, View
 
 
 class FakeSwitchboard:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.residency import State
-from serve_app.settings import Settings
+from deployments.settings import Settings
 from tests.gateway.cached import ask, with_cache
 from tests.gateway.conftest import A, B, Backend, until
 from tests.gateway.fake_engine import TEXT, TOKENS, Fault

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 
 from deployments.residency import State
-from deployments.view import LeaseView
-from serve_app.errors import Unavailable
+from deployments.switchboard.messages import LeaseView
+from serve_app.protocol.errors import Unavailable
 from tests.gateway.conftest import CHAT, A, B, Backend, error_of, until
 from tests.gateway.sse import check
 
@@ -101,7 +101,7 @@ async def test_max_wait_ends_a_stream_with_heartbeats_by_an_event(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head is out already."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     async with post(backend, stream=True, Max_Wait="0.2") as response:
         stream = check(response.headers["content-type"], await response.read())
     assert stream.error

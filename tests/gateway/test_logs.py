@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.journal import JsonLines
-from serve_app.observation import RequestFields
-from serve_app.settings import Settings
+from deployments.host.logs import JsonLines
+from deployments.settings import Settings
+from serve_app.telemetry.context import RequestFields
 from tests.gateway.conftest import A, B, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
 from tests.gateway.voices import USAGE
@@ -85,10 +85,10 @@ async def test_a_request_leaves_one_line_with_what_became_of_it(
     [("shot-12.b_7", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ('"}', False)],
 )
 async def test_a_harmless_id_of_the_clients_own_is_kept(
-    backend: Backend, sent: str, is_taken: bool
+    backend: Backend, sent: str, is_held: bool
 ) -> None:
     async with backend.client.get("/health", headers={"X-Request-Id": sent}) as response:
-        assert (response.headers["X-Request-Id"] == sent) == is_taken
+        assert (response.headers["X-Request-Id"] == sent) == is_held
         assert len(response.headers.getall("X-Request-Id")) == 1
 
 

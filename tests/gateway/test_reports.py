@@ -76,7 +76,7 @@ async def test_a_quiet_gateway_tells_now_and_then_that_it_is_in_use(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How long nothing has been in flight: an idle model is told from one that is in use."""
-    monkeypatch.setattr("serve_app.gateway._REPORT_S", 0.05)
+    monkeypatch.setattr("serve_app.gateway.gateway._REPORT_S", 0.05)
     told = backend.switchboard.told
     engine = await backend.serving(A, epoch=2)
     report = await told(lambda report: report.closed_epoch == 1)

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
-from serve_app.journal import log_path
-from serve_app.settings import PROJECT
+from deployments.host.logs import log_path
+from deployments.settings import PROJECT
 from tests.cluster import victims
 from tests.cluster.ledger import Ledger
 from tests.cluster.server import Server, running, wait_until

@@ -35,7 +35,7 @@ _PARTS = {  # of a command line
     "dashboard": "Ray dashboard",
     "log_monitor.py": "Ray log monitor",
     "monitor.py": "Ray monitor",
-    "deployments.standby": "standby",
+    "deployments.engine.forkserver": "standby",
     "llm-backend start": "launcher",
     "serve run": "serve run",
     "resource_tracker": "resource tracker",
