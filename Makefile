@@ -84,7 +84,7 @@ env: .venv/.$(DEVICE)
 # model lacks, after saying how much that is.
 models: env
 ifeq ($(DEVICE),cpu)
-	@PYTHONPATH=deployments/engine_site $(BIN)/python -m deployments.demo_models
+	@PYTHONPATH=deployments/engine/site $(BIN)/python -m deployments.checkpoints.demo
 else
 	@$(BIN)/llm-backend pull --default
 endif
@@ -108,7 +108,7 @@ venv:
 
 # PyPI does not carry torch's CPU build. Where pip knows another source for it, that one is used; else
 # PyTorch's own index: it has to be the same file. The packages that go with it are PyPI's everywhere,
-# which deployments/engine_site lets vLLM import.
+# which deployments/engine/site lets vLLM import.
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
 	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.1 GB, four to ten minutes)"

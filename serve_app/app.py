@@ -7,10 +7,10 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from deployments.model_server import ModelServer
-from deployments.switchboard import SwitchboardDeployment
+from deployments.model_server.deployment import ModelServer
+from deployments.settings import AppArgs, Settings, check_bound, load_settings
+from deployments.switchboard.deployment import SwitchboardDeployment
 from serve_app.ingress import GatewayDeployment
-from serve_app.settings import AppArgs, Settings, check_bound, load_settings
 
 _LOOPBACK = "127.0.0.1"
 _PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones

@@ -13,11 +13,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.lifeline import end_with_parent
-from serve_app import admin_routes, console_routes, log_routes, metrics_page, public_routes
-from serve_app.asgi import chunk
-from serve_app.auth import Guard
-from serve_app.errors import (
+from deployments.host.logs import write_to_file
+from deployments.host.parent_death import end_with_parent
+from deployments.settings import Settings
+from serve_app.gateway.gateway import Gateway
+from serve_app.gateway.switchboard_client import behind
+from serve_app.protocol.asgi import chunk
+from serve_app.protocol.calls import dialect_of
+from serve_app.protocol.errors import (
     BackendError,
     HeadersTooLarge,
     InvalidRequest,
@@ -25,15 +28,12 @@ from serve_app.errors import (
     NotFound,
     error_response,
 )
-from serve_app.gateway import Gateway
-from serve_app.journal import write_to_file
-from serve_app.measuring import Measuring
-from serve_app.observation import RequestFields, observation
-from serve_app.openapi import document
-from serve_app.reading import invalid_field
-from serve_app.settings import Settings
-from serve_app.surface import dialect_of
-from serve_app.switchboard_client import behind
+from serve_app.routes import admin, console, inference, logs, metrics
+from serve_app.routes.auth import Guard
+from serve_app.routes.openapi import document
+from serve_app.telemetry.context import RequestFields, request_context
+from serve_app.telemetry.middleware import TelemetryMiddleware
+from serve_app.validation.reading import invalid_field
 
 _MAX_HEADER_BYTES = 32_768
 # By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
@@ -42,12 +42,12 @@ _STEERING = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 logger = logging.getLogger("llm_backend.gateway")
 
 routes = APIRouter()
-routes.include_router(public_routes.open_routes)
-routes.include_router(public_routes.routes)
-routes.include_router(admin_routes.routes)
-routes.include_router(metrics_page.routes)
-routes.include_router(log_routes.routes)
-routes.include_router(console_routes.routes)
+routes.include_router(inference.open_routes)
+routes.include_router(inference.routes)
+routes.include_router(admin.routes)
+routes.include_router(metrics.routes)
+routes.include_router(logs.routes)
+routes.include_router(console.routes)
 
 
 class _Application(FastAPI):
@@ -55,7 +55,9 @@ class _Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         metrics = self.state.gateway.metrics
-        return Measuring(super().build_middleware_stack(), metrics, self.state.is_behind_serve)
+        return TelemetryMiddleware(
+            super().build_middleware_stack(), metrics, self.state.is_behind_serve
+        )
 
 
 def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
@@ -153,7 +155,7 @@ class _HeadAsGet:
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, BackendError)
-    observation().note_error(exc)
+    request_context().note_error(exc)
     status, headers, body = error_response(exc, dialect_of(request.url.path, request.headers))
     return Response(body, status, dict(headers))
 

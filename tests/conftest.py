@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from serve_app.settings import default_home, machine
+from deployments.settings import default_home, environment
 from tests import reaper
 
 DEMO_HOME = default_home()  # where `make models` has put the demo models
@@ -18,7 +18,7 @@ DEMO_HOME = default_home()  # where `make models` has put the demo models
 for name in [*os.environ]:
     if name.startswith("LLM_BACKEND_") or name == "GPU_MEMORY_UTILIZATION":
         del os.environ[name]
-machine.ENV_FILE = Path("/nonexistent/.env")
+environment.ENV_FILE = Path("/nonexistent/.env")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 
 MARK = "LLMB_TEST_RUN"
-_KEEPERS = (" start ", "serve_app.launch", "/serve run ")
+_KEEPERS = (" start ", "serve_app.launcher.foreground", "/serve run ")
 _IN_ORDER_S = 100.0  # a launcher gives Serve 40 s, and as long to the engine
 
 

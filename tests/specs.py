@@ -1,6 +1,6 @@
 """A model for tests that need one, and care for little of it."""
 
-from serve_app.settings import EngineSettings, ModelSpec
+from deployments.settings import EngineSettings, ModelSpec
 
 
 def tiny(checkpoint: str, revision: str | None = None) -> ModelSpec:

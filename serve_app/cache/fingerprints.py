@@ -5,8 +5,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import checkpoint, golden
-from serve_app.settings import ModelSpec, Settings
+from deployments.checkpoints import checkpoint
+from deployments.model_server import golden
+from deployments.settings import ModelSpec, Settings
 
 _Files = tuple[tuple[str, int, int], ...]  # name, bytes and time of change in ns
 
@@ -40,7 +41,7 @@ class Fingerprints:
         async with self._locks[target]:
             try:
                 found = await asyncio.to_thread(self._look, target, epoch, self._known.get(target))
-            except (checkpoint.CheckpointProblem, OSError, ValueError):
+            except (checkpoint.CheckpointError, OSError, ValueError):
                 return None
             self._known[target] = found
             return found.fingerprint

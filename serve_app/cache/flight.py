@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.cache.recording import Recording
-from serve_app.errors import BackendError
+from serve_app.protocol.errors import BackendError
 
 
 class Made(Protocol):

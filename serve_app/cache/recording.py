@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import Message
 
 from serve_app.cache.policy import Route, Value
-from serve_app.heartbeat import without_heartbeats
+from serve_app.protocol.heartbeat import without_heartbeats
 
 _DATA = "data: "
 _DONE = "data: [DONE]"
@@ -36,7 +36,7 @@ class Recording(BaseModel):
         """The body of the same answer as one that was made just now: with an id and a time of its
         own, the same in all events of a stream."""
         whole = "".join(f"{part}\n\n" for part in self.parts) if self.is_stream else self.parts[0]
-        return Stamper().feed(whole.encode(), is_last=True)
+        return IdRewriter().feed(whole.encode(), is_last=True)
 
 
 def load(raw: bytes, route: Route) -> Recording | None:
@@ -69,7 +69,7 @@ def record(route: Route, messages: Sequence[Message]) -> Recording | None:
     return Recording(made_at=time.time(), is_stream=is_stream, parts=parts)
 
 
-class Stamper:
+class IdRewriter:
     """Gives one answer an id and a time of its own."""
 
     def __init__(self) -> None:

@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from serve_app.aside import aside
+from deployments.settings import Settings
 from serve_app.cache.fingerprints import Fingerprints
 from serve_app.cache.flight import Flight, Flights, Make
 from serve_app.cache.guard import GuardedStore
 from serve_app.cache.key import cache_key
 from serve_app.cache.policy import ROUTES, Route, is_cacheable
 from serve_app.cache.recording import Recording, load, record
-from serve_app.cache.shared_answer import Counts, Labelled, Question, SharedAnswer
+from serve_app.cache.shared_answer import Counts, Question, SharedAnswer, WithCacheHeader
 from serve_app.cache.stores import StoreFailed, open_store
-from serve_app.errors import Unavailable
-from serve_app.settings import Settings
+from serve_app.protocol.errors import Unavailable
+from serve_app.validation.threads import in_thread_if_large
 
 _ADMIN_S = 10.0  # what an admin asks of a store may take longer than a request's look-up
 
@@ -43,13 +43,13 @@ class ResponseCache:
         """
         if self.store is None or question.is_refused:
             self.counts.off += 1
-            return Labelled(await make(), "off")
+            return WithCacheHeader(await make(), "off")
         route, key = ROUTES.get(question.path), None
         if route and is_cacheable(route, question.body, self._settings.seeded):
             key = await self._key(question, route)
         if route is None or key is None:
             self.counts.uncacheable += 1
-            return Labelled(await make(), "uncacheable")
+            return WithCacheHeader(await make(), "uncacheable")
         flights, flight_key = self.flights, (key, question.terms)
 
         def join(scope: Scope) -> tuple[Flight, bool]:
@@ -120,7 +120,7 @@ class ResponseCache:
         raw = await self.store.get(key)
         if raw is None:
             return None
-        found = await aside(len(raw), lambda: load(raw, route))
+        found = await in_thread_if_large(len(raw), lambda: load(raw, route))
         self.counts.garbage += found is None
         return found
 
@@ -128,7 +128,7 @@ class ResponseCache:
         """What was made, if it may be kept; a large one is not even read."""
         num_bytes = sum(len(message.get("body", b"")) for message in messages)
         if num_bytes <= self._settings.max_value_bytes:
-            return await aside(num_bytes, lambda: record(route, messages))
+            return await in_thread_if_large(num_bytes, lambda: record(route, messages))
         self.counts.too_large += 1
         return None
 

@@ -21,19 +21,19 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.asgi import chunk, event_stream_headers, start, while_client_stays
-from serve_app.aside import aside
 from serve_app.cache.flight import Flight
-from serve_app.cache.recording import Recording, Stamper
-from serve_app.errors import (
+from serve_app.cache.recording import IdRewriter, Recording
+from serve_app.protocol.asgi import chunk, event_stream_headers, start, while_client_stays
+from serve_app.protocol.errors import (
     BackendError,
     DeadlineExceeded,
     Dialect,
     ModelNotResident,
     error_event,
 )
-from serve_app.heartbeat import is_heartbeat
-from serve_app.observation import observation
+from serve_app.protocol.heartbeat import is_heartbeat
+from serve_app.telemetry.context import request_context
+from serve_app.validation.threads import in_thread_if_large
 
 _OF_ITS_OWN_TIME = (DeadlineExceeded, ModelNotResident)  # errors that depend on who asked, and when
 _GRACE_S = 5.0  # past the deadline: what is made ends by itself first, with its error
@@ -70,7 +70,7 @@ class Counts:
     garbage: int = 0  # values that nobody here has written
 
 
-class Labelled(Response):
+class WithCacheHeader(Response):
     """An answer that the cache has nothing to do with, and says so."""
 
     def __init__(self, answer: ASGIApp, label: str) -> None:
@@ -104,7 +104,7 @@ class SharedAnswer(Response):
         self._has_content = False  # and more than heartbeats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        observation().model = self._question.model
+        request_context().model = self._question.model
         async with while_client_stays(receive):
             try:
                 async with asyncio.timeout_at(self._question.deadline + _GRACE_S):
@@ -113,7 +113,7 @@ class SharedAnswer(Response):
             except BackendError as error:
                 if not self._has_begun:
                     raise
-                observation().note_error(error)
+                request_context().note_error(error)
                 event = error_event(error, self._question.dialect, num_events=0)
                 await send(chunk(event, is_last=True))
             except TimeoutError:  # it reads nothing, so it can be told nothing
@@ -132,7 +132,7 @@ class SharedAnswer(Response):
                 self._counts.misses += 1
                 return await self._follow(flight, send, "miss", None, is_last_try=True)
             self._counts.shared += 1
-            return await self._follow(flight, send, "shared", Stamper(), is_last_try=is_last_try)
+            return await self._follow(flight, send, "shared", IdRewriter(), is_last_try=is_last_try)
 
     async def _replay(self, found: Recording, send: Send) -> None:
         self._counts.hits += 1
@@ -146,7 +146,7 @@ class SharedAnswer(Response):
         }
         if found.is_stream:
             headers |= event_stream_headers()
-        body = await aside(sum(map(len, found.parts)), found.replay)
+        body = await in_thread_if_large(sum(map(len, found.parts)), found.replay)
         if not self._has_begun:
             await send(start(200, headers | {"content-length": str(len(body))}))
         await send(chunk(body, is_last=True))
@@ -156,7 +156,7 @@ class SharedAnswer(Response):
         flight: Flight,
         send: Send,
         label: str,
-        stamper: Stamper | None,
+        stamper: IdRewriter | None,
         *,
         is_last_try: bool,
     ) -> bool:
@@ -174,7 +174,7 @@ class SharedAnswer(Response):
                 if may_repeat and not self._has_content:
                     return False
                 if is_last and flight.error:  # told here too; a status told before says nothing
-                    observation().note_error(flight.error)
+                    request_context().note_error(flight.error)
                     if self._has_begun and head["status"] != 200:
                         raise flight.error  # heartbeats went out: only an event can carry it
                 if stamper and head["status"] == 200 and not is_heartbeat(body):

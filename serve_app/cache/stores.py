@@ -19,7 +19,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from serve_app.settings import Cache
+from deployments.settings import Cache
 
 _PREFIX = "llm-backend:cache:"
 _ENTRY_BYTES = 512  # what Python holds beside a value: its key and its links

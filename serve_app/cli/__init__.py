@@ -5,11 +5,18 @@ Nothing heavy is imported before a command needs it: `--help` and completion ans
 
 import typer
 
-from serve_app.bench_command import bench
-from serve_app.cli import asking, cache, chat, logs, residency, start
-from serve_app.doctor_command import doctor
-from serve_app.plan_command import plan
-from serve_app.pull_command import pull
+from serve_app.cli import (
+    bench,
+    cache,
+    chat,
+    doctor,
+    logs,
+    plan,
+    pull,
+    start,
+    status,
+    switch,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,12 +27,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing answers.",
 )
 start.register(app)
-asking.register(app)
-residency.register(app)
+status.register(app)
+switch.register(app)
 chat.register(app)
 logs.register(app)
 cache.register(app)
-for command in (plan, doctor, pull, bench):
+for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
     app.command()(command)
 
 

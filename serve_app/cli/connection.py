@@ -108,12 +108,12 @@ def _of_this_machine(
 ) -> tuple[str | None, str | None, str | None]:
     """The address of the server on this machine's home, None where none is; and its keys, which
     stand in `.env` where they were not given. No other server is shown the file's keys."""
-    from serve_app import running
-    from serve_app.settings import SettingsError, default_home
-    from serve_app.settings.machine import read_machine
+    from deployments.settings import SettingsError, default_home
+    from deployments.settings.environment import read_environment
+    from serve_app.launcher import pidfile
 
     try:
-        server, machine = running.find(default_home()), read_machine()
+        server, machine = pidfile.find(default_home()), read_environment()
     except SettingsError as exc:
         fail(str(exc))
     if key is None and machine.api_keys:

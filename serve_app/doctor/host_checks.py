@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from deployments.vram import GIB, Plan, gib
-from serve_app.doctor.facts import Disk, Finding, Level, Machine, Port
-from serve_app.settings import is_loopback
+from deployments.memory.plan import GIB, Plan, gib
+from deployments.settings import is_loopback
+from serve_app.doctor.facts import Disk, Finding, HostFacts, Level, Port
 
 _MIN_FREE_BYTES = 2 * GIB  # as the start asks for: logs, sockets, Ray's session
 _LOW_FREE_BYTES = 10 * GIB
@@ -13,7 +13,7 @@ _VOLATILE = {"tmpfs", "ramfs", "overlay"}  # gone after a reboot, or with the co
 _HOST_MEMORY_BYTES = 6 * GIB
 
 
-def check_settings(machine: Machine) -> Iterator[Finding]:
+def check_settings(machine: HostFacts) -> Iterator[Finding]:
     """That the files under configs/ can be used."""
     if machine.settings is None:
         yield Finding(
@@ -26,7 +26,7 @@ def check_settings(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def check_weights(machine: Machine) -> Iterator[Finding]:
+def check_weights(machine: HostFacts) -> Iterator[Finding]:
     """That each model's checkpoint is present and whole."""
     default = machine.settings.default_model if machine.settings else None
     for weights in machine.weights:
@@ -44,7 +44,7 @@ def check_weights(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def check_disks(machine: Machine) -> Iterator[Finding]:
+def check_disks(machine: HostFacts) -> Iterator[Finding]:
     """That there is room, and that caches outlive a restart of the machine or container."""
     missing = {weights.model for weights in machine.weights if weights.problem}
     to_come_bytes = sum(p.disk_bytes for p in machine.plans if p.model in missing)
@@ -80,7 +80,7 @@ def _judge_disk(disk: Disk, to_come_bytes: int) -> Finding:
     return Finding("disk", Level.OK, text)
 
 
-def check_host_memory(machine: Machine) -> Iterator[Finding]:
+def check_host_memory(machine: HostFacts) -> Iterator[Finding]:
     """That the host has memory for the processes, and for weights kept asleep or read ahead."""
     total, available = machine.memory_total_bytes, machine.memory_available_bytes
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB are available"
@@ -119,13 +119,13 @@ def _unfit(plan: Plan, *, is_default: bool) -> Finding:
     )
 
 
-def check_ports(machine: Machine) -> Iterator[Finding]:
+def check_ports(machine: HostFacts) -> Iterator[Finding]:
     """That the ports are free, or ours."""
     for port in machine.ports:
         yield _judge_port(port, machine)
 
 
-def _judge_port(port: Port, machine: Machine) -> Finding:
+def _judge_port(port: Port, machine: HostFacts) -> Finding:
     text = f"{port.number} ({port.purpose})"
     if port.holder is None:
         return Finding("port", Level.OK, f"{text} is free")
@@ -149,7 +149,7 @@ def _judge_port(port: Port, machine: Machine) -> Finding:
     )
 
 
-def check_ray(machine: Machine) -> Iterator[Finding]:
+def check_ray(machine: HostFacts) -> Iterator[Finding]:
     """That no other Ray cluster is in the way."""
     if machine.is_serving:
         yield Finding("ray", Level.OK, "this server's own cluster runs")
@@ -165,7 +165,7 @@ def check_ray(machine: Machine) -> Iterator[Finding]:
         yield Finding("ray", Level.OK, "no cluster is named; the server starts its own")
 
 
-def check_other_users(machine: Machine) -> Iterator[Finding]:
+def check_other_users(machine: HostFacts) -> Iterator[Finding]:
     """That no other user of this machine can become the server's."""
     for exposure in machine.exposures:
         level = Level.PROBLEM if exposure.is_used else Level.WARNING
@@ -174,7 +174,7 @@ def check_other_users(machine: Machine) -> Iterator[Finding]:
         yield Finding("other users", Level.OK, "state, logs and Ray's token are this user's alone")
 
 
-def check_keys(machine: Machine) -> Iterator[Finding]:
+def check_keys(machine: HostFacts) -> Iterator[Finding]:
     """That nobody beyond this machine gets in without a key."""
     settings = machine.settings
     if settings is None:
@@ -200,7 +200,7 @@ def check_keys(machine: Machine) -> Iterator[Finding]:
         yield Finding("keys", Level.OK, text)
 
 
-def check_offline(machine: Machine) -> Iterator[Finding]:
+def check_offline(machine: HostFacts) -> Iterator[Finding]:
     """A variable that would stop a pull; serving is offline with or without it."""
     is_set = machine.environment.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
     if is_set and any(weights.problem for weights in machine.weights):

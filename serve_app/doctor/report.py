@@ -4,10 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from serve_app.doctor import gpu_checks, host_checks
-from serve_app.doctor.facts import Finding, Level, Machine
+from serve_app.doctor.facts import Finding, HostFacts, Level
 
 
-def diagnose(machine: Machine) -> list[Finding]:
+def diagnose(machine: HostFacts) -> list[Finding]:
     """Every finding, in the order of a start: settings, card, weights, the rest."""
     first, *rest = host_checks.CHECKS
     return [f for check in (first, *gpu_checks.CHECKS, *rest) for f in check(machine)]

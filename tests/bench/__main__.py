@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve_app.settings import PROJECT, AppArgs, ModelSpec, Settings, default_home, load_settings
+from deployments.settings import PROJECT, AppArgs, ModelSpec, Settings, default_home, load_settings
 from tests.bench import machine, report, traces
 from tests.bench.rounds import FULL, QUICK, Bench
 from tests.bench.samples import Samples

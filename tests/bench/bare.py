@@ -12,11 +12,12 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deployments import checkpoint, place
-from deployments.engine_args import engine_environment, engine_flags
-from deployments.vllm_engine import base_environment
-from serve_app.ports import free_port
-from serve_app.settings import ModelSpec, Settings
+from deployments.checkpoints import checkpoint
+from deployments.engine import gpu_lock
+from deployments.engine.args import engine_environment, engine_flags
+from deployments.engine.process import base_environment
+from deployments.settings import ModelSpec, Settings
+from serve_app.launcher.ports import free_port
 from tests.bench.first_token import wait_first_token
 from tests.bench.samples import Samples
 from tests.bench.targets import BARE, CALLS
@@ -74,7 +75,7 @@ class BareVllm:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        while members := place.session_members(process.pid):
+        while members := gpu_lock.session_members(process.pid):
             if time.monotonic() - began > _STOP_S:
                 os.killpg(process.pid, signal.SIGKILL)
             psutil.wait_procs(members, timeout=0.05)

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from deployments import checkpoint
-from deployments.engine_args import engine_environment
-from deployments.vllm_engine import ENGINE_SITE
-from serve_app.ports import free_port
-from serve_app.settings import ModelSpec, Settings
+from deployments.checkpoints import checkpoint
+from deployments.engine.args import engine_environment
+from deployments.engine.process import ENGINE_SITE
+from deployments.settings import ModelSpec, Settings
+from serve_app.launcher.ports import free_port
 
 _APP = Path(__file__).with_name("peer_app.py")
 _READY_S = 600.0

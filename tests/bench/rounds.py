@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from serve_app.settings import ModelSpec, Settings
+from deployments.settings import ModelSpec, Settings
 from tests.bench import bare, ours, peer, streams, traces
 from tests.bench.samples import Samples
 from tests.bench.targets import ALL_CORES, BARE, DIRECT_PEER, OURS, PEER, PYTHON_PROXY

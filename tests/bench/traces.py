@@ -1,13 +1,13 @@
 """Switches that the scheduler and first-come-first-served make, in simulated time.
 
-That nobody waits past the promised bound on the same traces is a test: `test_scheduling.py`.
+That nobody waits past the promised bound on the same traces is a test: `test_switch_rule.py`.
 """
 
 import random
 
 from tests.bench.samples import Samples
 from tests.bench.targets import FIFO, OURS
-from tests.pure.simulation import TRACES, Simulation
+from tests.pure.residency.simulation import TRACES, Simulation
 
 NAMES = [make(random.Random(1)).name for make in TRACES]
 

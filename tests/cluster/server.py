@@ -21,9 +21,9 @@ import httpx
 import psutil
 import yaml
 
-from serve_app import private
-from serve_app.ports import free_port
-from serve_app.settings import PROJECT
+from deployments.settings import PROJECT
+from serve_app.launcher import private
+from serve_app.launcher.ports import free_port
 from tests.conftest import DEMO_HOME
 
 START_TIMEOUT_S = 280.0

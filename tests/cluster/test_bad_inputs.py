@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from serve_app.ports import free_port
+from serve_app.launcher.ports import free_port
 from tests import bad_inputs
 from tests.cluster.server import CAPITAL, Server
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.settings import PROJECT
+from deployments.settings import PROJECT
 from tests import reaper
 from tests.cluster.programs import program
 from tests.cluster.relay import Call, Relay, relaying

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import deployments.engine_site
-from deployments.demo_models import model_folder
+import deployments.engine.site
+from deployments.checkpoints.demo import model_folder
 from tests.conftest import DEMO_HOME
 
-SITE = Path(deployments.engine_site.__file__).parent
+SITE = Path(deployments.engine.site.__file__).parent
 ROOT = SITE.parent.parent
 BUILD_TIMEOUT_S = 240
 """Both took 34 s on two idle cores."""
@@ -35,7 +35,7 @@ def run_in_engine_process(code: str, *arguments: str) -> Any:
 
 def build(*names: str, home: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "deployments.demo_models", "--home", str(home), *names],
+        [sys.executable, "-m", "deployments.checkpoints.demo", "--home", str(home), *names],
         cwd=ROOT,
         timeout=BUILD_TIMEOUT_S,
         check=True,
@@ -154,8 +154,8 @@ def test_the_kept_weights_answer_questions_about_pictures_never_shown(home: Path
 WRITE = (
     CLASSROOM
     + """
-from deployments.demo_lessons import Lesson, Turn
-from deployments.demo_pictures import draw, imagine
+from tests.demo_vision.lessons import Lesson, Turn
+from tests.demo_vision.pictures import draw, imagine
 processor = AutoProcessor.from_pretrained(sys.argv[1])
 random = Random(1)
 scenes = (imagine(random), imagine(random))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.settings import PROJECT
+from deployments.settings import PROJECT
 from tests.cluster.server import Server, running, wait_until
 from tests.conftest import DEMO_HOME
 

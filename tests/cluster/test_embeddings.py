@@ -6,7 +6,7 @@ import math
 import openai
 import pytest
 
-from deployments.golden_probe import red_disc
+from deployments.model_server.golden_probe import red_disc
 from tests.cluster.server import Server
 
 pytestmark = pytest.mark.timeout(600)

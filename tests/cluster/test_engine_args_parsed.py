@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import deployments.engine_site
-from deployments.engine_args import engine_environment, engine_flags
-from serve_app.settings import GPU_ONLY, AppArgs, ModelSpec, load_settings
+import deployments.engine.site
+from deployments.engine.args import engine_environment, engine_flags
+from deployments.settings import GPU_ONLY, AppArgs, ModelSpec, load_settings
 
-SITE = Path(deployments.engine_site.__file__).parent
+SITE = Path(deployments.engine.site.__file__).parent
 CHECKPOINT = Path("/weights/of a model")
 
 PROFILES = {

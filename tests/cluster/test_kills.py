@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from deployments.standby import listens, socket_path
-from serve_app.settings import PROJECT
+from deployments.engine.forkserver import listens, socket_path
+from deployments.settings import PROJECT
 from tests.cluster import victims
 from tests.cluster.ledger import (
     NOT_TAKEN,

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.ports import free_port
-from serve_app.settings import PROJECT
+from deployments.settings import PROJECT
+from serve_app.launcher.ports import free_port
 from tests.cluster.server import CAPITAL, Server, wait_until
 
 SHIPPED = PROJECT / "configs" / "prometheus"

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from serve_app import private
+from serve_app.launcher import private
 from tests.cluster.server import Server, running
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")

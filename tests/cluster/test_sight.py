@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deployments.demo_pictures import Group, Scene, draw
 from tests.cluster.server import Server
+from tests.demo_vision.pictures import Group, Scene, draw
 
 pytestmark = pytest.mark.timeout(600)
 

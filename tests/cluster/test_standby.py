@@ -13,8 +13,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.engine_args import engine_environment
-from deployments.standby import listens, socket_path
+from deployments.engine.args import engine_environment
+from deployments.engine.forkserver import listens, socket_path
 from tests.cluster import victims
 from tests.cluster.server import Server, wait_until
 from tests.specs import tiny

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.settings import PROJECT, default_home
+from deployments.settings import PROJECT, default_home
 from tests.cluster.server import (
     START_TIMEOUT_S,
     Server,

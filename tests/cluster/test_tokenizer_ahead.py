@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import deployments.engine_site
-from deployments.engine_args import EVERY_ENGINE, engine_flags
-from serve_app.settings import PROJECT, AppArgs, load_settings
+import deployments.engine.site
+from deployments.engine.args import EVERY_ENGINE, engine_flags
+from deployments.settings import PROJECT, AppArgs, load_settings
 from tests.conftest import DEMO_HOME
 
-SITE = Path(deployments.engine_site.__file__).parent
+SITE = Path(deployments.engine.site.__file__).parent
 ASK = """
 import copy, json, os, sys
-from deployments import engine_main
+from deployments.engine.events import main as engine_main
 checkpoint, flags = json.load(sys.stdin)
 engine_main.preload()
 engine_main.load_tokenizer(checkpoint, "generate")

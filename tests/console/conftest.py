@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
-from deployments.switchboard import Switchboard
-from serve_app import journal
-from serve_app.gateway import Gateway
+from deployments.host import logs
+from deployments.settings import PROJECT, Settings
+from deployments.switchboard.deployment import Switchboard
+from serve_app.gateway.gateway import Gateway
 from serve_app.ingress import build_http
-from serve_app.observation import RequestFields
-from serve_app.settings import PROJECT, Settings
+from serve_app.telemetry.context import RequestFields
 from tests.gateway.conftest import A, B, Front, until
 from tests.gateway.conftest import front as front
 from tests.gateway.conftest import settings as settings
 from tests.gateway.fake_engine import FakeEngine
-from tests.pure.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeHost
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARTIFACTS = PROJECT / "tests" / "artifacts"
@@ -55,7 +55,7 @@ class Stage:
 async def stage(front: Front, settings: Settings, tmp_path: Path) -> AsyncIterator[Stage]:
     root = logging.getLogger()
     before = list(root.handlers)
-    journal.write_to_file(tmp_path, "gateway", context=RequestFields())
+    logs.write_to_file(tmp_path, "gateway", context=RequestFields())
     stage = Stage(front, settings, tmp_path)
     for engine in stage.engines.values():
         engine.tokens = ANSWER

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from serve_app.auth import Guard
+from serve_app.routes.auth import Guard
 from tests.console.conftest import A, B, Stage, Visit
 from tests.gateway.conftest import error_of
 

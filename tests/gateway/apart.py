@@ -27,9 +27,9 @@ from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.gateway.good_requests import MODEL
 
 # ruff: isort: split
-from serve_app.gateway import Gateway
+from deployments.settings import AppArgs, load_settings
+from serve_app.gateway.gateway import Gateway
 from serve_app.ingress import build_http
-from serve_app.settings import AppArgs, load_settings
 
 
 @dataclass

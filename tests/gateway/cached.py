@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from serve_app.settings import Settings
+from deployments.settings import Settings
 from tests.gateway.conftest import CHAT, A, Backend
 from tests.gateway.sse import check
 

@@ -16,21 +16,21 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.residency import State
-from deployments.switchboard import Switchboard
+from deployments.switchboard.deployment import Switchboard
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.gateway.sse import Stream, check
-from tests.pure.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeHost
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
     from ray.serve._private.http_util import RequestIdMiddleware
 
     from tests.gateway import proxied
-from serve_app.asgi import chunk, start
-from serve_app.gateway import Gateway
+from deployments.settings import AppArgs, Settings, load_settings
+from serve_app.gateway.gateway import Gateway
 from serve_app.ingress import build_http
-from serve_app.settings import AppArgs, Settings, load_settings
+from serve_app.protocol.asgi import chunk, start
 
 A, B = "qwen-14b", "qwen-coder"
 CHAT = "/v1/chat/completions"

@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client import Metric
 from ray.exceptions import RayError
 
-from deployments.residency import State
-from deployments.view import Event, EventPage, FailedLoad, GatewayNews, View
+from deployments.residency import Failure, GatewayReport, Problem, State
+from deployments.switchboard.messages import Event, EventPage, View
 
 
 class FakeSwitchboard:
@@ -18,7 +18,7 @@ class FakeSwitchboard:
 
     def __init__(self) -> None:
         self.view = View("boot-1", 0, State.EMPTY, 0, None, None, False)
-        self.news: list[GatewayNews] = []
+        self.reports: list[GatewayReport] = []
         self.is_away = False  # every call raises, as to a dead actor
         self.num_refused = 0
         self.switches: list[tuple[str, float | None, float | None]] = []
@@ -47,7 +47,8 @@ class FakeSwitchboard:
 
     async def fail(self, model: str, seq: int, retry_after_s: float = 60) -> View:
         """`model` could not be loaded."""
-        failed = FailedLoad(seq, "load_failed", "weights are cut short", retry_after_s)
+        problem = Problem("load_failed", "weights are cut short")
+        failed = Failure(seq, problem, 0.0, retry_after_s)
         return await self.show(failures=self.view.failures | {model: failed})
 
     async def happen(self, kind: str, **data: Any) -> None:
@@ -60,11 +61,11 @@ class FakeSwitchboard:
         self.is_away = True
         await self._notify()
 
-    async def told(self, is_it: Callable[[GatewayNews], bool]) -> GatewayNews:
+    async def told(self, is_it: Callable[[GatewayReport], bool]) -> GatewayReport:
         """The first report, from the newest on, that `is_it`."""
         async with asyncio.timeout(5), self._changed:
-            await self._changed.wait_for(lambda: self.news and is_it(self.news[-1]))
-        return self.news[-1]
+            await self._changed.wait_for(lambda: self.reports and is_it(self.reports[-1]))
+        return self.reports[-1]
 
     async def refused(self, times: int) -> None:
         """Until that many calls have been refused."""
@@ -91,9 +92,9 @@ class FakeSwitchboard:
         await self._check_presence()
         return self.view
 
-    async def report(self, news: GatewayNews) -> None:
+    async def report(self, report: GatewayReport) -> None:
         await self._check_presence()
-        self.news.append(news)
+        self.reports.append(report)
         await self._notify()
 
     async def begin_switch(

@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from deployments.golden_probe import red_disc
+from deployments.model_server.golden_probe import red_disc
 
 MODEL = "qwen-vl"  # it sees, and has both tasks
 _PICTURE = base64.b64encode(red_disc()).decode()

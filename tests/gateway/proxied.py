@@ -14,8 +14,8 @@ import psutil
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-from serve_app.haproxy import HEALTH_CHECK_INTERVAL, HEALTH_CHECK_MISSES, prepare
-from serve_app.ports import free_port
+from serve_app.launcher.haproxy import HEALTH_CHECK_INTERVAL, HEALTH_CHECK_MISSES, prepare
+from serve_app.launcher.ports import free_port
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from serve_app.client.transport import Clock
-from serve_app.errors import BackendError, error_response
+from serve_app.protocol.errors import BackendError, error_response
 
 
 @dataclass

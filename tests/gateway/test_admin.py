@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deployments.switchboard_errors import LeaseHeldError
+from deployments.switchboard.errors import LeaseHeldError
 from tests.gateway.conftest import A, B, Backend, error_of
 
 LEASE = {"model": B, "seconds": 60, "owner": "renders"}

@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from serve_app.auth import Guard, namespace_of
-from serve_app.settings import Settings, SettingsError, check_bound, is_loopback
+from deployments.settings import Settings, SettingsError, check_bound, is_loopback
+from serve_app.routes.auth import Guard, namespace_of
 from tests.gateway.conftest import Backend, Front, error_of
 
 USER, ADMIN = "user-key-1", "admin-key-1"

@@ -69,7 +69,7 @@ async def test_an_unknown_model_is_404(backend: Backend, model: str) -> None:
     async with backend.client.post(CHAT, data=chat(model=model), headers=JSON) as response:
         assert response.status == 404
         assert error_of(await response.read())["code"] == "model_not_found"
-    assert all(not news.waiting for news in backend.switchboard.news)
+    assert all(not report.waiting for report in backend.switchboard.reports)
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", "*"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.residency import State
-from serve_app.settings import Settings
+from deployments.settings import Settings
 from tests.gateway.cached import ask, with_cache
 from tests.gateway.conftest import A, B, Backend, until
 from tests.gateway.fake_engine import TEXT, TOKENS, Fault
@@ -87,14 +87,14 @@ async def test_a_hit_for_a_model_that_does_not_serve_costs_no_switch(
     await ask(backend)
     await backend.serving(B, epoch=2)
     await backend.show(state=state)
-    num_news = len(backend.switchboard.news)
+    num_reports = len(backend.switchboard.reports)
     answer = await ask(backend, headers={"X-Switch": intent})
     assert (answer.status, answer.text) == (200, TEXT)
     assert answer.label == "hit; switch=avoided"
     assert answer.headers["X-Model"] == A
     assert len(engine.bodies) == 1
     assert backend.switchboard.switches == []
-    assert not any(news.waiting for news in backend.switchboard.news[num_news:])
+    assert not any(report.waiting for report in backend.switchboard.reports[num_reports:])
     assert (await stats(backend))["switches_avoided"] == 1
 
 

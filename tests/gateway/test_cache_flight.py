@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from deployments.settings import Settings
 from serve_app.cache.flight import Flight, Flights
-from serve_app.settings import Settings
 from tests.gateway.cached import Answer, ask, with_cache
 from tests.gateway.conftest import CHAT, A, B, Backend, until
 from tests.gateway.fake_engine import TEXT, Fault
@@ -189,7 +189,7 @@ async def test_who_came_later_does_not_share_the_first_one_s_lateness(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """`X-Max-Wait` runs from each one's own arrival: the others ask once more, together."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.05)
     patient = {"X-Max-Wait": "1.5"}
     first = asking(backend, headers=patient, stream=stream)
     await until(lambda: backend.admission.num_queued)
@@ -219,7 +219,7 @@ async def test_waiting_streams_all_get_heartbeats(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who joined is kept alive as well, and a replay holds none of them."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     body = {"model": A, "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
     body |= {"stream": True}
     async with (

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from serve_app.ports import free_port
-from serve_app.settings import Settings
+from deployments.settings import Settings
+from serve_app.launcher.ports import free_port
 from tests.gateway.cached import Answer, ask, with_cache
 from tests.gateway.conftest import B, Backend, until
 from tests.gateway.fake_engine import TEXT

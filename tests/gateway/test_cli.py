@@ -13,14 +13,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from serve_app import running
 from serve_app.cli import app
-from serve_app.ports import free_port
+from serve_app.launcher import pidfile
+from serve_app.launcher.ports import free_port
 from tests.gateway.conftest import A, B, Backend, Front, Whole, until
 from tests.gateway.fake_engine import TEXT
 from tests.gateway.scripted import Scripted
 from tests.gateway.test_pictures import address, encoded
-from tests.pure.fake_host import BROKEN
+from tests.pure.switchboard.fake_host import BROKEN
 from tests.terminal import Terminal
 
 Cli = Callable[..., Awaitable[Result]]
@@ -258,7 +258,7 @@ async def test_without_an_address_the_server_of_this_home_is_asked(
     """At whatever port it was started."""
     monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LLM_BACKEND_URL", raising=False)
-    running.note(tmp_path / "home", os.getpid(), f"http://127.0.0.1:{front.port}", "cpu-demo")
+    pidfile.note(tmp_path / "home", os.getpid(), f"http://127.0.0.1:{front.port}", "cpu-demo")
     result = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--json"])
     assert json.loads(result.stdout)["resident"] == A
 

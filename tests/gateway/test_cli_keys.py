@@ -8,9 +8,9 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from serve_app import running
+from deployments.settings import Settings, environment
 from serve_app.cli import app
-from serve_app.settings import Settings, machine
+from serve_app.launcher import pidfile
 from tests.gateway.conftest import Front, Whole
 
 
@@ -24,10 +24,10 @@ def settings(settings: Settings) -> Settings:
 def env_file(tmp_path: Path, front: Front, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This machine's `.env`, and a server that runs on its home."""
     path = tmp_path / ".env"
-    monkeypatch.setattr(machine, "ENV_FILE", path)
+    monkeypatch.setattr(environment, "ENV_FILE", path)
     monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path))
     monkeypatch.delenv("LLM_BACKEND_URL", raising=False)
-    running.note(tmp_path, os.getpid(), f"http://127.0.0.1:{front.port}", "cpu-demo")
+    pidfile.note(tmp_path, os.getpid(), f"http://127.0.0.1:{front.port}", "cpu-demo")
     return path
 
 
@@ -54,7 +54,7 @@ def test_an_env_file_that_can_not_be_used_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env_file = tmp_path / ".env"
-    monkeypatch.setattr(machine, "ENV_FILE", env_file)
+    monkeypatch.setattr(environment, "ENV_FILE", env_file)
     monkeypatch.delenv("LLM_BACKEND_URL", raising=False)
     env_file.write_text("LLM_BACKEND_PORT=seventy\n")
     result = CliRunner().invoke(app, ["models"])

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve_app import client, errors
+from serve_app import client
 from serve_app.client import LLMClient, LLMError
-from serve_app.ports import free_port
+from serve_app.launcher.ports import free_port
+from serve_app.protocol import errors
 from tests.gateway.conftest import MESSAGES, A, B, Front
 from tests.gateway.scripted import Scripted, Time
 

@@ -10,7 +10,7 @@ from serve_app import client
 from serve_app.client import LLMClient
 from serve_app.client.transport import Clock
 from tests.gateway.conftest import MESSAGES, A, B, Whole, until
-from tests.pure.fake_host import BROKEN
+from tests.pure.switchboard.fake_host import BROKEN
 
 PHASES = ["preparing", "draining", "unloading", "loading", "verifying", "ready"]
 

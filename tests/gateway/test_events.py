@@ -72,7 +72,7 @@ async def test_a_quiet_stream_is_kept_alive(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With comments, which clients drop."""
-    monkeypatch.setattr("serve_app.event_stream._HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("serve_app.routes.event_stream._HEARTBEAT_S", 0.02)
     async with await connect(backend) as response:
         await block(response)
         assert [await response.content.readline() for _ in range(2)] == [b": no news\n"] * 2

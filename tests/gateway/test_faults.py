@@ -74,7 +74,7 @@ async def test_an_error_after_heartbeats_is_one_event(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, fault: Fault, code: object
 ) -> None:
     """The 200 is out already: what the engine says can only be an event."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     engine = await backend.engine()
     engine.fault = fault
     async with await backend.chat(stream=True) as response:
@@ -105,7 +105,7 @@ async def test_a_stream_that_waits_for_a_dead_engine_s_successor_gets_heartbeats
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also before the Switchboard has noticed the death: the view still says that it serves."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     gone = await backend.serving(epoch=1)
     await gone.stop()
     async with asyncio.timeout(5), await backend.chat(stream=True) as response:
@@ -166,7 +166,7 @@ async def test_waiting_ends_at_the_request_s_timeout(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that never comes: 504, or an error event where heartbeats went out."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     plain, stream = backend.asking(), backend.streaming()
     status, body = await plain
     assert status == 504

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.settings import AppArgs, Settings, load_settings
+from deployments.settings import AppArgs, Settings, load_settings
 from tests.gateway.conftest import Backend
 
 _SCHEMATHESIS = """

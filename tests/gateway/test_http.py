@@ -5,8 +5,8 @@ import json
 import pytest
 from pydantic import SecretStr
 
-from serve_app.auth import Guard
-from serve_app.settings import Settings
+from deployments.settings import Settings
+from serve_app.routes.auth import Guard
 from tests.gateway.conftest import CHAT, MESSAGES, A, Backend, Front, error_of
 from tests.gateway.proxied import Proxy
 from tests.gateway.test_auth import app_of as app_of_gateway

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 
 from deployments.residency import State
-from deployments.view import LeaseView
-from serve_app.errors import Unavailable
+from deployments.switchboard.messages import LeaseView
+from serve_app.protocol.errors import Unavailable
 from tests.gateway.conftest import CHAT, A, B, Backend, error_of, until
 from tests.gateway.sse import check
 
@@ -64,7 +64,7 @@ async def test_never_is_refused_at_once_and_told_who_is_resident(
         message = await refusal(response, 503, "model_not_resident")
         assert response.headers["Retry-After"] == "12"
     assert message == f"{B} is not resident; no model is, and a switch to {B} is loading."
-    assert not any(news.waiting for news in backend.switchboard.news)
+    assert not any(report.waiting for report in backend.switchboard.reports)
 
 
 async def test_never_is_answered_by_the_resident_model(backend: Backend) -> None:
@@ -93,7 +93,7 @@ async def test_max_wait_ends_the_waiting_for_a_switch(backend: Backend, seconds:
         message = await refusal(response, 503, "model_not_resident")
     assert float(seconds) <= time.monotonic() - began < 2
     assert f"{A} is" in message
-    assert any(news.waiting for news in backend.switchboard.news) == (seconds != "0")
+    assert any(report.waiting for report in backend.switchboard.reports) == (seconds != "0")
     await backend.idle()
 
 
@@ -101,7 +101,7 @@ async def test_max_wait_ends_a_stream_with_heartbeats_by_an_event(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head is out already."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     async with post(backend, stream=True, Max_Wait="0.2") as response:
         stream = check(response.headers["content-type"], await response.read())
     assert stream.error

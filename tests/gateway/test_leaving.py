@@ -101,7 +101,7 @@ async def test_a_server_that_can_not_send_frees_the_place(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ASGI lets `send` raise for a client that has left, here at the first heartbeat."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     messages = [{"role": "user", "content": "hi"}]
     body = json.dumps({"model": A, "stream": True, "messages": messages}).encode()
     received = asyncio.Queue[Message]()

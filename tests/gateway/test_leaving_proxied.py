@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.residency import State
-from serve_app.settings import Settings
+from deployments.settings import Settings
 from tests.gateway.cached import with_cache
 from tests.gateway.conftest import CHAT, MESSAGES, A, B, Backend, until
 from tests.gateway.fake_engine import FakeEngine

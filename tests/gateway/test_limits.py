@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.surface import CALLS, REFUSED, ChatBody
+from serve_app.protocol.calls import CALLS, REFUSED, ChatBody
 from tests.gateway.conftest import CHAT, A, Backend, error_of
 from tests.gateway.test_routes import BODIES, COMPLETIONS, MESSAGES, RESPONSES, ask
 
@@ -278,7 +278,7 @@ async def test_a_client_can_not_steer_serve(backend: Backend, name: str, value: 
 
 def test_every_limit_has_a_reason() -> None:
     """The file says of each what it is for."""
-    from serve_app.settings import PROJECT, Limits
+    from deployments.settings import PROJECT, Limits
 
     lines = (PROJECT / "configs" / "backend.yaml").read_text().splitlines()
     for name in Limits.model_fields:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.journal import JsonLines
-from serve_app.observation import RequestFields
-from serve_app.settings import Settings
+from deployments.host.logs import JsonLines
+from deployments.settings import Settings
+from serve_app.telemetry.context import RequestFields
 from tests.gateway.conftest import A, B, Backend, error_of, until
 from tests.gateway.fake_engine import TEXT, Fault
 from tests.gateway.voices import USAGE

@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily
 from starlette.types import Message
 
 from deployments.residency import State
-from deployments.view import LeaseView
-from serve_app.gauges import gpu_families
+from deployments.switchboard.messages import LeaseView
+from serve_app.routes.gauges import gpu_families
 from tests.gateway.conftest import CHAT, A, B, Backend, Front, until
 from tests.gateway.fake_engine import METRICS, Fault
 from tests.gateway.voices import USAGE

@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from serve_app.errors import Dialect
-from serve_app.surface import CALLS, Call
+from serve_app.protocol.calls import CALLS, Call
+from serve_app.protocol.errors import Dialect
 from tests.gateway import sse
 from tests.gateway.apart import gateway_apart
 from tests.gateway.conftest import error_of

@@ -7,7 +7,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from serve_app.ingress import routes
-from serve_app.openapi import EXAMPLES
+from serve_app.routes.openapi import EXAMPLES
 from tests.gateway.conftest import Backend
 
 

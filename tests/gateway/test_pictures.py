@@ -14,9 +14,9 @@ from aiohttp import web
 from PIL import Image
 from yarl import URL
 
-from serve_app import images
-from serve_app.content import Picture
-from serve_app.errors import InvalidImage
+from serve_app.protocol.errors import InvalidImage
+from serve_app.validation import images
+from serve_app.validation.message_content import Picture
 from tests.gateway.conftest import CHAT, A, Backend, error_of
 from tests.gateway.fake_engine import FakeEngine
 
@@ -209,7 +209,7 @@ async def test_a_model_that_does_not_see_says_so(backend: Backend) -> None:
     status, raw = await post(backend, see(address(encoded())), model=A)
     assert status == 400
     assert "text only" in error_of(raw)["message"]
-    assert all(not news.waiting for news in backend.switchboard.news)
+    assert all(not report.waiting for report in backend.switchboard.reports)
 
 
 async def test_more_pictures_than_the_model_takes_is_400(backend: Backend) -> None:
@@ -280,7 +280,9 @@ async def test_a_picture_of_a_listed_host_is_sent_on_as_data(
     backend: Backend, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fetched by the gateway, over a redirect within the list; the engine gets the bytes."""
-    monkeypatch.setattr("serve_app.images.is_public", lambda _: True)  # as if it were elsewhere
+    monkeypatch.setattr(
+        "serve_app.validation.images.is_public", lambda _: True
+    )  # as if it were elsewhere
     engine: FakeEngine = await backend.serving(VL)
     for path in ("/a.png", "/hop"):
         status, raw = await post(backend, see(str(host.url / path[1:])))
@@ -301,7 +303,7 @@ async def test_a_listed_host_leads_nowhere_else(
     backend: Backend, host: Host, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """Not inside, not in circles, not past the limit of bytes."""
-    monkeypatch.setattr("serve_app.images.is_public", lambda _: True)
+    monkeypatch.setattr("serve_app.validation.images.is_public", lambda _: True)
     engine = await backend.serving(VL)
     status, raw = await post(backend, see(str(host.url / path)))
     assert status == 400

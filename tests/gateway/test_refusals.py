@@ -46,7 +46,7 @@ async def test_a_refusal_after_heartbeats_is_told_with_its_reason(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """In an event of the route's dialect: the 200 is out."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     engine = await backend.engine()
     engine.fault = Fault.REFUSED
     async with backend.client.post(path, json=body_of(path, stream=True)) as response:

@@ -229,7 +229,7 @@ async def test_heartbeats_keep_each_stream_alive(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """While a switch is waited for; then the stream goes on as ever."""
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     waiting = asyncio.create_task(stream(backend, path))
     await until(lambda: backend.admission.num_queued)
     await backend.serving()

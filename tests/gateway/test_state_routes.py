@@ -8,10 +8,10 @@ import anthropic
 import pytest
 from ray.exceptions import RayTaskError
 
-from deployments.gpu import GpuProcess, GpuReading
-from deployments.gpu_watch import GpuState
+from deployments.memory.gpu_watch import GpuState
+from deployments.memory.nvml import GpuProcess, GpuReading
 from deployments.residency import State
-from deployments.switchboard_errors import UnknownTicketError
+from deployments.switchboard.errors import UnknownTicketError
 from tests.gateway.conftest import A, B, Backend, error_of, until
 
 MODELS = {A, B, "qwen-vl"}
@@ -214,7 +214,7 @@ async def test_a_switchboard_that_does_not_answer_is_503(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call to a deployment with no replica waits for ever; an admin does not."""
-    monkeypatch.setattr("serve_app.switchboard_client.ANSWER_S", 0.05)
+    monkeypatch.setattr("serve_app.gateway.switchboard_client.ANSWER_S", 0.05)
 
     async def status() -> dict[str, Any]:
         await asyncio.Event().wait()

@@ -59,7 +59,7 @@ async def test_a_waiting_stream_gets_heartbeats(backend: Backend) -> None:
 
 @pytest.fixture
 def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.forwarding._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick_heartbeats")

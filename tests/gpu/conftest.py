@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.gpu import GpuReader, GpuUnreadable, open_nvml
-from serve_app.settings import PROJECT, AppArgs, Settings, default_home, load_settings
+from deployments.memory.nvml import GpuReader, GpuReadError, open_nvml
+from deployments.settings import PROJECT, AppArgs, Settings, default_home, load_settings
 from tests.cluster.server import Server, running
 from tests.gpu.report import Report
 
@@ -42,7 +42,7 @@ def card(is_rehearsal: bool) -> GpuReader | None:
         return None
     try:
         return open_nvml(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except GpuUnreadable as exc:
+    except GpuReadError as exc:
         pytest.skip(f"these tests need an NVIDIA GPU: {exc}")
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.golden_probe import probe_for
-from deployments.gpu import GpuReader
-from serve_app.settings import ModelSpec, Settings
+from deployments.memory.nvml import GpuReader
+from deployments.model_server.golden_probe import probe_for
+from deployments.settings import ModelSpec, Settings
 from tests.cluster.server import Server, wait_until
 from tests.gpu.report import GIB, WANTED_TOKENS_PER_S, Memory, Report, Speed, Switch
 

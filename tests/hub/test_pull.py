@@ -13,12 +13,12 @@ import pytest
 import yaml
 from huggingface_hub import constants, file_download
 
-from deployments import checkpoint
-from deployments.checkpoint import CheckpointProblem
-from deployments.checkpoint_manifest import load_manifest
-from deployments.hub import Hub, PullProblem, room_needed
-from deployments.pull import pull
-from serve_app.settings import PROJECT, ModelSpec
+from deployments.checkpoints import checkpoint
+from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.checkpoints.hub import Hub, PullError, room_needed
+from deployments.checkpoints.manifest import load_manifest
+from deployments.checkpoints.pull import pull
+from deployments.settings import PROJECT, ModelSpec
 from tests.hub.fake_hub import FakeHub, running
 from tests.specs import tiny
 
@@ -76,7 +76,7 @@ class Puller:
         return pull(self.hub, spec(revision), self.said.append, is_update=is_update)
 
     def refused(self, revision: str | None = None, is_update: bool = False) -> str:
-        with pytest.raises(PullProblem) as caught:
+        with pytest.raises(PullError) as caught:
             self.pull(revision, is_update)
         return str(caught.value)
 
@@ -283,7 +283,7 @@ def test_wrong_hash_is_refused_and_nothing_of_it_stays(fake, puller, path):
     files = [p for p in puller.hub.cache.rglob("*") if p.is_file()]
     assert all(fake.lies[path] != p.read_bytes() for p in files)
     assert puller.hub.pinned(REPO, "main") is None
-    with pytest.raises(CheckpointProblem):
+    with pytest.raises(CheckpointError):
         check()
     fake.lies.clear()
     puller.pull()
@@ -376,7 +376,7 @@ def test_pulled_file_that_was_cut_is_found_without_reading_it(puller):
     """Also one that holds no weights, whose end nothing else tells."""
     folder = puller.pull()
     (folder / "tokenizer_config.json").resolve().write_bytes(b"")
-    with pytest.raises(CheckpointProblem) as caught:
+    with pytest.raises(CheckpointError) as caught:
         check()
     assert "tokenizer_config.json is missing or has another size" in caught.value.problem.message
     assert "llm-backend pull tiny" in caught.value.problem.message
@@ -385,7 +385,7 @@ def test_pulled_file_that_was_cut_is_found_without_reading_it(puller):
 def test_shard_that_is_gone_is_named(puller):
     folder = puller.pull()
     (folder / SHARD).unlink()
-    with pytest.raises(CheckpointProblem) as caught:
+    with pytest.raises(CheckpointError) as caught:
         check()
     assert SHARD in caught.value.problem.message
 
@@ -394,7 +394,7 @@ def test_snapshot_with_a_link_out_of_the_cache_is_refused(puller, tmp_path):
     folder = puller.pull()
     (tmp_path / "secret.json").write_text("{}")
     (folder / "more.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(CheckpointProblem) as caught:
+    with pytest.raises(CheckpointError) as caught:
         check()
     assert caught.value.problem.code == "checkpoint_unsafe"
 

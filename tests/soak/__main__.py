@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
-from serve_app.journal import log_path
-from serve_app.settings import PROJECT
+from deployments.host.logs import log_path
+from deployments.settings import PROJECT
 from tests.cluster import victims
 from tests.cluster.ledger import Ledger
 from tests.cluster.server import Server, running, wait_until
@@ -201,7 +201,7 @@ def _judge_engines(
     verdict: Verdict, server: Server, samples: list[census.Sample], troubles: Troubles
 ) -> None:
     """Never two; none ends that was not killed: on a busy machine an engine is slow, not dead."""
-    most = max(sum(p.role == "engine" for p in sample.processes) for sample in samples)
+    most = max(sample.num_engines for sample in samples)
     if most > 1:
         verdict.failures.append(f"{most} engines at once")
     log = log_path(server.home, "switchboard")

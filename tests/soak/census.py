@@ -35,7 +35,7 @@ _PARTS = {  # of a command line
     "dashboard": "Ray dashboard",
     "log_monitor.py": "Ray log monitor",
     "monitor.py": "Ray monitor",
-    "deployments.standby": "standby",
+    "deployments.engine.forkserver": "standby",
     "llm-backend start": "launcher",
     "serve run": "serve run",
     "resource_tracker": "resource tracker",
@@ -60,6 +60,7 @@ class Process:
 @dataclass(frozen=True)
 class Sample:
     at_s: float  # since the run began
+    num_engines: int
     processes: list[Process]
     files: dict[str, int]  # how many in each folder
     bytes: dict[str, int]
@@ -71,11 +72,12 @@ class Sample:
 
 
 def take(server: Server, folders: dict[str, Path], began: float, resident: str | None) -> Sample:
-    engines = server.watch().engines().values()
-    family = {*server.family(), *(process for engine in engines for process in engine)}
+    engines = server.watch().engines()
+    family = {*server.family(), *(process for engine in engines.values() for process in engine)}
     counted = {name: _files(folder) for name, folder in folders.items()}
     return Sample(
         round(time.monotonic() - began, 1),
+        len(engines),  # not the processes by that name: a fork has its parent's for a moment
         [found for process in family if (found := _process(process))],
         {name: num for name, (num, _) in counted.items()},
         {name: size for name, (_, size) in counted.items()},

@@ -13,7 +13,7 @@ import httpx
 import httpx2
 import openai
 
-from deployments.golden_probe import red_disc
+from deployments.model_server.golden_probe import red_disc
 from tests.cluster.ledger import CLIENT_TIMEOUT_S, Ledger, note_refusal
 from tests.cluster.server import CAPITAL
 

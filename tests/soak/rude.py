@@ -126,6 +126,8 @@ def _refused(
 ) -> None:
     if status == 200 and status in expected:
         ledger.counts["nonsense answered"] += 1
+    elif status == 200 and body.startswith(b": waiting") and b'"message"' in body:
+        ledger.counts["nonsense refused"] += 1  # in its one event: a heartbeat was its first byte
     elif status in expected and b'"message"' in body and len(body) < 8192:
         ledger.counts["nonsense refused"] += 1
     elif status in REFUSALS and b'"message"' in body:

@@ -1,0 +1,99 @@
+"""What was pulled: a checkpoint's files with their sizes and hashes, kept beside its snapshot."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deployments.host.files import write_whole
+
+# What an engine reads, and the licence. Nothing else is downloaded or looked for.
+SERVED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
+
+_SHA256_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class PulledFile:
+    """One file, as the hub lists it."""
+
+    path: str
+    size_bytes: int
+    digest: str  # SHA-256 for large files, else git's SHA-1 of a blob: the hub knows no other
+
+    def is_whole(self, at: Path) -> bool:
+        """Whether `at` has its size."""
+        try:
+            return at.stat().st_size == self.size_bytes
+        except OSError:
+            return False
+
+    def has_digest(self, at: Path) -> bool:
+        """Whether the content of `at` is this file's; reads all of it."""
+        if len(self.digest) == _SHA256_LENGTH:
+            with at.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.digest
+        content = at.read_bytes()
+        digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+        digest.update(content)
+        return digest.hexdigest() == self.digest
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A revision of a checkpoint, whole."""
+
+    repo: str
+    commit: str
+    pulled_at: str  # ISO 8601, UTC
+    files: tuple[PulledFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    def save(self, folder: Path) -> None:
+        """Beside the snapshot `folder` of a hub's cache."""
+        path = _path_of(folder)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(asdict(self), indent=1))
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a snapshot; None where nothing was pulled by us, or it can not be read."""
+    try:
+        raw = json.loads(_path_of(folder).read_text())
+        files = tuple(PulledFile(**file) for file in raw.pop("files"))
+        return Manifest(files=files, **raw)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def changes(old: Iterable[PulledFile], new: Iterable[PulledFile]) -> list[str]:
+    """What is another between two revisions, a line a file."""
+    before, after = ({file.path: file for file in files} for files in (old, new))
+    lines = []
+    for path in sorted({*before, *after}):
+        if path not in before:
+            lines.append(f"+ {path} ({size_text(after[path].size_bytes)})")
+        elif path not in after:
+            lines.append(f"- {path}")
+        elif before[path].digest != after[path].digest:
+            sizes = [size_text(files[path].size_bytes) for files in (before, after)]
+            lines.append(f"~ {path} ({' -> '.join(sizes)})")
+    return lines
+
+
+def size_text(num_bytes: float) -> str:
+    """As `9.98 GB`; decimal units, as the hub's pages show them."""
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+        num_bytes /= 1000
+    return f"{num_bytes:.2f} GB"
+
+
+def _path_of(folder: Path) -> Path:
+    """`models--Org--Name/llm-backend/<commit>.json`, for `…/snapshots/<commit>`."""
+    return folder.parent.parent / "llm-backend" / f"{folder.name}.json"

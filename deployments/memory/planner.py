@@ -1,0 +1,104 @@
+"""Plans of a model's memory: for its checkpoint as it lies here, or as `configs/checkpoints.yaml`
+describes it; for this machine's card, or for one that is named."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.checkpoints.checkpoint import CheckpointError, check
+from deployments.checkpoints.shape import UnknownShapeError, shape_of
+from deployments.memory.nvml import GpuReadError, open_nvml
+from deployments.memory.plan import GIB, MIB, RTX_5080_BYTES, Plan, Room
+from deployments.memory.room import host_room, plan_on_disk, plan_on_paper
+from deployments.settings import (
+    AppArgs,
+    ModelSpec,
+    ProfileName,
+    Settings,
+    SettingsError,
+    known_checkpoints,
+    load_settings,
+)
+
+_SOLD_AS_BYTES = 16 * GIB  # what a card of RTX_5080_BYTES is sold as
+
+
+class PlanError(Exception):
+    """Why there is no plan, in one sentence."""
+
+
+def make_plans(
+    model: str | None, memory: str | None, profile: ProfileName, checkpoint: str | None
+) -> tuple[Settings, Room, list[Plan]]:
+    """The plans of one model, or of all, in the room that is asked for.
+
+    Raises:
+        PlanError: something that was named does not exist, or can not be planned.
+    """
+    try:
+        args = AppArgs()
+        settings = load_settings(args, has_gpu=True, profile=profile)
+        known = known_checkpoints(Path(args.config_dir))
+    except SettingsError as exc:
+        raise PlanError(str(exc)) from exc
+    if model is not None and model not in settings.models:
+        raise PlanError(f"no model is named {model!r}; there are {', '.join(settings.models)}")
+    if checkpoint is not None and model is None:
+        raise PlanError("--checkpoint needs the model it is for")
+    specs = [settings.models[model]] if model else list(settings.models.values())
+    if checkpoint is not None:
+        specs = [specs[0].model_copy(update={"checkpoint": checkpoint, "revision": None})]
+    room = room_of(settings, memory)
+    return settings, room, [plan_of(spec, room, settings, known) for spec in specs]
+
+
+def card_bytes(text: str) -> int:
+    """The memory of a card: `16GB` as it is sold, or exactly `16303MiB` or `15.9GiB`.
+
+    Raises:
+        PlanError: it is not a size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GiB|MiB)\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise PlanError(f"{text!r} is not a size like 16GB, 15.9GiB or 16303MiB")
+    number, unit = float(found[1]), found[2].lower()
+    if unit == "gb":  # the driver keeps about as large a part of each
+        return round(number * GIB * RTX_5080_BYTES / _SOLD_AS_BYTES)
+    return round(number * (GIB if unit == "gib" else MIB))
+
+
+def room_of(settings: Settings, memory: str | None = None) -> Room:
+    """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host."""
+    if settings.device == "cpu":
+        if memory is None:
+            return host_room(settings.home)
+        return Room("cpu", card_bytes(memory))
+    if memory is not None:
+        return Room("cuda", card_bytes(memory))
+    try:
+        total_bytes = open_nvml(settings.visible_devices).read().total_bytes
+    except GpuReadError:  # plan on paper
+        total_bytes = None
+    return Room("cuda", total_bytes or RTX_5080_BYTES)
+
+
+def plan_of(
+    spec: ModelSpec, room: Room, settings: Settings, known: Mapping[str, Mapping[str, Any]]
+) -> Plan:
+    """The plan for a model's checkpoint, also where it is not here yet.
+
+    Raises:
+        PlanError: its shape is not known.
+    """
+    home = settings.home
+    try:
+        try:
+            return plan_on_disk(spec, check(spec, home), room, home)
+        except CheckpointError as exc:
+            if spec.checkpoint not in known:
+                message = f"{exc.problem.message}, and configs/checkpoints.yaml does not know it"
+                raise PlanError(message) from exc
+            return plan_on_paper(spec, shape_of(known[spec.checkpoint]), room, home)
+    except UnknownShapeError as exc:
+        raise PlanError(f"{spec.checkpoint}: {exc}") from exc

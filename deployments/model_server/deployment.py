@@ -1,0 +1,229 @@
+"""One model's deployment: its replica is the right to the GPU, and owns one engine's life.
+
+It never sees a request; the gateway talks to the engine's socket.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+
+from deployments.checkpoints import checkpoint
+from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.engine.events import (
+    EngineEvent,
+    EngineFailed,
+    EngineGone,
+    EngineHeld,
+    EngineReady,
+    EngineStarted,
+    EngineVerifying,
+)
+from deployments.engine.process import EngineProcess
+from deployments.host import logs
+from deployments.host.parent_death import end_with_parent
+from deployments.memory import overhead
+from deployments.memory.gpu_wait import open_card, wait_until_memory_freed
+from deployments.model_server import watchdog
+from deployments.model_server.golden import GoldenAnswer
+from deployments.model_server.legacy_port import LegacyPort
+from deployments.residency import Problem
+from deployments.settings import ModelSpec, Settings
+
+# What an engine keeps of the card while it sleeps. Source: published figures, 0.4 to 1.2 GiB.
+_SLEEPER_BYTES = int(1.2 * 2**30)
+
+logger = logging.getLogger("llm_backend.model_server")
+
+
+class ModelServer:
+    """Holds the engine of one model while its replica lives."""
+
+    def __init__(self, settings: Settings, model: str, gateway: tuple[str, int]) -> None:
+        end_with_parent()
+        port = settings.models[model].port
+        self._old_port = LegacyPort(port, gateway) if port else None
+        self._settings = settings
+        self._model = model
+        # The engine writes there too, and `keep_logs_bounded` cuts it.
+        logs.write_to_file(settings.home, model, rotates=False)
+        self._home = settings.home
+        self._engine: EngineProcess | None = None
+        self._golden: GoldenAnswer | None = None  # of that engine
+        self._watching: asyncio.Task[None] | None = None  # while the engine serves
+        self._turned = asyncio.Event()  # set, and replaced, as the engine falls asleep or wakes
+        self._is_asleep = False
+        self._problem: Problem | None = None  # why it was killed here
+
+    async def hold(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
+        """Start or wake the engine of `epoch` for `target`, one of its model's, and tell of it
+        until it is gone or asleep.
+
+        Called again for an engine that serves, it tells of that one.
+        """
+        if self._engine is None or self._engine.epoch != epoch:
+            try:
+                async for event in self._bring_up(epoch, target):
+                    yield event
+            except (EngineFailed, CheckpointError) as exc:
+                yield self._told_gone(epoch, exc.problem)
+                return
+            except OSError as exc:
+                logger.exception("could not start %s", target)
+                await self.release()
+                what = f"{exc.strerror or type(exc).__name__} ({exc.filename or 'no file named'})"
+                problem = Problem("disk_problem", f"{target} could not be started: {what}")
+                yield self._told_gone(epoch, problem)
+                return
+        engine = self._engine
+        assert engine is not None
+        if self._watching:
+            yield EngineReady(str(engine.socket))
+        await self._until_gone(engine, self._turned)
+        if self._old_port:
+            await self._old_port.close()
+        yield self._told_gone(epoch, self._problem or engine.why_ended())
+
+    def _told_gone(self, epoch: int, problem: Problem) -> EngineGone:
+        fields = {"model": self._model, "epoch": epoch, "reason": problem.message}
+        logger.info("engine gone", extra=fields)
+        return EngineGone(problem)
+
+    async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
+        """(1) Wake the engine that sleeps for `target`, or (2) start one; one that can not be woken
+        is ended, and the load begins anew."""
+        self._problem = None
+        if await self._wake(epoch, target):  # (1)
+            assert self._engine is not None
+            yield EngineStarted(self._engine.pid, "wake")
+        else:  # (2)
+            await self.release()
+            spec = self._settings.targets[target]
+            assert spec.name == self._model, target
+            engine = EngineProcess(spec, epoch, self._home, can_sleep=self._settings.is_warm)
+            self._engine = engine
+            async for event in self._load(engine):
+                yield event
+        yield EngineVerifying()
+        await self._verify()
+
+    async def _load(self, engine: EngineProcess) -> AsyncIterator[EngineEvent]:
+        folder = checkpoint.locate(engine.spec, self._home)
+        device, switching = self._settings.device, self._settings.switching
+        free_bytes = await self._prove_memory_freed(engine.spec)
+        self._golden = GoldenAnswer(engine.spec, folder, device, self._home)
+        await engine.start(folder, device, grace_s=switching.unload_timeout_s)
+        yield EngineStarted(engine.pid, "standby" if engine.is_forked else "exec", free_bytes)
+        await engine.wait_ready(switching.load_timeout_s)
+        if device == "cuda":
+            await asyncio.to_thread(overhead.learn, engine.spec, engine.log_text(), self._home)
+        if self._settings.is_warm:  # the first sleep makes the buffers that later ones use
+            await engine.sleep(switching.load_timeout_s)
+            await engine.wake(switching.load_timeout_s)
+
+    async def _wake(self, epoch: int, target: str) -> bool:
+        """Whether the engine that sleeps here for `target` is awake now."""
+        engine = self._engine
+        if engine is None or not self._is_asleep or engine.spec.target != target:
+            return False
+        if engine.ended.is_set():
+            return False
+        engine.epoch = epoch
+        try:
+            await self._prove_memory_freed(engine.spec, held_bytes=_SLEEPER_BYTES)
+            await engine.wake(self._settings.switching.unload_timeout_s)
+        except EngineFailed as exc:
+            logger.warning("%s is started anew: %s", target, exc.problem.message)
+            return False
+        self._turn(is_asleep=False)
+        return True
+
+    async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> int | None:
+        """How much is free, where that can be known. Raises EngineFailed."""
+        share = spec.engine.gpu_memory_utilization
+        if self._settings.device != "cuda" or not share:
+            return None
+        card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if card is None:
+            return None
+        timeout_s = self._settings.switching.unload_timeout_s
+        look = await wait_until_memory_freed(card, share, timeout_s, held_bytes)
+        return look.free_bytes if look else None
+
+    async def _verify(self) -> None:
+        engine, golden = self._engine, self._golden
+        assert engine is not None
+        assert golden is not None
+        await watchdog.first_answer(engine.socket, engine.pid, golden, self._settings.probing)
+        logger.info("engine verified", extra={"model": self._model, "epoch": engine.epoch})
+        self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
+        if self._old_port:
+            await self._old_port.open()
+
+    async def _watch(self, engine: EngineProcess, golden: GoldenAnswer) -> None:
+        """Kill the engine when it no longer works; its end is then told with the reason."""
+        problem = await watchdog.watch(engine.socket, engine.pid, golden, self._settings.probing)
+        if not engine.ended.is_set():
+            self._problem = problem
+            engine.kill()
+
+    async def rest(self) -> bool:
+        """Put the engine to sleep; False, and nothing of it is left, where that fails."""
+        engine = self._engine
+        await self._stop_serving()
+        if engine is None or engine.ended.is_set():
+            return False
+        try:
+            await engine.sleep(self._settings.switching.unload_timeout_s)
+        except EngineFailed as exc:
+            logger.warning("%s is ended: %s", engine.spec.target, exc.problem.message)
+            await self.release()
+            return False
+        self._problem = Problem("asleep", f"{engine.spec.target} sleeps")
+        self._turn(is_asleep=True)
+        return True
+
+    async def sleep_through(self) -> None:
+        """Returns when the engine that sleeps here is woken, or is gone."""
+        if self._engine and self._is_asleep:
+            await self._until_gone(self._engine, self._turned)
+
+    def _turn(self, *, is_asleep: bool) -> None:
+        self._is_asleep = is_asleep
+        self._turned.set()
+        self._turned = asyncio.Event()
+
+    async def _until_gone(self, engine: EngineProcess, turned: asyncio.Event) -> None:
+        """Until the engine ends, or falls asleep, or wakes."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (engine.ended, turned)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def describe(self) -> EngineHeld | None:
+        """The engine that serves or sleeps here, if one does."""
+        engine = self._engine
+        if engine is None or engine.ended.is_set() or not (self._watching or self._is_asleep):
+            return None
+        return EngineHeld(engine.spec.target, engine.epoch, str(engine.socket), self._is_asleep)
+
+    async def release(self) -> None:
+        """End the engine; returns when nothing of it is left."""
+        await self._stop_serving()
+        if self._engine and self._engine.pid:
+            await self._engine.stop()
+        self._is_asleep = False
+
+    async def _stop_serving(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+            self._watching = None
+        if self._old_port:
+            await self._old_port.close()
+
+    async def check_health(self) -> None:
+        """Serve's health check: the replica is as good as its engine."""
+        if self._engine and self._watching and self._engine.ended.is_set():
+            raise RuntimeError((self._problem or self._engine.why_ended()).message)

@@ -1,0 +1,41 @@
+"""What the residency machine has done: values that it hands out beside its decisions."""
+
+from dataclasses import dataclass
+
+from deployments.residency.leases import Lease
+from deployments.residency.tickets import Ticket
+from deployments.residency.types import Phase, Problem
+
+
+@dataclass(frozen=True)
+class PhaseEntered:
+    """A ticket has entered the `n`th phase of its history."""
+
+    ticket: Ticket  # the living one: it may have gone on since
+    n: int
+
+    @property
+    def phase(self) -> Phase:
+        return self.ticket.history[self.n][0]
+
+    @property
+    def at(self) -> float:
+        return self.ticket.history[self.n][1]
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """A load of `model` failed, or was refused before it began."""
+
+    model: str
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class LeaseChanged:
+    """The lease was taken, granted, changed or ended."""
+
+    lease: Lease | None
+
+
+Change = PhaseEntered | LoadFailed | LeaseChanged

@@ -1,0 +1,58 @@
+"""What is true of the residency machine after every event."""
+
+from deployments.residency.machine import Residency
+from deployments.residency.types import Phase, State, TicketState
+
+_STATES = {  # what the place may be doing while the running ticket is in a phase
+    Phase.PREPARING: (State.EMPTY, State.SERVING, State.LOST),
+    Phase.DRAINING: (State.DRAINING,),
+    Phase.UNLOADING: (State.UNLOADING,),
+    Phase.LOADING: (State.LOADING,),
+    Phase.VERIFYING: (State.VERIFYING,),
+}
+_ANSWERED = (Phase.PREPARING, Phase.LOADING, Phase.VERIFYING)  # the machine bounds these itself
+
+
+def validate(machine: Residency) -> None:
+    """Raise AssertionError where an invariant is broken."""
+    _validate_place(machine)
+    _validate_tickets(machine)
+    held, pending = machine.held, machine.tickets.pending()
+    if held and held.until is None:
+        assert any(ticket.can_be_joined(held.model) for ticket in pending), machine
+    elif held:
+        assert machine.holder == held.model or machine.running, machine
+
+
+def _validate_place(machine: Residency) -> None:
+    """One engine at most, under an epoch that was never used before."""
+    state = machine.state
+    assert (machine.holder is None) == (state is State.EMPTY), machine
+    if state in (State.EMPTY, State.LOADING, State.VERIFYING):
+        assert machine.endpoint is None, machine
+    if state in (State.SERVING, State.DRAINING, State.LOST):
+        assert machine.endpoint is not None, machine
+    if state is State.SERVING:
+        assert machine.desired == machine.holder, machine
+    if machine.is_cut:  # until the next load
+        assert state in (State.DRAINING, State.UNLOADING, State.EMPTY), machine
+    assert 0 <= machine.epoch <= machine.last_epoch, machine
+
+
+def _validate_tickets(machine: Residency) -> None:
+    """One ticket runs at most, none is queued without one, and no two lead to the same target."""
+    running, queue = machine.running, machine.queue
+    if running:
+        assert running.state is TicketState.RUNNING, machine
+        assert machine.state in _STATES[running.phase], machine
+        assert (machine.answer_deadline is not None) == (running.phase in _ANSWERED), machine
+    else:
+        assert machine.state in (State.EMPTY, State.SERVING), machine
+        assert not queue, machine
+        assert machine.answer_deadline is None, machine
+    assert all(ticket is not running for ticket in queue), machine
+    assert all(ticket.state is TicketState.QUEUED for ticket in queue), machine
+    assert len({ticket.target for ticket in queue}) == len(queue), machine
+    for ticket in machine.tickets.pending():
+        times = [at for _, at in ticket.history]
+        assert times == sorted(times), ticket

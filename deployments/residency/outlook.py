@@ -1,0 +1,52 @@
+"""What a switch costs, waits for, or would meet, for admins; nothing here changes the machine."""
+
+from typing import Any
+
+from deployments.residency.machine import Residency
+from deployments.residency.types import State
+
+
+def estimate_s(machine: Residency, target: str | None) -> float | None:
+    """Seconds that a switch to `target` should take from now, its drain taken as 0.
+
+    After the running switch, if that leads elsewhere. None: nothing like it was ever measured.
+    """
+    running = machine.running
+    if running is None:
+        resident = machine.is_resident(target)
+        return 0.0 if resident else machine.costs.estimate(machine.holder, target)
+    first_s, second_s = running.estimate_s, machine.costs.estimate(running.target, target)
+    return None if first_s is None or second_s is None else first_s + second_s
+
+
+def waits_for(machine: Residency) -> dict[str, int]:
+    """What keeps the running switch: requests `in_flight`, `gateways` yet to close."""
+    if machine.state is not State.DRAINING:
+        return {}
+    counts = {
+        "in_flight": machine.num_in_flight(),
+        "gateways": machine.gateways.num_open(machine.epoch),
+    }
+    return {what: num for what, num in counts.items() if num}
+
+
+def would_switch(machine: Residency, target: str | None) -> dict[str, Any]:
+    """What an admin's `SwitchRequested` would meet now.
+
+    `blockers` are what it would end (a lease) or wait for (the running switch).
+    """
+    running, held, ahead = machine.running, machine.held, machine.tickets.pending()
+    joined = next((n for n, t in enumerate(ahead) if t.can_be_joined(target)), len(ahead))
+    blockers: list[dict[str, Any]] = []
+    if held and held.model != target:
+        blockers.append({"kind": "lease", "model": held.model, "owner": held.owner})
+    if running and joined != 0:
+        blockers.append({"kind": "switch", "ticket": running.id, "to": running.target})
+    return {
+        "from": machine.holder,
+        "to": target,
+        "in_flight": machine.num_in_flight(),
+        "queued_behind": joined,
+        "estimate_s": estimate_s(machine, target),
+        "blockers": blockers,
+    }

@@ -1,0 +1,140 @@
+"""The plain values of the residency machine: its states, what it is told, and what it decides."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What the GPU's place is doing."""
+
+    EMPTY = "empty"  # no engine
+    LOADING = "loading"  # an engine is starting
+    VERIFYING = "verifying"  # an engine is up and answers its known question
+    SERVING = "serving"  # requests for the holder are admitted
+    DRAINING = "draining"  # the holder finishes its requests and no new one is admitted
+    LOST = "lost"  # the holder's engine died; what is left of it is not yet cleared
+    UNLOADING = "unloading"  # an engine is ending
+
+
+class TicketState(StrEnum):
+    """A ticket's state as clients see it; its phase decides it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        return self not in (TicketState.QUEUED, TicketState.RUNNING)
+
+
+class Phase(StrEnum):
+    """How far a ticket has come."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    LOADING = "loading"
+    VERIFYING = "verifying"
+    READY = "ready"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+    @property
+    def state(self) -> TicketState:
+        """The state of a ticket in this phase."""
+        return _STATES.get(self, TicketState.RUNNING)
+
+    @property
+    def is_last(self) -> bool:
+        return self.state.is_over
+
+
+_STATES = {
+    Phase.QUEUED: TicketState.QUEUED,
+    Phase.READY: TicketState.DONE,
+    Phase.ROLLED_BACK: TicketState.ROLLED_BACK,
+    Phase.FAILED: TicketState.FAILED,
+}
+
+
+class Cause(StrEnum):
+    """Why a switch is made."""
+
+    START = "start"  # the default model, after a start
+    ADMIN = "admin"
+    LEASE = "lease"  # an owner leases the model
+    REQUEST = "request"  # requests wait for the model
+    IDLE = "idle"  # no request has used the model for long
+    RECOVERY = "recovery"  # the engine died
+    RETRY = "retry"  # a failed load is tried again
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something failed; `message` is one sentence that is safe to show to clients."""
+
+    code: str
+    message: str
+
+
+GOLDEN_MISMATCH = "golden_mismatch"  # the code of the problem that earns an engine one restart
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Durations in seconds; see `configs/backend.yaml`."""
+
+    drain_timeout_s: float
+    max_wait_s: float
+    min_resident_s: float
+    probation_s: float
+    failed_retry_s: float
+    load_timeout_s: float = 600.0  # to prepare a model; to load and verify it
+    cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
+    # A gateway silent this long is gone, and its requests with it: a switch waits so long for one
+    # that was killed. It speaks every five seconds; with ten busy loops a core it took three more.
+    gateway_ttl_s: float = 20.0
+    retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
+    idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> unused this long
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Check what can be checked without the GPU. Answer: `Prepared` or `PreparationRefused`."""
+
+    ticket_id: str
+    model: str
+
+
+class Parting(StrEnum):
+    """How an engine leaves the place."""
+
+    REST = "rest"  # drained normally: in warm mode the engine is put to sleep, not stopped
+    END = "end"  # the engine is stopped
+    CLEAR = "clear"  # the engine is stopped, and so is every engine that sleeps
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Take this engine out of the place and prove that it is gone, in bounded time. Answer:
+    `EngineUnloaded`."""
+
+    epoch: int
+    model: str
+    parting: Parting
+
+
+@dataclass(frozen=True)
+class Load:
+    """Start an engine. Answers: `EngineVerifying`, `EngineReady`; `EngineLost` at any time."""
+
+    epoch: int
+    model: str
+
+
+Effect = Prepare | Unload | Load

@@ -1,0 +1,62 @@
+"""What one engine is started with."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from deployments.settings.base import Frozen
+
+# Settings of an engine that mean something on a GPU only, or for a model that takes images only.
+GPU_ONLY = (
+    "gpu_memory_utilization",
+    "kv_cache_dtype",
+    "attention_backend",
+    "max_cudagraph_capture_size",
+    "safetensors_load_strategy",
+)
+VISION_ONLY = ("mm_encoder_attn_backend", "max_images", "max_pixels")
+
+
+def _refuse_thousands(value: Any) -> Any:
+    if isinstance(value, str) and value.strip()[-1:] in ("k", "K"):
+        raise ValueError(
+            f"a number of tokens is wanted, but it is {value!r}; 32K is taken for 32768 here and "
+            "for 32000 there, so write the number out"
+        )
+    return value
+
+
+Tokens = Annotated[int, Field(gt=0), BeforeValidator(_refuse_thousands)]
+
+
+class EngineSettings(Frozen):
+    """What one engine is started with. `None` leaves vLLM's own default in force."""
+
+    max_model_len: Tokens
+    max_num_seqs: Annotated[int, Field(gt=0)]
+    max_num_batched_tokens: Tokens
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=0.95)] | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    attention_backend: Literal["TRITON_ATTN", "FLASH_ATTN", "FLASHINFER"] | None = None
+    mm_encoder_attn_backend: Literal["TORCH_SDPA"] | None = None
+    max_cudagraph_capture_size: int | None = None
+    safetensors_load_strategy: Literal["lazy", "eager", "prefetch"] | None = None
+    enforce_eager: bool = False
+    enable_prefix_caching: bool = True
+    max_images: Annotated[int, Field(ge=0)] = 0
+    max_pixels: int | None = None
+    tool_call_parser: Literal["hermes"] | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.kv_cache_dtype == "fp8" and self.attention_backend == "FLASH_ATTN":
+            raise ValueError(
+                "attention_backend FLASH_ATTN takes no fp8 KV cache on an RTX 50 card: set "
+                "attention_backend to TRITON_ATTN or FLASHINFER, or kv_cache_dtype to auto"
+            )
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) should be at least "
+                f"max_num_seqs ({self.max_num_seqs}): a step makes one token for each sequence"
+            )
+        return self

@@ -1,0 +1,47 @@
+"""Writes down every event that the residency machine takes, so that an incident can be replayed.
+
+A line holds models, owners, counts and times: nothing of what clients send.
+"""
+
+import logging
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deployments.host import logs
+from deployments.residency import Event, Residency
+from deployments.residency.records import to_json
+from deployments.settings import paths
+
+_NUM_BETWEEN = 1000  # events; then the machine's whole state comes again
+
+
+class EventLog:
+    """The events as JSON lines: the last ones in memory, many more in `logs/residency.jsonl`.
+
+    Every `_NUM_BETWEEN` events the machine's whole state stands before them: a replay can begin
+    there, although older lines are gone. A full disk costs lines, not the service.
+    """
+
+    def __init__(self, home: Path, machine: Residency) -> None:
+        self._machine = machine
+        self._num_events = 0
+        self._file = logs.rotating_file(home / paths.RESIDENCY_EVENTS)
+        self._file.setFormatter(logging.Formatter("%(message)s"))
+        self.last_lines: deque[str] = deque(maxlen=2 * _NUM_BETWEEN)  # so it holds a whole state
+
+    def write(self, event: Event) -> None:
+        """Write down an event that the machine is about to take."""
+        if self._num_events % _NUM_BETWEEN == 0:
+            self._put(self._machine)
+        self._num_events += 1
+        self._put(event)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, what: Event | Residency) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = to_json(what, time=now, boot=self._machine.tickets.boot)
+        self.last_lines.append(line)
+        self._file.handle(logging.makeLogRecord({"msg": line}))

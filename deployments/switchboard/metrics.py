@@ -1,0 +1,231 @@
+"""Counts the switches: why they were made, what they cost, how they ended.
+
+The counts last as long as the Switchboard does; a gateway fetches them for its metrics page.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import get_args
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+
+from deployments.engine.events import EngineStarted, StartWay
+from deployments.residency import (
+    GOLDEN_MISMATCH,
+    Cause,
+    Phase,
+    PhaseEntered,
+    Problem,
+    State,
+    Ticket,
+    TicketState,
+)
+
+# When a series began is half of the page, and of use to no one.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+NOTHING = "none"  # the label of an empty place
+THRASH_WINDOW_S = 600.0
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+_ENDS = [state for state in TicketState if state.is_over]
+_AT_WORK = {Phase.UNLOADING, Phase.LOADING}  # from here on a switch costs answers
+_DOING = {
+    State.EMPTY: "empty",
+    State.SERVING: "serving",
+    State.DRAINING: "serving",  # what is in flight is still worked on
+    State.LOST: "switching",
+    State.UNLOADING: "switching",
+    State.LOADING: "switching",
+    State.VERIFYING: "switching",
+}
+
+
+def result_of(ticket: Ticket, phase: Phase) -> str:
+    """How a ticket ended that entered `phase`, its last: its state, or `abandoned` where no request
+    waited any more, or `refused` where the old model never noticed."""
+    if phase is not Phase.FAILED:
+        return phase.state
+    if ticket.error and ticket.error.code == "abandoned":
+        return "abandoned"
+    return "failed" if _AT_WORK & {p for p, _ in ticket.history} else "refused"
+
+
+def cost_s(history: list[tuple[Phase, float]]) -> float | None:
+    """From the old model's last possible answer to the end of the ticket; None: it cost none."""
+    began = next((at for phase, at in history if phase in _AT_WORK), None)
+    return None if began is None else history[-1][1] - began
+
+
+def eta_error(estimate_s: float, actual_s: float) -> tuple[str, float]:
+    """How far off an estimate was, in seconds, and to which side: `late` or `early`."""
+    return ("late" if actual_s > estimate_s else "early"), abs(actual_s - estimate_s)
+
+
+def thrash_ratio(spans: Iterable[tuple[float, float]], now: float, window_s: float) -> float:
+    """The share of the last `window_s` that lies in `spans` (begin, end), which do not overlap."""
+    since = now - window_s
+    spent_s = sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in spans)
+    return spent_s / window_s
+
+
+class SwitchMetrics:
+    """The counters and histograms of one boot, in a registry of their own; times in the machine's
+    seconds."""
+
+    def __init__(self, targets: list[str], now: float) -> None:
+        self._registry = CollectorRegistry()
+        self._doing = _DOING[State.EMPTY]
+        self._doing_since = self._told_at = now
+        self._switching: deque[tuple[float, float]] = deque()  # spans of the window
+        self._first_free_bytes: int | None = None
+        self._free_bytes: int | None = None
+        self._switches = self._counter(
+            "llm_backend_switches",
+            "Switches by the models' pair and how they ended. One that dies on probation is done "
+            "first, and then rolled back.",
+            ["from", "to", "result"],
+        )
+        self._causes = self._counter(
+            "llm_backend_switch_causes", "Switches by why they were made.", ["to", "cause"]
+        )
+        self._phases = self._histogram(
+            "llm_backend_switch_phase_seconds", "Seconds spent in each phase.", ["phase"]
+        )
+        self._costs = self._histogram(
+            "llm_backend_switch_seconds",
+            "From the old model's last possible answer to the new one's first.",
+            ["from", "to"],
+        )
+        self._eta_errors = self._histogram(
+            "llm_backend_switch_eta_error_seconds",
+            "How much later or earlier a switch was done than estimated as it began.",
+            ["direction"],
+        )
+        self._place = self._counter(
+            "llm_backend_place_seconds", "Seconds that the GPU's place spent so.", ["doing"]
+        )
+        self._thrash = Gauge(
+            "llm_backend_thrash_ratio",
+            f"Share of the last {THRASH_WINDOW_S:.0f} s that went into switching.",
+            registry=self._registry,
+        )
+        self._golden_failures = self._counter(
+            "llm_backend_golden_failures", "Wrong answers to the known question.", ["model"]
+        )
+        self._losses = self._counter(
+            "llm_backend_engine_losses", "Engines that died while they served.", ["model"]
+        )
+        self._load_failures = self._counter(
+            "llm_backend_load_failures", "Engines that failed before they served.", ["model"]
+        )
+        self._starts = self._counter(
+            "llm_backend_engine_starts",
+            "Engines forked from the standby, started plainly (exec), or woken where they slept.",
+            ["model", "way"],
+        )
+        self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])
+        self._begin_at_zero(targets)
+
+    def entered(self, change: PhaseEntered) -> None:
+        """Count a phase that has ended, and with the last one the switch."""
+        ticket, phase = change.ticket, change.phase
+        history = ticket.history[: change.n + 1]
+        if change.n and not history[-2][0].is_last:
+            before, since = history[-2]
+            self._phases.labels(before).observe(change.at - since)
+        if not phase.is_last:
+            return
+        is_idle = phase is Phase.READY and change.n == 1  # its target served already
+        if is_idle:
+            return
+        pair = (ticket.source or NOTHING, ticket.target or NOTHING)
+        self._switches.labels(*pair, result_of(ticket, phase)).inc()
+        self._causes.labels(pair[1], ticket.cause).inc()
+        seconds = cost_s(history)
+        if phase is Phase.READY and seconds is not None:
+            self._costs.labels(*pair).observe(seconds)
+            if ticket.estimate_s is not None:
+                direction, off_s = eta_error(ticket.estimate_s, seconds)
+                self._eta_errors.labels(direction).observe(off_s)
+
+    def at(self, state: State, now: float) -> None:
+        """The place is in `state` from `now` on."""
+        self._spend(now)
+        if self._doing == _DOING[state]:
+            return
+        if self._doing == "switching":
+            self._switching.append((self._doing_since, now))
+        self._doing, self._doing_since = _DOING[state], now
+
+    def started(self, target: str, engine: EngineStarted) -> None:
+        """An engine's process runs."""
+        self._starts.labels(target, engine.way).inc()
+        if engine.free_bytes is not None:
+            self._first_free_bytes = self._first_free_bytes or engine.free_bytes
+            self._free_bytes = engine.free_bytes
+
+    def lost(self, target: str, problem: Problem, *, has_served: bool) -> None:
+        """A wanted engine is gone."""
+        (self._losses if has_served else self._load_failures).labels(target).inc()
+        if problem.code == GOLDEN_MISMATCH:
+            self._golden_failures.labels(target).inc()
+
+    def leased(self, target: str) -> None:
+        """A lease was taken."""
+        self._leases.labels(target).inc()
+
+    def families(self, now: float) -> list[Metric]:
+        """All of them, as of `now`."""
+        self._spend(now)
+        while self._switching and self._switching[0][1] < now - THRASH_WINDOW_S:
+            self._switching.popleft()
+        running = [(self._doing_since, now)] if self._doing == "switching" else []
+        self._thrash.set(thrash_ratio([*self._switching, *running], now, THRASH_WINDOW_S))
+        return [*self._registry.collect(), *self._memory_families()]
+
+    def _memory_families(self) -> Iterator[Metric]:
+        """The card's memory before loads; nothing where there is no card."""
+        if self._free_bytes is None or self._first_free_bytes is None:
+            return
+        yield GaugeMetricFamily(
+            "llm_backend_gpu_free_before_load_bytes",
+            "The card's free memory before the last start; engines asleep hold some of it.",
+            value=self._free_bytes,
+        )
+        yield GaugeMetricFamily(
+            "llm_backend_gpu_freed_memory_drift_bytes",
+            "How much less that was than before the first start: memory that did not come back.",
+            value=self._first_free_bytes - self._free_bytes,
+        )
+
+    def _spend(self, now: float) -> None:
+        self._place.labels(self._doing).inc(max(0.0, now - self._told_at))
+        self._told_at = now
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, labels: list[str]) -> Histogram:
+        return Histogram(name, text, labels, registry=self._registry, buckets=_BUCKETS)
+
+    def _begin_at_zero(self, targets: list[str]) -> None:
+        """A series that is there before its first event shows that event as a rise."""
+        for target in targets:
+            for counter in (self._golden_failures, self._losses, self._load_failures, self._leases):
+                counter.labels(target)
+            for way in get_args(StartWay):
+                self._starts.labels(target, way)
+        places = [*targets, NOTHING]
+        for old, new in product(places, places):
+            for result in (*_ENDS, "refused", "abandoned"):
+                self._switches.labels(old, new, result)
+        for new, cause in product(places, Cause):
+            self._causes.labels(new, cause)
+        for phase in [phase for phase in Phase if not phase.is_last]:
+            self._phases.labels(phase)
+        for direction in ("late", "early"):
+            self._eta_errors.labels(direction)
+        for doing in set(_DOING.values()):
+            self._place.labels(doing)

@@ -1,0 +1,29 @@
+"""`llm-backend doctor`: says what is wrong with this machine, and what to do about it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deployments.settings import PROJECT
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config: Annotated[Path, typer.Option(help="The deployment to look at.")] = PROJECT
+    / "serve_config.yaml",
+) -> None:
+    """Check the GPU, the software, the checkpoints and the machine; changes nothing.
+
+    Exits with 1 where there is a problem; a warning is none.
+    """
+    from serve_app.doctor.gather import gather
+    from serve_app.doctor.report import diagnose, exit_code, json_of, lines_of
+
+    findings = diagnose(gather(config))
+    if as_json:
+        typer.echo(json.dumps(json_of(findings), indent=1))
+    else:
+        typer.echo("\n".join(lines_of(findings)))
+    raise typer.Exit(exit_code(findings))

@@ -1,0 +1,345 @@
+"""The gateway's half of residency: which request is admitted to which engine, and which waits.
+
+Admission is decided locally, with no call to the Switchboard per request. The gateway follows the
+Switchboard's view; while the view says that the wanted model serves, a request is counted under
+that epoch and sent. When the epoch drains, no request is admitted under it any more, and the count
+going to zero is reported. All decisions here are plain functions, so on one event loop each is
+atomic.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from deployments.residency import Failure, GatewayReport, State, Waiting
+from deployments.settings import Limits
+from deployments.switchboard.messages import LeaseView, View
+from serve_app.protocol.errors import (
+    BackendError,
+    DeadlineExceeded,
+    Leased,
+    ModelLoadFailed,
+    ModelNotResident,
+    ModelSwitching,
+    Overloaded,
+)
+
+_SOON_S = 5.0  # Retry-After where nothing better is known
+
+
+class OnAbsent(StrEnum):
+    """What is to be done where the model of a request is not resident (`X-Switch`)."""
+
+    NEVER = "never"  # refuse the request
+    WAIT = "wait"  # let it wait for a switch
+    FORCE = "force"  # the same, after the gateway has asked for one that cuts what is in flight
+
+
+# Waits for what is given to it, and does what is to be done meanwhile.
+Wait = Callable[[asyncio.Future[None]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class AdmissionRequest:
+    """What a request wants of admission; deadlines in the event loop's time."""
+
+    model: str
+    deadline: float  # of the whole request
+    intent: OnAbsent
+    wait_deadline: float  # of its waiting; not later than `deadline`
+    known_failure: int  # of its model; a forced request is not refused for this one
+
+
+@dataclass(eq=False)
+class Slot:
+    """The right to send one request to the engine of one epoch, until it is released."""
+
+    model: str
+    epoch: int
+    endpoint: str
+    admitted_at: float
+    queued_s: float  # from arrival to admission
+    switch_s: float  # how long the switch took that it waited for; 0: for none
+    limit: asyncio.Timeout | None = None  # set by whoever forwards; a cut makes it expire at once
+    is_cut: bool = False
+
+    def cut(self) -> None:
+        """End the request: the drain deadline has passed."""
+        self.is_cut = True
+        if self.limit:
+            with suppress(RuntimeError):  # it ends by itself just now
+                self.limit.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass(eq=False)
+class _Waiter:
+    wish: AdmissionRequest
+    arrived_at: float
+    epoch: int | None  # that was admitting when it came
+    last_failure: int  # the newest failure of its model when it came
+    decided: asyncio.Future[None]  # by one of:
+    permit: Slot | None = None
+    refusal: BackendError | None = None
+
+    @property
+    def model(self) -> str:
+        return self.wish.model
+
+
+@dataclass
+class Admission:
+    """In-flight and waiting requests of one gateway."""
+
+    limits: Limits
+    gateway: str
+    view: View | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # there is news to report
+    _in_flight: set[Slot] = field(default_factory=set)
+    _waiters: deque[_Waiter] = field(default_factory=deque)
+    _failed_at: dict[int, float] = field(default_factory=dict)  # failure's seq -> when first seen
+    _service_s: float = 1.0  # average time in service, for Retry-After
+    _num_reports: int = 0
+    _active_at: float | None = None  # a request was last in flight
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._waiters)
+
+    def is_resident(self, model: str) -> bool:
+        """Whether requests for `model` go to an engine now."""
+        view = self.view
+        return view is not None and view.state is State.SERVING and view.holder == model
+
+    def serving_epoch(self, model: str) -> int | None:
+        """The epoch in which `model` serves, if it does."""
+        return self.view.epoch if self.view and self.is_resident(model) else None
+
+    def last_failure(self, model: str) -> int:
+        """The number of the model's newest failure; 0: none."""
+        failure = self.view.failures.get(model) if self.view else None
+        return failure.seq if failure else 0
+
+    def apply(self, view: View) -> None:
+        """Act on a new view: cut, refuse and admit."""
+        now = time.monotonic()
+        if self.view and self.view.boot != view.boot:
+            self._failed_at.clear()  # another boot counts its failures anew
+            for waiter in self._waiters:
+                waiter.last_failure = 0
+        self.view = view
+        for known in view.failures.values():
+            self._failed_at.setdefault(known.seq, now)
+        if view.is_cut:
+            for permit in self._in_flight:
+                if permit.epoch == view.epoch and not permit.is_cut:
+                    permit.cut()
+        for waiter in list(self._waiters):
+            waiter.refusal = self._refusal(waiter.wish, waiter.last_failure)
+            if waiter.refusal:
+                self._drop(waiter)
+                waiter.decided.set_result(None)
+        self._admit_waiters()
+        self.changed.set()
+
+    @asynccontextmanager
+    async def admit(self, wish: AdmissionRequest, wait: Wait) -> AsyncIterator[Slot]:
+        """A permit for the wish's model, at once or when its turn comes; for the block.
+
+        Raises:
+            Overloaded: too many wait already, or no place in service came free in time.
+            ModelLoadFailed: its load failed, just now or while this request waited.
+            Leased: another model has a lease.
+            ModelNotResident: the wish is not to wait for a switch, or not that long.
+            DeadlineExceeded: its turn did not come in time.
+        """
+        waiter = self._arrive(wish)
+        try:
+            yield waiter.permit or await self._turn(waiter, wait)
+        finally:  # also of a request that left, or came too late, just as it was admitted
+            self._drop(waiter)
+            if waiter.permit:
+                self._release(waiter.permit)
+
+    def report(self) -> GatewayReport:
+        """The counts for the Switchboard."""
+        now = time.monotonic()
+        self._num_reports += 1
+        in_flight: dict[int, int] = {}
+        for permit in self._in_flight:
+            in_flight[permit.epoch] = in_flight.get(permit.epoch, 0) + 1
+        waiting: dict[str, Waiting] = {}
+        for waiter in self._waiters:  # in order of arrival: the first of a model is its oldest
+            have = waiting.get(waiter.model, Waiting(0, now - waiter.arrived_at))
+            waiting[waiter.model] = Waiting(have.num_requests + 1, have.oldest_age_s)
+        closed = self.view.closed_epoch if self.view else -1
+        if self._in_flight:
+            self._active_at = now
+        idle_s = None if self._active_at is None else now - self._active_at
+        return GatewayReport(self.gateway, self._num_reports, closed, in_flight, waiting, idle_s)
+
+    def retry_after_s(self) -> float:
+        """When a place in the queue may be free: what waits, at the pace of late."""
+        return 1 + self._service_s * len(self._waiters) / self.limits.max_in_service
+
+    def _can_admit(self, model: str) -> bool:
+        return self.is_resident(model) and len(self._in_flight) < self.limits.max_in_service
+
+    def _permit(self, waiter: _Waiter, switch_s: float) -> None:
+        assert self.view is not None
+        assert self.view.endpoint is not None
+        self._active_at = now = time.monotonic()
+        waiter.permit = Slot(
+            waiter.model,
+            self.view.epoch,
+            self.view.endpoint,
+            now,
+            now - waiter.arrived_at,
+            switch_s,
+        )
+        self._in_flight.add(waiter.permit)
+
+    def _release(self, permit: Slot) -> None:
+        """The request has ended, however."""
+        self._in_flight.discard(permit)
+        self._active_at = now = time.monotonic()
+        self._service_s = 0.9 * self._service_s + 0.1 * (now - permit.admitted_at)
+        self._admit_waiters()
+        self._note_change()
+
+    def _arrive(self, wish: AdmissionRequest) -> _Waiter:
+        """Admitted already, or waiting. Raises the reason why this wish can not wait."""
+        epoch = self.view.admitting_epoch if self.view else None
+        decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(wish, time.monotonic(), epoch, self.last_failure(wish.model), decided)
+        if self._can_admit(wish.model) and not any(w.model == wish.model for w in self._waiters):
+            self._permit(waiter, 0)
+        else:
+            self._enqueue(waiter)
+        return waiter
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        wish = waiter.wish
+        failure = self.view.failures.get(wish.model) if self.view else None
+        is_known = wish.intent is OnAbsent.FORCE and waiter.last_failure <= wish.known_failure
+        if failure and self._is_fresh(failure, waiter.arrived_at) and not is_known:
+            raise _load_failed(wish.model, failure)
+        refusal = self._refusal(wish, waiter.last_failure)
+        if refusal is None and wish.wait_deadline <= asyncio.get_running_loop().time():
+            refusal = self._too_late(wish)  # before anybody switches for it
+        if refusal:
+            raise refusal
+        if len(self._waiters) >= self.limits.max_queued:
+            raise Overloaded(
+                f"The queue is full: {len(self._waiters)} requests wait.",
+                retry_after_s=self.retry_after_s(),
+            )
+        self._waiters.append(waiter)
+        self._note_change()
+
+    async def _turn(self, waiter: _Waiter, wait: Wait) -> Slot:
+        """Its permit, when it has waited for its turn. Raises why there is none."""
+        try:
+            async with asyncio.timeout_at(waiter.wish.wait_deadline):
+                await wait(waiter.decided)
+        except TimeoutError:
+            raise self._too_late(waiter.wish) from None
+        if waiter.refusal:
+            raise waiter.refusal
+        assert waiter.permit
+        return waiter.permit
+
+    def _is_fresh(self, failure: Failure, now: float) -> bool:
+        return now < self._failed_at[failure.seq] + failure.retry_after_s
+
+    def _refusal(self, wish: AdmissionRequest, last_failure: int) -> BackendError | None:
+        """Why a wish can not wait (any longer), if it can not.
+
+        (1) Its model's load failed since `last_failure`. (2) Another model has a lease, which only
+        an admin's switch ends. (3) It is not to wait for a switch. In (2) and (3) it may wait for a
+        place in service all the same.
+        """
+        view = self.view
+        failure = view.failures.get(wish.model) if view else None
+        if failure and failure.seq > last_failure:  # (1)
+            return _load_failed(wish.model, failure)
+        if self.is_resident(wish.model):
+            return None
+        lease = view.lease if view else None
+        if lease and lease.model != wish.model and wish.intent is not OnAbsent.FORCE:  # (2)
+            is_over = lease.until is not None and time.time() >= lease.until  # not heard of yet
+            if not is_over:
+                return _leased(wish.model, lease)
+        if wish.intent is OnAbsent.NEVER:  # (3)
+            return self._not_resident(wish.model)
+        return None
+
+    def _too_late(self, wish: AdmissionRequest) -> BackendError:
+        """Why its turn did not come by the wish's deadline for waiting."""
+        if wish.wait_deadline == wish.deadline:
+            return DeadlineExceeded(f"{wish.model} did not become available in time.")
+        if self.is_resident(wish.model):
+            return Overloaded(
+                f"{wish.model} is resident, and too busy to take the request in time.",
+                retry_after_s=self.retry_after_s(),
+            )
+        return self._not_resident(wish.model)
+
+    def _not_resident(self, model: str) -> ModelNotResident:
+        """Names the model that is, and what is going on."""
+        view = self.view
+        switch = view.switch if view else None
+        holder = view.holder if view and view.state in (State.SERVING, State.DRAINING) else None
+        message = f"{model} is not resident; {holder or 'no model'} is"
+        if switch:
+            message += f", and a switch to {switch['to'] or 'no model'} is {switch['phase']}"
+        retry_after_s = (switch or {}).get("estimate_s") or _SOON_S
+        return ModelNotResident(f"{message}.", "model", retry_after_s)
+
+    def _admit_waiters(self) -> None:
+        for waiter in list(self._waiters):
+            if self._can_admit(waiter.model):
+                assert self.view is not None
+                self._drop(waiter)
+                self._permit(waiter, 0 if self.view.epoch == waiter.epoch else self.view.switch_s)
+                waiter.decided.set_result(None)
+
+    def _drop(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            self.changed.set()  # also the last one's going: nobody may switch for it any more
+
+    def _note_change(self) -> None:
+        """Report only when somebody acts on it: during a switch, or when somebody waits."""
+        if self._waiters or self.view is None or self.view.state is not State.SERVING:
+            self.changed.set()
+
+
+def _load_failed(model: str, failure: Failure) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"{model} could not be loaded: {failure.problem.message}", "model", failure.retry_after_s
+    )
+
+
+def _leased(model: str, lease: LeaseView) -> Leased:
+    when = f"until {lease.ends_at}" if lease.ends_at else f"for {lease.seconds:g} s, once it serves"
+    return Leased(
+        f"{model} can not be switched to: {lease.model} is leased to {lease.owner} {when}.",
+        "model",
+        lease.seconds if lease.until is None else lease.until - time.time(),
+    )
+
+
+def switching_error(permit: Slot) -> ModelSwitching:
+    """What a request is told that was cut by a drain deadline."""
+    return ModelSwitching(
+        f"The backend is switching away from {permit.model}; this answer was cut.",
+        retry_after_s=5,
+    )

@@ -1,0 +1,315 @@
+"""One request's way to the engine and back, as plain ASGI: bytes in, bytes out.
+
+It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
+event; an error response. When the end of a stream is believed: `stream_end.py`.
+
+A stream's head is held until the engine has begun to answer: until then a refusal has a status of
+its own. Only heartbeats, while it waits for its model, send it before.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.engine.client import engine_session, is_healthy
+from serve_app.gateway.admission import Admission, AdmissionRequest, Slot, switching_error
+from serve_app.gateway.engine_errors import engine_error
+from serve_app.protocol.asgi import chunk, event_stream_headers, start, while_client_stays
+from serve_app.protocol.errors import (
+    BackendError,
+    BadAnswer,
+    DeadlineExceeded,
+    Dialect,
+    EngineLost,
+    error_event,
+    error_response,
+)
+from serve_app.protocol.heartbeat import heartbeat
+from serve_app.protocol.stream_end import ABORTED, SEPARATOR, StreamCheck
+from serve_app.telemetry.context import request_context
+from serve_app.validation.threads import in_thread_if_large
+
+_HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
+_IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
+# Where a stream does not tell why it is refused: the field that keeps a plain answer short.
+_LENGTHS = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
+
+logger = logging.getLogger("llm_backend.gateway")
+
+
+class _Pool:
+    """The connections to one engine, and how many requests use them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.num_users = 0
+        self.session = engine_session(Path(endpoint), None, limit=0, keepalive_timeout=_IDLE_S)
+
+
+class EngineSessions:
+    """HTTP connections to engines, one pool for each engine's socket.
+
+    A pool is closed when nobody uses it and another engine is asked for, so a late request to an
+    old engine never ends a stream of the new one.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Pool] = {}
+
+    @asynccontextmanager
+    async def to(self, endpoint: str) -> AsyncIterator[aiohttp.ClientSession]:
+        """The pool of the engine at `endpoint`."""
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            pool = self._pools[endpoint] = _Pool(endpoint)
+        pool.num_users += 1  # before the first await: from here on nobody else closes it
+        try:
+            await self._close([e for e, p in self._pools.items() if not p.num_users])
+            yield pool.session
+        finally:
+            pool.num_users -= 1
+
+    async def close(self) -> None:
+        """Close all, used or not."""
+        await self._close(list(self._pools))
+
+    async def _close(self, endpoints: list[str]) -> None:
+        closing = [self._pools.pop(endpoint).session.close() for endpoint in endpoints]
+        if closing:
+            await asyncio.shield(asyncio.gather(*closing))  # also if this request is cut
+
+
+@dataclass
+class EngineRequest:
+    """What an engine is to be sent: a checked request."""
+
+    model: str
+    path: str
+    body: bytes
+    is_stream: bool
+    ending: StreamCheck
+    dialect: Dialect
+
+
+class EngineResponse(Response):
+    """The response that admits a job, forwards it, and relays what comes back."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        sessions: EngineSessions,
+        wish: AdmissionRequest,
+        job: EngineRequest,
+    ) -> None:
+        super().__init__()
+        self._admission = admission
+        self._sessions = sessions
+        self._wish = wish
+        self._job = job
+        self._has_started = False
+        self._num_events = 0  # of the stream that were sent
+        self.error: BackendError | None = None  # that it ends with, before the client is told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_context().model = self._job.model
+        async with while_client_stays(receive):
+            try:
+                await self._answer(send)
+            except BackendError as error:
+                await self._fail(send, error)
+
+    async def _answer(self, send: Send) -> None:
+        async def wait(decided: asyncio.Future[None]) -> None:
+            """A stream is kept alive with comments."""
+            every_s = _HEARTBEAT_S if self._job.is_stream else None
+            while not (await asyncio.wait([decided], timeout=every_s))[0]:
+                await self._send_heartbeat(send)
+
+        while True:
+            async with self._admission.admit(self._wish, wait) as permit:
+                observed = request_context()
+                observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
+                try:
+                    async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
+                        if permit.is_cut:
+                            raise switching_error(permit)
+                        await self._forward(permit, send)
+                    return
+                except TimeoutError:
+                    if permit.is_cut:
+                        raise switching_error(permit) from None
+                    raise DeadlineExceeded("The request took longer than is allowed.") from None
+                except aiohttp.ClientConnectorError:
+                    # Nothing was sent: the engine is gone, or going. Its successor answers.
+                    await self._wait_for_news(permit, send)
+
+    async def _send_heartbeat(self, send: Send) -> None:
+        await self._start_stream(send, {})
+        await send(chunk(heartbeat(self._job.model, self._job.dialect)))
+
+    async def _wait_for_news(self, permit: Slot, send: Send) -> None:
+        """Wait until the view is no longer the one that named a dead engine."""
+        admission, loop = self._admission, asyncio.get_running_loop()
+        heartbeat_at = loop.time() + _HEARTBEAT_S
+        while admission.view and admission.view.admitting_epoch == permit.epoch:
+            if loop.time() > self._wish.wait_deadline:
+                raise EngineLost("The engine does not answer.", retry_after_s=5)
+            if self._job.is_stream and loop.time() > heartbeat_at:
+                heartbeat_at += _HEARTBEAT_S
+                await self._send_heartbeat(send)
+            await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
+
+    async def _forward(self, permit: Slot, send: Send) -> None:
+        async with self._sessions.to(permit.endpoint) as session:
+            try:
+                async with _asking(session, self._job.path, self._job.body) as response:
+                    if response.status != 200:
+                        logger.info("the engine answered %d to %s", response.status, self._job.path)
+                        raise await _refusal(response, self._job.path)
+                    if self._job.is_stream:
+                        await self._relay_events(response, session, permit, send)
+                    else:
+                        await self._relay_whole(response, session, permit, send)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ClientError, ConnectionError) as exc:
+                logger.warning("engine of epoch %d broke off: %r", permit.epoch, exc)
+                raise await self._cause(session) from exc
+
+    async def _relay_whole(
+        self,
+        response: aiohttp.ClientResponse,
+        session: aiohttp.ClientSession,
+        permit: Slot,
+        send: Send,
+    ) -> None:
+        body = await response.read()
+        if ABORTED in body:
+            raise await self._cause(session)
+        if self._job.ending.needs_proof_of_life and not await is_healthy(session):
+            raise _lost()
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        await send(start(200, headers | provenance_headers(permit, self._job.model)))
+        await send(chunk(body, is_last=True))
+
+    async def _relay_events(
+        self,
+        response: aiohttp.ClientResponse,
+        session: aiohttp.ClientSession,
+        permit: Slot,
+        send: Send,
+    ) -> None:
+        """Pass whole events on as they come; hold the first until the engine has begun to answer,
+        and the last word until it is known to be true.
+
+        The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
+        """
+        ending, rest, held = self._job.ending, b"", b""
+        async for data in response.content.iter_any():
+            events, separator, rest = (rest + data).rpartition(SEPARATOR)
+            if not separator:
+                continue
+            judged = ending.judge(events + separator)
+            if judged.is_lost:
+                break
+            if judged.is_over and ending.needs_proof_of_life and not await is_healthy(session):
+                break
+            held += judged.good
+            if held and not judged.is_preamble:
+                await self._start_stream(send, provenance_headers(permit, self._job.model))
+                self._num_events += held.count(SEPARATOR)
+                await send(chunk(held, is_last=judged.is_over))
+                held = b""
+            if judged.error is not None:
+                error = engine_error(500, judged.error, self._job.path)
+                raise await self._cause(session, error)
+            if judged.is_over:
+                return
+        raise await self._cause(session)
+
+    async def _cause(
+        self, session: aiohttp.ClientSession, told: BackendError | None = None
+    ) -> BackendError:
+        """Why the engine did not answer to the end; `told` is what it says itself.
+
+        (1) The client's fault. (2) The engine is gone. (3) A refusal that a stream of this route
+        does not tell: a plain answer of one token does.
+        """
+        if told and told.status < 500:  # (1)
+            return told
+        if not await is_healthy(session):  # (2)
+            return _lost()
+        length = _LENGTHS.get(self._job.path)
+        if self._job.is_stream and length and not self._num_events:  # (3)
+            body = self._job.body
+            plain = await in_thread_if_large(
+                len(body), lambda: _changed(body, {"stream": False, length: 1})
+            )
+            try:
+                async with _asking(session, self._job.path, plain) as response:
+                    if response.status != 200:
+                        return await _refusal(response, self._job.path)
+            except (aiohttp.ClientError, ConnectionError):
+                return _lost()
+        return told or BadAnswer("The engine broke off this answer.")
+
+    async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
+        if not self._has_started:
+            self._has_started = True
+            await send(start(200, event_stream_headers() | headers))
+
+    async def _fail(self, send: Send, error: BackendError) -> None:
+        self.error = error
+        request_context().note_error(error)
+        if self._has_started:
+            event = error_event(error, self._job.dialect, self._num_events)
+            await send(chunk(event, is_last=True))
+            return
+        status, headers, body = error_response(error, self._job.dialect)
+        await send(start(status, dict(headers)))
+        await send(chunk(body, is_last=True))
+
+
+def _asking(
+    session: aiohttp.ClientSession, path: str, body: bytes
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    return session.post(
+        path,
+        data=io.BytesIO(body),  # written piece by piece: other requests go on
+        headers={"content-type": "application/json"},
+    )
+
+
+async def _refusal(response: aiohttp.ClientResponse, path: str) -> BackendError:
+    """What a client is told of an error, in which the engine may repeat all that it was sent."""
+    body = await response.read()
+    return await in_thread_if_large(len(body), lambda: engine_error(response.status, body, path))
+
+
+def _changed(body: bytes, fields: dict[str, Any]) -> bytes:
+    """A request with other values in these fields."""
+    return msgspec.json.encode(msgspec.json.decode(body) | fields)
+
+
+def _lost() -> EngineLost:
+    return EngineLost("The engine ended while answering.", retry_after_s=5)
+
+
+def provenance_headers(permit: Slot, model: str) -> dict[str, str]:
+    """Which model answered, from which load of it, how long the request waited, and how long the
+    switch took that it waited for."""
+    return {
+        "x-model": model,
+        "x-epoch": str(permit.epoch),
+        "x-queue-ms": str(round(permit.queued_s * 1000)),
+        "x-switch-ms": str(round(permit.switch_s * 1000)),
+    }

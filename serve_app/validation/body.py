@@ -1,0 +1,67 @@
+"""From a body's bytes to a checked request.
+
+A large body is worked on beside the event loop (`threads.py`); what one step of it may take is
+bounded in `reading.decode` and in the checks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from deployments.settings import Settings
+from serve_app.protocol.calls import Body, Call
+from serve_app.telemetry.context import request_context
+from serve_app.validation import reading
+from serve_app.validation.fields import (
+    check_counts,
+    check_fields,
+    check_sizes,
+    check_tools,
+    check_vision,
+    lower_length,
+)
+from serve_app.validation.json_schema import check_schemas
+from serve_app.validation.message_content import Picture, pictures
+from serve_app.validation.normalizing import normalize
+from serve_app.validation.threads import in_thread_if_large
+
+
+@dataclass(frozen=True)
+class ValidRequest:
+    """A request that an engine may see."""
+
+    body: Body
+    value: dict[str, Any]
+    pictures: list[Picture]
+    has_changed: bool  # `value` is no longer what was received
+
+
+async def validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
+    """Read and check the body of a request at `call`. Raises InvalidRequest, UnknownModel."""
+    return await in_thread_if_large(len(raw), lambda: _examine(call, raw, settings))
+
+
+def _examine(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
+    limits, models = settings.limits, settings.models
+    value = reading.decode(raw, limits.max_values)
+    spec = models[reading.wanted_model(value, models)]
+    check_sizes(value)
+    ignored = normalize(call, value, is_strict=limits.unknown_fields == "refuse")
+    request_context().ignored_fields = (
+        ignored.header()
+    )  # also told of a request that is refused below
+    body = check_fields(call, value)
+    check_counts(body, limits)
+    is_shorter = lower_length(value, spec)
+    check_tools(body, value, spec)
+    check_schemas(body, value, limits, ignored)
+    request_context().ignored_fields = ignored.header()
+    found = pictures(body, value)
+    check_vision(found, spec)
+    return ValidRequest(body, value, found, ignored.has_changed or is_shorter)
+
+
+def encode(value: dict[str, Any]) -> bytes:
+    """A request that has changed, as it is sent on."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,1 @@
+"""Trains the demo's vision model: it made `deployments/checkpoints/demo_data`."""
