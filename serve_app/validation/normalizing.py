@@ -144,16 +144,17 @@ def _hold_to_schemas(value: dict[str, Any], ignored: Ignored) -> None:
 def _functions_only(value: dict[str, Any], ignored: Ignored) -> None:
     """Without the tools that OpenAI's servers run (web_search, mcp, …): programs name them in every
     request, and the models here cannot call them."""
-    kept = []
-    for tool in value.get("tools") or []:
+    tools, kept = value.get("tools"), []
+    if not isinstance(tools, list):
+        return
+    for tool in tools:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and kind != "function":
             ignored.add("tools[].", kind)
         else:
             kept.append(tool)
-    if "tools" in value:
-        value["tools"] = kept
-    if value.get("tools") == []:
+    value["tools"] = kept
+    if not kept:
         _drop(value, "tools", ignored)
 
 

@@ -273,3 +273,13 @@ async def test_an_encoded_body_is_415_and_named(backend: Backend) -> None:
     async with backend.client.post(CHAT, data=b"\x1f\x8b", headers=headers) as response:
         assert response.status == 415
         assert "gzip" in error_of(await response.read())["message"]
+
+
+@pytest.mark.parametrize("tools", [{}, 5, True, "function", [5], [None]], ids=str)
+async def test_tools_that_are_no_list_of_tools_are_refused(backend: Backend, tools: Any) -> None:
+    """Hosted tools are left out of a list only."""
+    await backend.serving()
+    for path in (CHAT, RESPONSES, MESSAGES):
+        status, raw = await ask(backend, path, tools=tools)
+        assert status == 400, raw
+        assert b"tools" in raw
