@@ -1,5 +1,7 @@
-"""What a client meets. `app.py` builds the graph, `ingress.py` is its gateway deployment.
+"""What a client meets.
 
+app.py       builds the graph for `serve run`
+ingress.py   the gateway as a deployment: application, middleware, error handlers
 routes/      one file for each group of addresses
 validation/  reads a request's body, checks it, and brings it into the engine's form
 gateway/     admits a request and relays it to the engine

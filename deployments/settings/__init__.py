@@ -10,6 +10,19 @@ wins:
 3. the file `.env` (`machine.py` lists the variables of both, `.env.example` explains them)
 4. `args` and `http_options` of `serve_config.yaml`
 5. the files under `configs/`
+
+loading.py      puts the settings together: `Settings`
+backend.py      `configs/backend.yaml`
+cache.py        its part about the response cache
+profiles.py     `configs/profiles/`
+models.py       `configs/models/`
+engine.py       the part of a model's file that its engine is started with
+checkpoints.py  `configs/checkpoints.yaml`
+environment.py  environment variables and `.env`
+binding.py      where the server may listen
+paths.py        where everything lies in the home folder
+yaml_files.py   reads a file, strictly
+base.py         what all settings share
 """
 
 from deployments.settings.backend import GpuSettings, Http, Limits, Probing

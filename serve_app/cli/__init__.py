@@ -1,6 +1,21 @@
 """The command line, `llm-backend`.
 
 Nothing heavy is imported before a command needs it: `--help` and completion answer at once.
+
+start.py       `start`, `stop`
+status.py      `health`, `status`, `models`, `events`
+switch.py      `switch`, `unload`, `lease`
+chat.py        `chat`
+logs.py        `logs`
+cache.py       `cache stats`, `cache clear`
+plan.py        `plan`
+pull.py        `pull`
+doctor.py      `doctor`
+bench.py       `bench`
+connection.py  reaches a server; makes one line and an exit code of each error
+tables.py      values as lines of text
+progress.py    a switch as a bar
+log_times.py   reads the time of a log line
 """
 
 import typer

@@ -1,6 +1,16 @@
 """The Python client: `from serve_app.client import LLMClient`.
 
 It needs httpx and nothing else: neither Ray nor vLLM, nor the rest of this project.
+
+llm_client.py  `LLMClient`
+errors.py      every error it raises
+streaming.py   a streamed answer, chunk by chunk
+switching.py   follows a switch to its end
+lease.py       a lease, renewed while it is held
+events.py      follows `/admin/events`
+logs.py        a service's log, line by line
+transport.py   requests with a deadline, sent again when the server says when
+sse.py         reads server-sent events
 """
 
 from serve_app.client.errors import (

@@ -1,1 +1,8 @@
-"""`llm-backend doctor`: what this machine is (gather), and what is wrong with it (checks)."""
+"""`llm-backend doctor`: what this machine is (gather), and what is wrong with it (checks).
+
+gather.py       looks at the machine
+facts.py        what it found, as values
+gpu_checks.py   checks of the card and its software: pure
+host_checks.py  checks of the rest of the machine: pure
+report.py       all checks, as lines or JSON
+"""

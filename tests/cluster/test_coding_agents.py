@@ -60,8 +60,8 @@ def codex_relay(url: str) -> Iterator[Relay]:
 
 
 def told(kind: str, relay: Relay) -> str:
-    """The block of the README in that language, with the relay's address."""
-    section = (PROJECT / "README.md").read_text().partition("### Programs\n")[2]
+    """The block of the page in that language, with the relay's address."""
+    section = (PROJECT / "serve_app" / "README.md").read_text().partition("## Programs\n")[2]
     block = section.partition(f"```{kind}\n")[2].partition("```")[0]
     assert "http://127.0.0.1:7000" in block
     return block.replace("http://127.0.0.1:7000", relay.url)

@@ -1,5 +1,6 @@
 """What the README says of the project is so."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -14,6 +15,11 @@ PAGES = sorted(
     for folder in ("", *sorted(ALLOWED))
     for page in (PROJECT / folder).glob("**/*.md" if folder else "*.md")
     if "artifacts" not in page.parts
+)
+INITS = sorted(
+    init
+    for top in ("serve_app", "deployments")
+    for init in [PROJECT / top / "__init__.py", *(PROJECT / top).glob("*/__init__.py")]
 )
 
 
@@ -53,8 +59,18 @@ def test_tree_in_the_readme_is_the_tree_on_disk():
     assert drawn == ALLOWED == on_disk
 
 
-def test_numbers_in_the_readme_are_the_settings():
-    readme = (PROJECT / "README.md").read_text()
+@pytest.mark.parametrize("init", INITS, ids=lambda init: init.parent.relative_to(PROJECT).name)
+def test_a_package_lists_its_files_and_packages(init: Path) -> None:
+    """With a sentence each, in the docstring of its `__init__`."""
+    text = ast.get_docstring(ast.parse(init.read_text())) or ""
+    listed = set(re.findall(r"^(\w+/|\w+\.py) +\S", text, re.MULTILINE))
+    files = {path.name for path in init.parent.glob("*.py")} - {"__init__.py", "__main__.py"}
+    folders = {path.name + "/" for path in init.parent.iterdir() if path.is_dir()}
+    assert listed == files | {name for name in folders if not name.startswith("_")}
+
+
+def test_numbers_in_the_api_page_are_the_settings():
+    readme = (PROJECT / "serve_app" / "README.md").read_text()
     limits = yaml.safe_load((PROJECT / "configs" / "backend.yaml").read_text())["limits"]
     assert f"{limits['max_body_bytes'] >> 20} MiB" in readme
     assert f"{limits['max_queued']} requests wait" in readme
@@ -65,7 +81,7 @@ def test_every_route_in_the_readme_exists():
     from serve_app.ingress import routes
 
     served = {route.path for route in routes.routes}
-    readme = (PROJECT / "README.md").read_text()
+    readme = "".join((PROJECT / page).read_text() for page in ("README.md", "serve_app/README.md"))
     named = set(re.findall(r"(?:GET|POST|DELETE) (/[\w/{}.]+)", readme)) - {"/docs"}
     assert {_shape(path) for path in named} <= {_shape(path) for path in served}
 
