@@ -27,6 +27,9 @@ _TRANSFER = "it steers transfers between the engines of a cluster"
 _STATE = (
     "answers are not kept here: send the whole conversation with each request, and `store: false`"
 )
+_STATE_OF_MESSAGES = (
+    "conversations are not kept here: send all messages with each request, without `thread`"
+)
 _OLD_TOOLS = "it is deprecated; use `tools` and `tool_choice`"
 _OLD_GUIDED = "vLLM no longer has it; use `structured_outputs` or `response_format`"
 REFUSED = {
@@ -337,6 +340,7 @@ class CountBody(Body):
 class MessagesBody(CountBody):
     """`POST /v1/messages`"""
 
+    refused = {"thread": _STATE_OF_MESSAGES}
     max_tokens: Annotated[int, Field(ge=1, lt=_INT64)]
     stream: Bool = None
     stop_sequences: Words | None = None

@@ -194,18 +194,24 @@ _ANTHROPIC_TYPES = {
 }
 
 
+# By these, Anthropic's packages send the whole conversation instead, without the field.
+_ANTHROPIC_DETAILS = {
+    "thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+}
+
+
 def error_body(error: BackendError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
     """The body that a client of this dialect parses."""
     if dialect is Dialect.ANTHROPIC:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
-        return {
-            "type": "error",
-            "error": {
-                "type": _ANTHROPIC_TYPES.get(error.status, kind),
-                "message": error.message,
-                "code": error.code,
-            },
+        body: dict[str, Any] = {
+            "type": _ANTHROPIC_TYPES.get(error.status, kind),
+            "message": error.message,
+            "code": error.code,
         }
+        if isinstance(error, RefusedField) and error.param in _ANTHROPIC_DETAILS:
+            body["details"] = _ANTHROPIC_DETAILS[error.param]
+        return {"type": "error", "error": body}
     return {
         "error": {
             "message": error.message,

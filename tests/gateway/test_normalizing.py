@@ -14,7 +14,7 @@ CALL_ID = {"id": "call_1", "call_id": "call_1", "name": "f", "arguments": "{}"}
 # (the program) -> route, what it adds, what is named, and what the engine is sent instead
 SENT: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "Codex CLI": (RESPONSES, {"client_metadata": {"a": "b"}}, "client_metadata"),
-    "Anthropic's tool runners": (MESSAGES, {"thread": {"type": "create"}}, "thread"),
+    "Anthropic's packages, without a thread": (MESSAGES, {"thread": None}, None),
     "Claude Code, thinking": (
         MESSAGES,
         {"thinking": {"type": "enabled", "budget_tokens": 1024}},
@@ -283,3 +283,17 @@ async def test_tools_that_are_no_list_of_tools_are_refused(backend: Backend, too
         status, raw = await ask(backend, path, tools=tools)
         assert status == 400, raw
         assert b"tools" in raw
+
+
+@pytest.mark.parametrize(
+    "thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}]
+)
+async def test_a_thread_is_refused_in_the_words_that_have_all_messages_sent(
+    backend: Backend, thread: dict[str, Any]
+) -> None:
+    """Left out, Anthropic's tool runners would send only what is new from the second turn on."""
+    await backend.serving()
+    status, raw = await ask(backend, MESSAGES, thread=thread)
+    assert status == 400
+    details = json.loads(raw)["error"]["details"]
+    assert details == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
