@@ -12,7 +12,7 @@ from playwright.sync_api import Page, sync_playwright
 from serve_app.client.llm_client import DEFAULT_URL
 
 PICTURE = Path(__file__).with_name("console.png")
-SIZE = {"width": 1100, "height": 720}
+SIZE = {"width": 1100, "height": 800}
 NUM_COLOURS = 64  # a page of text and lines needs no more, and the file has a third of the bytes
 
 
@@ -25,7 +25,7 @@ def main(url: str) -> None:
         page.goto(url)
         page.get_by_label("Message").fill("What is the capital of France?")
         page.get_by_role("button", name="Send").click()
-        page.get_by_role("article").nth(1).wait_for()
+        page.get_by_role("article").get_by_text("Paris").wait_for()
         picture = _while_switching(page, url)
         browser.close()
     image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(NUM_COLOURS)
@@ -38,7 +38,7 @@ def _while_switching(page: Page, url: str) -> bytes:
     resident = page.request.get(f"{url}/health").json()["resident"]
     wanted = "qwen-vl" if resident != "qwen-vl" else "qwen-coder"
     page.request.post(f"{url}/admin/switch", data={"model": wanted})
-    page.get_by_text("loading").first.wait_for(timeout=60_000)
+    page.locator("#models").get_by_text("Loading", exact=True).wait_for(timeout=60_000)
     return page.screenshot()
 
 

@@ -19,9 +19,11 @@ from deployments.residency import (
     PhaseEntered,
     Problem,
     Residency,
+    State,
     Waiting,
     events,
 )
+from deployments.residency.invariants import validate
 from deployments.residency.records import from_json, replay, to_json
 from deployments.switchboard.event_log import EventLog
 from tests.pure.residency.driver import BROKEN, MODELS, POLICY, Driver
@@ -211,3 +213,26 @@ def test_log_that_cannot_be_written_stops_nothing(tmp_path: Path):
     *_, last = replay(driver.log.last_lines)
     assert last.machine == driver.machine
     driver.log.close()
+
+
+def test_the_log_of_a_real_incident_replays() -> None:
+    """Recorded on a real server: an engine is killed (`kill -9`) while it loads, and the old model
+    comes back; then the engine that serves is killed, and comes back too."""
+    path = Path(__file__).with_name("incidents") / "engine_killed.jsonl"
+    phases: dict[str, list[str]] = {}
+    for step in replay(path.read_text().splitlines()):
+        validate(step.machine)
+        for change in step.changes:
+            if isinstance(change, PhaseEntered):
+                phases.setdefault(change.ticket.cause + " " + change.ticket.id[-2:], []).append(
+                    change.phase.value
+                )
+    leave, load = ["queued", "preparing", "draining", "unloading"], ["loading", "verifying"]
+    assert phases == {
+        "start -1": ["queued", "preparing", *load, "ready"],
+        "admin -2": [*leave, *load, "ready"],
+        "admin -3": [*leave, "loading", "unloading", *load, "rolled_back"],
+        "recovery -4": ["queued", "unloading", *load, "ready"],
+    }
+    assert (step.machine.state, step.machine.holder) == (State.SERVING, "qwen-vl")
+    assert step.machine.epoch == 5
