@@ -24,7 +24,7 @@ def build_app(args: AppArgs) -> Application:
     first act is to scale them all to zero.
 
     Raises:
-        SettingsError: the files under `configs/` can not be used.
+        SettingsError: the files under `configs/` cannot be used.
     """
     settings = load_settings(args, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
     http = serve.context._get_global_client().http_config

@@ -103,7 +103,7 @@ def safetensors_header(path: Path) -> bytes:
     """The JSON that a safetensors file begins with, after eight bytes that tell its length.
 
     Raises:
-        OSError, ValueError: it can not be read, or has none.
+        OSError, ValueError: it cannot be read, or has none.
     """
     room = path.stat().st_size - _LENGTH_BYTES
     with path.open("rb") as file:
@@ -148,7 +148,7 @@ def _weight_files(spec: ModelSpec, folder: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise _broken(spec, "the index of its weights can not be read") from exc
+        raise _broken(spec, "the index of its weights cannot be read") from exc
     if not names:
         raise _broken(spec, "the index of its weights names no file")
     return names

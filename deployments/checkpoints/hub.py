@@ -218,7 +218,7 @@ def _explained(repo: str) -> Iterator[None]:
         if not type(exc).__module__.startswith(("httpx", "httpcore")):
             raise
         raise PullError(
-            f"the hub can not be reached ({type(exc).__name__}); run it again to go on"
+            f"the hub cannot be reached ({type(exc).__name__}); run it again to go on"
         ) from exc
 
 

@@ -61,7 +61,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a snapshot; None where nothing was pulled by us, or it can not be read."""
+    """The manifest of a snapshot; None where nothing was pulled by us, or it cannot be read."""
     try:
         raw = json.loads(_path_of(folder).read_text())
         files = tuple(PulledFile(**file) for file in raw.pop("files"))

@@ -82,7 +82,7 @@ class Shape:
     def weights_bytes(self) -> int:
         """All tensors. Raises UnknownShapeError for an architecture that is not counted here."""
         if self.model_type not in _COUNTED:
-            raise UnknownShapeError(f"the tensors of {self.model_type!r} can not be counted")
+            raise UnknownShapeError(f"the tensors of {self.model_type!r} cannot be counted")
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         size, inner = self.hidden_size, self.intermediate_size
         linear = (
@@ -131,7 +131,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             vision=_vision_of(config.get("vision_config")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as exc:
-        raise UnknownShapeError(f"config.json can not be planned with: {exc!r}") from exc
+        raise UnknownShapeError(f"config.json cannot be planned with: {exc!r}") from exc
 
 
 def _quantization_of(raw: Mapping[str, Any] | None) -> Quantization | None:

@@ -56,7 +56,7 @@ EngineEvent = EngineStarted | EngineVerifying | EngineReady | EngineGone
 
 
 class EngineFailed(Exception):
-    """The engine can not be started, or did not become ready."""
+    """The engine cannot be started, or did not become ready."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

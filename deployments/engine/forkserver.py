@@ -118,7 +118,7 @@ class ForkServerKeeper:
             finally:
                 writer.close()
             self._may_come = was_ready
-            if not was_ready:  # one that can not live is not to be a busy loop
+            if not was_ready:  # one that cannot live is not to be a busy loop
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def wait_ready(self, timeout_s: float) -> None:

@@ -2,7 +2,7 @@
 
 The lock is an flock on a file in the server's home. The engine's supervisor holds it until nothing
 of the engine is left, so it outlives a killed replica, and a second copy of the server on the same
-home can not load. The file's text says whose it is.
+home cannot load. The file's text says whose it is.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ def write_whole(path: Path, text: str) -> None:
     """Make `text` the content of `path` in one step, on the disk when this returns.
 
     Raises:
-        OSError: it can not be written; what was there is still there.
+        OSError: it cannot be written; what was there is still there.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:

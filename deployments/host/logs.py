@@ -44,7 +44,7 @@ class JsonLines(logging.Formatter):
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
-    """What it is, and where from; its text where that can not quote a request, as a ValueError's
+    """What it is, and where from; its text where that cannot quote a request, as a ValueError's
     or a KeyError's may."""
     kind = type(error)
     is_quotable = isinstance(error, OSError) or kind.__module__.partition(".")[0] in _QUOTABLE
@@ -85,7 +85,7 @@ def write_to_file(
     """Send this process's log lines to `<home>/logs/<service>.log`: ours from `info` on, those of
     other packages from `warning` on.
 
-    A file that can not be written (disk full, read-only) costs lines, not the service.
+    A file that cannot be written (disk full, read-only) costs lines, not the service.
     `rotates=False`: another part keeps it bounded, because other processes write there too.
     `context` adds fields to each record, as `context.RequestFields` does.
     """

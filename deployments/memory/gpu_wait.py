@@ -19,11 +19,11 @@ _POLL_S = 0.1
 
 
 def open_card(visible_devices: str | None) -> GpuReader | None:
-    """The card's reader; None, with a warning, where NVML can not be used."""
+    """The card's reader; None, with a warning, where NVML cannot be used."""
     try:
         return open_nvml(visible_devices)
     except GpuReadError as exc:  # no NVML is no reason not to try a load
-        logger.warning("the GPU's memory can not be read: %s", exc)
+        logger.warning("the GPU's memory cannot be read: %s", exc)
         return None
 
 
@@ -44,7 +44,7 @@ async def wait_until_memory_freed(
         try:
             reading = reader.read()
         except GpuReadError as exc:
-            logger.warning("the GPU's memory can not be read: %s", exc)
+            logger.warning("the GPU's memory cannot be read: %s", exc)
             return None
         free, needed = reading.free_bytes or 0, share * (reading.total_bytes or 0) - held_bytes
         if free >= needed:

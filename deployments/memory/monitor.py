@@ -85,7 +85,7 @@ def open_host_memory(settings: Settings) -> "HostMemory":
 class HostMemory:
     """The card's memory, or the host's where there is no card.
 
-    `card`: None on a machine without one, or where NVML can not be used.
+    `card`: None on a machine without one, or where NVML cannot be used.
     """
 
     def __init__(self, settings: Settings, card: GpuReader | None) -> None:
@@ -95,7 +95,7 @@ class HostMemory:
         self.cycles = MemoryCycles(settings.memory.max_drift_bytes)
 
     def plan(self, spec: ModelSpec, folder: Path) -> Plan | None:
-        """The plan for a whole checkpoint; None where it can not be judged. Blocks."""
+        """The plan for a whole checkpoint; None where it cannot be judged. Blocks."""
         try:
             if self._card:
                 room = card_room(self._card, self._settings)
@@ -111,7 +111,7 @@ class HostMemory:
         return None
 
     def check(self, spec: ModelSpec, folder: Path) -> None:
-        """Refuse a checkpoint that can not fit. Blocks.
+        """Refuse a checkpoint that cannot fit. Blocks.
 
         Raises:
             CheckpointError: code `does_not_fit`; the message says what would make it fit.

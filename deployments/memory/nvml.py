@@ -44,7 +44,7 @@ NOTHING_READ = GpuReading()
 
 
 class GpuReadError(Exception):
-    """The driver can not be asked, or no longer answers; the text says why."""
+    """The driver cannot be asked, or no longer answers; the text says why."""
 
 
 class GpuReader(Protocol):

@@ -34,7 +34,7 @@ def make_plans(
     """The plans of one model, or of all, in the room that is asked for.
 
     Raises:
-        PlanError: something that was named does not exist, or can not be planned.
+        PlanError: something that was named does not exist, or cannot be planned.
     """
     try:
         args = AppArgs()

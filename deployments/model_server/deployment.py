@@ -90,7 +90,7 @@ class ModelServer:
         return EngineGone(problem)
 
     async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
-        """(1) Wake the engine that sleeps for `target`, or (2) start one; one that can not be woken
+        """(1) Wake the engine that sleeps for `target`, or (2) start one; one that cannot be woken
         is ended, and the load begins anew."""
         self._problem = None
         if await self._wake(epoch, target):  # (1)

@@ -58,7 +58,7 @@ class Token:
 def compare(expected: list[Token], actual: list[Token], tolerance: float) -> str | None:
     """What differs by more than `tolerance` nats; None if nothing does.
 
-    After two tokens that were nearly tied have changed places, the rest can not be compared.
+    After two tokens that were nearly tied have changed places, the rest cannot be compared.
     """
     for index, (old, new) in enumerate(zip(expected, actual, strict=False)):
         if old.text != new.text:

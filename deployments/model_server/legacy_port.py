@@ -29,7 +29,7 @@ class LegacyPort:
         try:
             self._server = await asyncio.start_server(self._relay, _HOST, self._port)
         except OSError as exc:
-            logger.warning("port %d can not be opened: %s", self._port, exc.strerror or exc)
+            logger.warning("port %d cannot be opened: %s", self._port, exc.strerror or exc)
 
     async def close(self) -> None:
         """Stop listening, and end what is still connected: its requests are over, or were cut."""
@@ -48,7 +48,7 @@ class LegacyPort:
             onward = await asyncio.open_connection(*self._gateway)
             await _join((reader, writer), onward)
         except OSError as exc:
-            logger.warning("the gateway can not be reached: %s", exc.strerror or exc)
+            logger.warning("the gateway cannot be reached: %s", exc.strerror or exc)
         finally:
             writer.close()
             self._clients.discard(task)

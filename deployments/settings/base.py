@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class SettingsError(Exception):
-    """Settings that can not be used: names where, the key, the value and the choices."""
+    """Settings that cannot be used: names where, the key, the value and the choices."""
 
 
 class Frozen(BaseModel):

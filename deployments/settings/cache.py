@@ -25,7 +25,7 @@ def with_address(path: Path, cache: Cache, given: SecretStr | None, home: Path) 
     """`cache` with the address that holds, complete; `given` by the environment beats the file's.
 
     Raises:
-        SettingsError: one can not be used. No error repeats an address: it may hold a password.
+        SettingsError: one cannot be used. No error repeats an address: it may hold a password.
     """
     source = f"{path}: cache.url"
     url = cache.url.get_secret_value() if cache.url else None

@@ -18,6 +18,6 @@ def known_checkpoints(config_dir: Path) -> Mapping[str, Mapping[str, Any]]:
     """What is known of checkpoints that need not be on this machine: name -> its `config.json`.
 
     Raises:
-        SettingsError: the file can not be used.
+        SettingsError: the file cannot be used.
     """
     return read_file(config_dir / "checkpoints.yaml", _CheckpointsFile).checkpoints

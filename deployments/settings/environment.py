@@ -91,4 +91,4 @@ def _read_file(path: Path) -> dict[str, str]:
     try:
         return {k: v for k, v in dotenv_values(path, interpolate=False).items() if v}
     except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path}: can not be read") from exc
+        raise SettingsError(f"{path}: cannot be read") from exc

@@ -97,7 +97,7 @@ def read_models(
     """The models under `profile`; `utilization`, if any, replaces what their files say.
 
     Raises:
-        SettingsError: one of them can not be used, or there are none.
+        SettingsError: one of them cannot be used, or there are none.
     """
     paths = sorted(folder.glob("*.yaml"))
     if not paths:

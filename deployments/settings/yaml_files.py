@@ -29,7 +29,7 @@ def read_file(path: Path, kind: type[_File]) -> _File:
     """The file as a `kind`.
 
     Raises:
-        SettingsError: it can not be read, is no YAML, or is not what `kind` says.
+        SettingsError: it cannot be read, is no YAML, or is not what `kind` says.
     """
     try:
         raw = yaml.load(path.read_text(), _StrictLoader)  # noqa: S506  a SafeLoader

@@ -239,7 +239,7 @@ class ServeHost:
         bound_s = self._settings.switching.unload_timeout_s + _CLEARED_S
         replicas = await self._scaler.replicas()
         has_ended = False
-        # A dead replica can not answer, and its engine's supervisor ends the engine.
+        # A dead replica cannot answer, and its engine's supervisor ends the engine.
         if model not in self._lost and replicas[model].num_running:
             with suppress(RayError, RayServeException, TimeoutError):
                 await asyncio.wait_for(self._servers[model].release.remote(), bound_s)

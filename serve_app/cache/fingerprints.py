@@ -34,7 +34,7 @@ class Fingerprints:
         self._locks = {name: asyncio.Lock() for name in self._targets}
 
     async def of(self, target: str, epoch: int | None) -> str | None:
-        """None where the checkpoint can not be read. `epoch`: in which it serves, if it does."""
+        """None where the checkpoint cannot be read. `epoch`: in which it serves, if it does."""
         known = self._known.get(target)
         if known and epoch is not None and known.epoch == epoch:
             return known.fingerprint

@@ -93,7 +93,7 @@ class DiskStore:
     """One SQLite file in a folder that only its owner can read; the oldest goes first.
 
     All work is done in one thread. A file that is no database any more is replaced: it held nothing
-    that can not be made again.
+    that cannot be made again.
     """
 
     def __init__(self, folder: Path, max_bytes: int, ttl_s: float) -> None:

@@ -1,5 +1,5 @@
 // Talking to the backend: the key, errors in OpenAI's shape, and server-sent events.
-// Events come by fetch, not EventSource, which can not send a key.
+// Events come by fetch, not EventSource, which cannot send a key.
 
 const KEY = "api-key";
 let memory = ""; // where storage is switched off

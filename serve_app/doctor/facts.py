@@ -74,7 +74,7 @@ class Weights:
 
     model: str
     checkpoint: str
-    problem: str | None  # why it can not be loaded; None when it is present and whole
+    problem: str | None  # why it cannot be loaded; None when it is present and whole
     size_bytes: int = 0  # of its weights
 
 
@@ -82,7 +82,7 @@ class Weights:
 class HostFacts:
     """Everything the checks look at; they look at nothing else."""
 
-    settings: Settings | None  # None where they can not be used
+    settings: Settings | None  # None where they cannot be used
     settings_problem: str | None
     host: str  # the address that the server binds
     card: Card | None

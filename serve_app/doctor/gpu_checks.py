@@ -39,7 +39,7 @@ def check_gpu(machine: HostFacts) -> Iterator[Finding]:
         yield Finding(
             "gpu",
             Level.PROBLEM,
-            f"there is an NVIDIA GPU, but it can not be used: {machine.card_problem}",
+            f"there is an NVIDIA GPU, but it cannot be used: {machine.card_problem}",
             f"install the NVIDIA driver, {_DRIVERS[13]} or newer (under WSL2: on Windows), and see "
             "that nvidia-smi answers",
         )
@@ -80,7 +80,7 @@ def check_torch(machine: HostFacts) -> Iterator[Finding]:
     torch, card = machine.torch, machine.card
     if torch is None:
         yield Finding(
-            "torch", Level.PROBLEM, f"PyTorch can not be used: {machine.torch_problem}", "make env"
+            "torch", Level.PROBLEM, f"PyTorch cannot be used: {machine.torch_problem}", "make env"
         )
         return
     text = f"PyTorch {torch.version} for " + (f"CUDA {torch.cuda}" if torch.cuda else "the CPU")
@@ -152,7 +152,7 @@ def check_xformers(machine: HostFacts) -> Iterator[Finding]:
 
 
 def check_old_notes(machine: HostFacts) -> Iterator[Finding]:
-    """What older notes of this platform say, where it is met: why it can not be, and what is."""
+    """What older notes of this platform say, where it is met: why it cannot be, and what is."""
     found = dict(machine.environment)
     for spec in machine.settings.models.values() if machine.settings else ():
         found |= spec.env

@@ -56,7 +56,7 @@ def _judge_disk(disk: Disk, to_come_bytes: int) -> Finding:
     """`to_come_bytes`: what is still to be pulled to it."""
     text = f"{disk.purpose}: {disk.path}, {disk.free_bytes / GIB:.1f} GiB free"
     if not disk.can_write:
-        return Finding("disk", Level.PROBLEM, f"{text}, can not be written", "change its owner")
+        return Finding("disk", Level.PROBLEM, f"{text}, cannot be written", "change its owner")
     if disk.free_bytes < _MIN_FREE_BYTES:
         return Finding(
             "disk", Level.PROBLEM, text, f"make room: {_MIN_FREE_BYTES >> 30} GiB at least"
@@ -207,7 +207,7 @@ def check_offline(machine: HostFacts) -> Iterator[Finding]:
         yield Finding(
             "offline",
             Level.WARNING,
-            "HF_HUB_OFFLINE is set, and checkpoints are missing: llm-backend pull can not get them",
+            "HF_HUB_OFFLINE is set, and checkpoints are missing: llm-backend pull cannot get them",
             "unset HF_HUB_OFFLINE; serving is offline without it",
         )
 

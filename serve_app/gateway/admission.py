@@ -215,7 +215,7 @@ class Admission:
         self._note_change()
 
     def _arrive(self, wish: AdmissionRequest) -> _Waiter:
-        """Admitted already, or waiting. Raises the reason why this wish can not wait."""
+        """Admitted already, or waiting. Raises the reason why this wish cannot wait."""
         epoch = self.view.admitting_epoch if self.view else None
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(wish, time.monotonic(), epoch, self.last_failure(wish.model), decided)
@@ -260,7 +260,7 @@ class Admission:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
 
     def _refusal(self, wish: AdmissionRequest, last_failure: int) -> BackendError | None:
-        """Why a wish can not wait (any longer), if it can not.
+        """Why a wish cannot wait (any longer), if it cannot.
 
         (1) Its model's load failed since `last_failure`. (2) Another model has a lease, which only
         an admin's switch ends. (3) It is not to wait for a switch. In (2) and (3) it may wait for a
@@ -331,7 +331,7 @@ def _load_failed(model: str, failure: Failure) -> ModelLoadFailed:
 def _leased(model: str, lease: LeaseView) -> Leased:
     when = f"until {lease.ends_at}" if lease.ends_at else f"for {lease.seconds:g} s, once it serves"
     return Leased(
-        f"{model} can not be switched to: {lease.model} is leased to {lease.owner} {when}.",
+        f"{model} cannot be switched to: {lease.model} is leased to {lease.owner} {when}.",
         "model",
         lease.seconds if lease.until is None else lease.until - time.time(),
     )

@@ -64,8 +64,8 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
         return NotFound(text or "The engine does not know that.", param)
     if status == 413:
         return BodyTooLarge(text or "The body is too large.", param)
-    if status < 500 or status == 501:  # 501: it can not be done with this model
-        return InvalidRequest(text or "The request can not be answered.", param)
+    if status < 500 or status == 501:  # 501: it cannot be done with this model
+        return InvalidRequest(text or "The request cannot be answered.", param)
     return BackendError(f"The engine could not answer this request: {text or 'no reason given'}")
 
 

@@ -41,7 +41,7 @@ def choose(config: Path, model: str | None, profile: str | None) -> Path:
     for more than the file's.
 
     Raises:
-        PreflightError: it can not be read.
+        PreflightError: it cannot be read.
     """
     home = home_of(config)
     chosen = {"default_model": model, "profile": profile}
@@ -61,7 +61,7 @@ def choose(config: Path, model: str | None, profile: str | None) -> Path:
             saved = load_state(state) or SavedState()
             save_state(state, replace(saved, desired=None if model == "none" else model))
     except OSError as exc:
-        raise PreflightError(f"{exc.filename} can not be written: {exc.strerror}") from exc
+        raise PreflightError(f"{exc.filename} cannot be written: {exc.strerror}") from exc
     return copy
 
 
@@ -69,7 +69,7 @@ def models_of(config: Path, profile: str | None) -> tuple[list[str], str]:
     """The models of a deployment, and the one that it would load.
 
     Raises:
-        PreflightError: it can not be read.
+        PreflightError: it cannot be read.
     """
     _, _, args = read_deployment(config)
     if profile:
@@ -94,7 +94,7 @@ def start(config: Path) -> Generator[Progress, None, None]:
     a second until it is ready or has ended. Closed before that, it ends what it has started.
 
     Raises:
-        PreflightError: it can not be started.
+        PreflightError: it cannot be started.
     """
     home = check_all(config).home
     log = home / paths.log("start")

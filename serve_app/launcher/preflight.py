@@ -32,7 +32,7 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
     LLM_BACKEND_PORT beat the file's.
 
     Raises:
-        PreflightError: it can not be read as one.
+        PreflightError: it cannot be read as one.
     """
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
@@ -42,7 +42,7 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
     except SettingsError as exc:
         raise PreflightError(str(exc)) from exc
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
-        raise PreflightError(f"{path} can not be used: {str(exc).splitlines()[0]}") from exc
+        raise PreflightError(f"{path} cannot be used: {str(exc).splitlines()[0]}") from exc
 
 
 def local_settings(args: AppArgs) -> Settings:
@@ -84,9 +84,9 @@ def _check_disk(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         free = shutil.disk_usage(home).free
     except OSError as exc:
-        raise PreflightError(f"{home} can not be written: {exc.strerror}") from exc
+        raise PreflightError(f"{home} cannot be written: {exc.strerror}") from exc
     if not os.access(home, os.W_OK):
-        raise PreflightError(f"{home} can not be written; name another with LLM_BACKEND_HOME")
+        raise PreflightError(f"{home} cannot be written; name another with LLM_BACKEND_HOME")
     if free < _MIN_FREE_BYTES:
         raise PreflightError(
             f"{home} has {free / 2**30:.1f} GiB free; at least {_MIN_FREE_BYTES >> 30} are needed"
@@ -136,7 +136,7 @@ def _check_ray() -> None:
     if private.is_too_long(parent):
         raise PreflightError(f"{parent} is too long a path for Ray's sockets; set RAY_TMPDIR=/tmp")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PreflightError(f"{parent} can not be written; name another folder with RAY_TMPDIR")
+        raise PreflightError(f"{parent} cannot be written; name another folder with RAY_TMPDIR")
 
 
 def is_serving(home: Path) -> bool:

@@ -18,7 +18,7 @@
     ├── NotFound                 404  no such route or ticket
     │   └── UnknownModel         404
     ├── MethodNotAllowed         405
-    ├── SwitchRefused            409  the switch can not be made as asked
+    ├── SwitchRefused            409  the switch cannot be made as asked
     │   └── LeaseRefused         409  somebody else has a lease
     ├── Overloaded               429  the queue is full
     ├── BadAnswer                502  the engine lives, and its answer is of no use
@@ -237,7 +237,7 @@ def error_response(
 def error_event(
     error: BackendError, dialect: Dialect = Dialect.OPENAI, num_events: int = 0
 ) -> bytes:
-    """The one server-sent event that ends a stream which can not be completed.
+    """The one server-sent event that ends a stream which cannot be completed.
 
     `num_events`: how many the stream had before; those of responses are numbered.
     """

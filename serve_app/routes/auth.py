@@ -7,7 +7,7 @@
 | `/admin/*`, `X-Switch: force` | everybody | an admin key; an API key where no admin key is set |
 
 Without keys the server listens on loopback only, and believes no Host but this machine's, so that
-a web page can not reach it under a name of its own (DNS rebinding). An admin's request is refused
+a web page cannot reach it under a name of its own (DNS rebinding). An admin's request is refused
 to a foreign Host or Origin whatever key it brings.
 """
 

@@ -132,5 +132,5 @@ def target(model: str, task: Task | None, models: Mapping[str, ModelSpec]) -> st
         return spec.target
     if task not in spec.tasks:
         has = " and ".join(spec.tasks)
-        raise InvalidRequest(f"{model} can not {task}; it can {has}.", "task")
+        raise InvalidRequest(f"{model} cannot {task}; it can {has}.", "task")
     return spec.target_for(task)

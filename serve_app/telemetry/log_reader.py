@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def last_lines(path: Path, num_lines: int) -> list[str]:
-    """The last lines of a log; of no log, none. Raises OSError where it can not be read."""
+    """The last lines of a log; of no log, none. Raises OSError where it cannot be read."""
     follower = Follower(path, num_lines)
     follower.close()
     return (follower.past + follower.end_line())[-num_lines:] if num_lines else []

@@ -151,7 +151,7 @@ def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
         return
     first, limit = pictures[0].param, spec.engine.max_images
     if not spec.vision:
-        raise InvalidImage(f"{spec.name} takes text only; it can not see pictures.", first)
+        raise InvalidImage(f"{spec.name} takes text only; it cannot see pictures.", first)
     if len(pictures) > limit:
         raise InvalidImage(
             f"{len(pictures)} pictures were sent; {spec.name} takes {limit} in a request.", first

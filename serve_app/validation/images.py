@@ -72,7 +72,7 @@ def _check_bytes(raw: bytes, param: str, limits: Limits) -> str:
         with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG", "WEBP")) as image:
             (width, height), kind = image.size, image.format
     except Exception as exc:  # Pillow's plug-ins raise what they like
-        raise InvalidImage("The picture can not be read as PNG, JPEG or WebP.", param) from exc
+        raise InvalidImage("The picture cannot be read as PNG, JPEG or WebP.", param) from exc
     if width * height > limits.max_image_pixels:
         raise InvalidImage(
             f"The picture has {width} x {height} pixels; at most {limits.max_image_pixels} are "
@@ -130,7 +130,7 @@ async def _fetch(picture: Picture, limits: Limits) -> str:
     try:
         url = URL(picture.address)
     except ValueError:
-        raise InvalidImage("The picture's address can not be read.", picture.param) from None
+        raise InvalidImage("The picture's address cannot be read.", picture.param) from None
     check_address(url, picture.param, limits)
     try:
         async with (

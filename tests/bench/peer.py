@@ -24,7 +24,7 @@ _READY_S = 600.0
 
 
 def why_not(python: Path | None) -> str | None:
-    """Why it can not be measured; None: it can."""
+    """Why it cannot be measured; None: it can."""
     if python is None:
         return "no environment with ray[llm] was named (--peer-env)"
     try:

@@ -45,7 +45,7 @@ class Ledger:
     def note_broken(self, exc: httpx.HTTPError) -> None:
         """A connection that was broken, or could not be made.
 
-        Who relays a request's bytes can not tell its client of its own death. So (1) what breaks
+        Who relays a request's bytes cannot tell its client of its own death. So (1) what breaks
         right after it, and (2) what nobody took before its successor listened, are not lost.
         """
         now = time.monotonic()

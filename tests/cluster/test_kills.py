@@ -204,7 +204,7 @@ def test_parts_killed_at_random_lose_nothing(server: Server) -> None:
             ends_at = time.monotonic() + KILLER_S
             never = threading.Event()
             while time.monotonic() < ends_at:
-                # a part that is just being restarted can not be killed: the next one then
+                # a part that is just being restarted cannot be killed: the next one then
                 for part in choose.sample(PARTS, len(PARTS)):
                     if part not in killed[-1:] and victims.find(server, part):
                         kill(server, ledger, part)

@@ -74,7 +74,7 @@ async def test_nothing_is_sent_again_past_the_deadline(
 async def test_an_error_keeps_what_the_backend_said(
     llm: LLMClient, script: Scripted, answer: errors.BackendError, kind: type[client.APIError]
 ) -> None:
-    """Its kind, status, code and text; what another try can not mend is raised at the first."""
+    """Its kind, status, code and text; what another try cannot mend is raised at the first."""
     script.answers.append(answer)
     with pytest.raises(client.APIError) as caught:
         await llm.chat(model=A, messages=MESSAGES)

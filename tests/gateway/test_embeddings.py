@@ -58,7 +58,7 @@ async def test_a_waiting_embedding_asks_for_its_task(backend: Backend) -> None:
         ({}, "Either `input` or `messages` is needed."),
         ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "Either `input`"),
         ({"input": ["a"] * 257}, "257 inputs are given; at most 256 are taken."),
-        ({"input": "a", "model": "qwen-14b"}, "qwen-14b can not embed; it can generate."),
+        ({"input": "a", "model": "qwen-14b"}, "qwen-14b cannot embed; it can generate."),
     ],
 )
 async def test_a_bad_embedding_is_refused(

@@ -126,7 +126,7 @@ async def test_a_task_is_a_target_of_its_own(backend: Backend, path: str) -> Non
     assert backend.switchboard.targets == ["qwen-vl:embed"]
     async with backend.client.post(path, json=wish | {"model": A}) as response:
         assert response.status == 400
-        assert "can not embed; it can generate" in error_of(await response.read())["message"]
+        assert "cannot embed; it can generate" in error_of(await response.read())["message"]
 
 
 async def test_one_model_is_what_the_list_says_of_it(backend: Backend) -> None:

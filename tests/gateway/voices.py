@@ -208,7 +208,7 @@ class Messages(_Named):
         return [self._event("message_stop", {})]
 
     def error(self, message: str) -> list[bytes]:
-        """Its converter can not read chat's error event, says so, and stops."""
+        """Its converter cannot read chat's error event, says so, and stops."""
         text = "4 validation errors for ChatCompletionStreamResponse\nid\n  Field required"
         return [self._event("error", {"error": {"type": "internal_error", "message": text}})]
 

@@ -249,7 +249,7 @@ def test_command_says_what_it_did_and_a_second_one_needs_no_network(fake, tmp_pa
     update = [*command, "--update"]
     failed = subprocess.run(update, env=offline, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 1
-    assert "can not be reached" in failed.stderr
+    assert "cannot be reached" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

@@ -70,7 +70,7 @@ class Troubles:
             self.tickets.append(answer.json())
 
     def _kill(self) -> None:
-        """One part, whichever is there; a part that is just being started again can not be."""
+        """One part, whichever is there; a part that is just being started again cannot be."""
         for part in self.choose.sample(victims.PARTS, len(victims.PARTS)):
             if self.world.stop.is_set() or not victims.find(self.server, part):
                 continue

@@ -220,7 +220,7 @@ def test_older_attention_variable_is_explained_and_replaced(workstation):
     machine = replace(workstation, environment={"VLLM_ATTENTION_BACKEND": "TORCH_SDPA"})
     [finding] = of(machine, "older notes")
     assert finding.level is Level.WARNING
-    assert "can not start" in finding.text
+    assert "cannot start" in finding.text
     assert "xformers" in finding.text
     assert "mm_encoder_attn_backend" in (finding.remedy or "")
 
@@ -438,7 +438,7 @@ def test_command_looks_at_this_machine(monkeypatch, tmp_path):
     assert result.exit_code == (0 if value["ok"] else 1)
     by_check = {finding["check"]: finding for finding in value["findings"]}
     assert {"gpu", "torch", "vllm", "disk", "port", "weights"} <= set(by_check)
-    assert "can not start" in by_check["older notes"]["text"]
+    assert "cannot start" in by_check["older notes"]["text"]
 
 
 def test_server_that_runs_is_seen_by_its_lock(monkeypatch, tmp_path):
@@ -456,4 +456,4 @@ def test_command_says_what_is_wrong_with_the_settings(tmp_path):
     config = str(tmp_path / "serve_config.yaml")
     result = CliRunner().invoke(app, ["doctor", "--config", config])
     assert result.exit_code == 1
-    assert "can not be used" in result.output
+    assert "cannot be used" in result.output

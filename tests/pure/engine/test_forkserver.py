@@ -1,4 +1,4 @@
-"""A standby that can not fork, or whose packages were replaced: the asker learns it at once."""
+"""A standby that cannot fork, or whose packages were replaced: the asker learns it at once."""
 
 import asyncio
 import os

@@ -449,7 +449,7 @@ def test_pause_starts_anew_once_an_engine_has_worked():
 
 
 def test_desired_survives_a_failed_switch_on_an_empty_place():
-    """A wish for a model that can not load does not replace what the server is meant to serve."""
+    """A wish for a model that cannot load does not replace what the server is meant to serve."""
     driver = Driver()
     driver.start("a")
     driver.refused()

@@ -66,7 +66,7 @@ def test_misspelt_variable_of_ours_is_refused_with_the_valid_ones(env_file):
 
 def test_file_that_is_no_text_is_told(env_file):
     env_file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SettingsError, match="can not be read"):
+    with pytest.raises(SettingsError, match="cannot be read"):
         read_environment(env_file)
 
 
