@@ -206,7 +206,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _on_exception(request: Request, exc: Exception) -> Response:
     logger.error("unexpected error", exc_info=exc)
-    return await _on_backend_error(request, BackendError("Something went wrong here."))
+    return await _on_backend_error(request, BackendError("Internal error."))
 
 
 @serve.ingress()

@@ -64,7 +64,9 @@ class Judge:
         if is_told and look.at - self._core_worked_at >= self._still_after_s:  # (2)
             return Problem("engine_stuck", _idle("owes an answer", self._still_after_s))
         if look.at - self._moved_at >= self._stuck_after_s:  # (3)
-            message = f"the engine works and has made no token for {self._stuck_after_s:.0f} s"
+            message = (
+                f"the engine is busy but has produced no token for {self._stuck_after_s:.0f} s"
+            )
             return Problem("engine_stuck", message)
         return None
 

@@ -507,7 +507,7 @@ class Residency:
         return ticket.target in self.gateways.waiting()
 
     def _abandon(self, now: float, ticket: Ticket) -> None:
-        ticket.error = Problem("abandoned", "nobody waits for it any more")
+        ticket.error = Problem("abandoned", "no request waits for this model any more")
         self._finish(now, ticket, Phase.FAILED)
 
     def _finish(self, now: float, ticket: Ticket, phase: Phase) -> None:

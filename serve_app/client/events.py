@@ -78,4 +78,4 @@ async def _next(line: Transport, stream: AsyncIterator[Block]) -> Block | None:
             async with asyncio.timeout(_SILENCE_S):
                 return await anext(stream, None)
     except TimeoutError as exc:
-        raise Unreachable(f"{line.base_url} has fallen silent.") from exc
+        raise Unreachable(f"{line.base_url} stopped sending.") from exc

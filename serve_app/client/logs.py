@@ -42,6 +42,6 @@ async def lines(
             except StopAsyncIteration:
                 return
             except TimeoutError as exc:
-                raise Unreachable(f"{line.base_url} has fallen silent.") from exc
+                raise Unreachable(f"{line.base_url} stopped sending.") from exc
             if block.data:
                 yield f"{block.event} | {block.data}" if service == "all" else block.data

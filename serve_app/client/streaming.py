@@ -35,7 +35,7 @@ async def chunks(
                 raise AnswerCut(error.message, error.code) if has_begun else error
             has_begun = True
             yield chunk
-    raise AnswerCut("The stream broke off.")
+    raise AnswerCut("The stream ended before it was complete.")
 
 
 async def _data(response: httpx.Response, deadline: Deadline) -> AsyncGenerator[str, None]:
@@ -45,7 +45,7 @@ async def _data(response: httpx.Response, deadline: Deadline) -> AsyncGenerator[
             try:
                 block = await deadline.bound(anext(stream, None))
             except httpx.TransportError as exc:
-                raise AnswerCut("The connection broke while the answer came.") from exc
+                raise AnswerCut("The connection broke during the answer.") from exc
             if block is None:
                 return
             if block.data:

@@ -58,10 +58,10 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
         return too_long
     is_json = path == "/v1/messages" and _JSON_PLACE.search(message)
     if status < 500 and (is_json or _OWN_ANSWER.search(message)):
-        return BadAnswer("The model's answer was not in the form that was asked for.")
+        return BadAnswer("The model's answer does not have the requested form.")
     text = _clean(message)
     if status == 404:
-        return NotFound(text or "The engine does not know that.", param)
+        return NotFound(text or "The engine does not know this address.", param)
     if status == 413:
         return BodyTooLarge(text or "The body is too large.", param)
     if status < 500 or status == 501:  # 501: it cannot be done with this model

@@ -147,7 +147,7 @@ class EngineResponse(Response):
                 except TimeoutError:
                     if permit.is_cut:
                         raise switching_error(permit) from None
-                    raise DeadlineExceeded("The request took longer than is allowed.") from None
+                    raise DeadlineExceeded("The request exceeded its time limit.") from None
                 except aiohttp.ClientConnectorError:
                     # Nothing was sent: the engine is gone, or going. Its successor answers.
                     await self._wait_for_news(permit, send)

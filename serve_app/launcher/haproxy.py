@@ -46,9 +46,9 @@ _AWAY = (
 )
 _PAGES: dict[int, tuple[str, list[str], str | None, str]] = {
     400: ("Bad Request", [], None, "The request's target must be a path."),
-    408: ("Request Timeout", [], "upload_timeout", "The request's head did not come in time."),
+    408: ("Request Timeout", [], "upload_timeout", "The request head was not received in time."),
     413: ("Content Too Large", [], "request_too_large", "The request's head is too large."),
-    500: ("Internal Server Error", [], None, "Something went wrong here."),
+    500: ("Internal Server Error", [], None, "Internal error."),
     501: ("Not Implemented", [], "method_not_allowed", "This method is not known here."),
     502: _AWAY,
     503: _AWAY,

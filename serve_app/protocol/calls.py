@@ -24,11 +24,9 @@ _OWN_TEMPLATE = "a template is a program; the model's own is used"
 _OWN_MEDIA = "it sets how much memory and time a picture takes"
 _EMBEDS = "embeddings are unpickled tensors that skip the tokenizer's checks"
 _TRANSFER = "it steers transfers between the engines of a cluster"
-_STATE = (
-    "answers are not kept here: send the whole conversation with each request, and `store: false`"
-)
+_STATE = "answers are not stored: send the whole conversation with each request, and `store: false`"
 _STATE_OF_MESSAGES = (
-    "conversations are not kept here: send all messages with each request, without `thread`"
+    "conversations are not stored: send all messages with each request, without `thread`"
 )
 _OLD_TOOLS = "it is deprecated; use `tools` and `tool_choice`"
 _OLD_GUIDED = "vLLM no longer has it; use `structured_outputs` or `response_format`"
@@ -300,7 +298,7 @@ class CompletionBody(_Generation):
 class ResponsesBody(_Sampling, _Ignored):
     """`POST /v1/responses`"""
 
-    refused = {"prompt": "prompts are not kept here: send the text itself"}
+    refused = {"prompt": "prompts are not stored: send the text itself"}
 
     input: Annotated[
         Annotated[str, Field(min_length=1)] | Annotated[Items, Field(min_length=1)],
@@ -368,7 +366,7 @@ class EmbeddingsBody(Body):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.input is None) == (self.messages is None):
-            raise ValueError("either `input` or `messages` is needed")
+            raise ValueError("either `input` or `messages` is required")
         return self
 
     @property
@@ -393,7 +391,7 @@ class TokenizeBody(Body):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("either `prompt` or `messages` is needed")
+            raise ValueError("either `prompt` or `messages` is required")
         return self
 
 

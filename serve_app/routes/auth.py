@@ -59,22 +59,21 @@ class Guard:
             return
         self._check_key(request)
         if not _is_one_of(_digest(_bytes(key_of(request) or "")), self.admins):
-            raise Forbidden("This needs an admin key.")
+            raise Forbidden("This address needs an admin key.")
 
     def _check_key(self, request: Request) -> None:
         key = key_of(request)
         if key is None:
-            raise InvalidKey("An API key is needed, as `Authorization: Bearer <key>`.")
+            raise InvalidKey("Missing API key: send `Authorization: Bearer <key>`.")
         if not _is_one_of(_digest(_bytes(key)), (*self.users, *self.admins)):
-            raise InvalidKey("This API key is not valid.")
+            raise InvalidKey("Invalid API key.")
 
     def _check_host(self, request: Request) -> None:
         """An address is fine: only a name can be made to mean another machine."""
         name = _host_name(request.headers.get("host", ""))
         if name is None or not (is_address(name) or name in self.hosts):
             raise Forbidden(
-                "This server does not go by that Host name; `allowed_hosts` in "
-                "configs/backend.yaml can add it."
+                "Unknown Host name: `http.allowed_hosts` in configs/backend.yaml can allow it."
             )
 
     def _check_origin(self, request: Request) -> None:
@@ -84,7 +83,7 @@ class Guard:
             return
         is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
         if not is_own or request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
-            raise Forbidden("An admin's request must not come from another site's page.")
+            raise Forbidden("Admin requests from another site's page are refused.")
 
 
 async def check_user(request: Request) -> None:

@@ -37,7 +37,7 @@ async def tail(
     paths = log_reader.paths_of(service, gateway.settings.home, names)
     if not paths:
         known = ", ".join([*log_reader.SERVICES, *names, "all"])
-        raise NotFound(f"There is no such log; there are {known}.", "service")
+        raise NotFound(f"Unknown log. Available logs: {known}.", "service")
     if follow:
         return EventStream(_follow(paths, lines))
     past = await asyncio.to_thread(_past, paths, lines)

@@ -98,20 +98,20 @@ _BAD = ContextTooLong(
 _UNKNOWN = UnknownModel("The model `gpt-4` does not exist.", "model")
 _SENT: list[BackendError] = [
     _BAD,
-    UploadTimeout("The body did not come in time."),
+    UploadTimeout("The request body was not received in time."),
     BodyTooLarge("The body is larger than 20971520 bytes."),
     UnsupportedMediaType("The body must be sent as application/json."),
 ]
 _KEYS: list[BackendError] = [
-    InvalidKey("This API key is not valid."),
-    Forbidden("This needs an admin key."),
+    InvalidKey("Invalid API key."),
+    Forbidden("This address needs an admin key."),
 ]
 _ENGINE: list[BackendError] = [
     _UNKNOWN,
     Overloaded("The queue is full: 256 requests wait."),
-    BackendError("Something went wrong here."),
+    BackendError("Internal error."),
     ModelNotResident("qwen-vl is not resident; qwen-14b is.", "model"),
-    DeadlineExceeded("The request took longer than is allowed."),
+    DeadlineExceeded("The request exceeded its time limit."),
 ]
 
 _HEADERS = [

@@ -120,7 +120,7 @@ def event_id(request: Request) -> tuple[str, int] | None:
         return None
     boot, separator, number = value.rpartition("-")
     if not separator or not _EVENT_NUMBER.fullmatch(number):
-        raise InvalidRequest("Last-Event-ID is none that was given here.", "Last-Event-ID")
+        raise InvalidRequest("Unknown Last-Event-ID.", "Last-Event-ID")
     return boot[:100], int(number)
 
 

@@ -53,13 +53,14 @@ def check_counts(body: Body, limits: Limits) -> None:
     if num_choices > limits.max_choices:
         name = "n" if getattr(body, "n", None) else "prompt"
         raise InvalidValue(
-            f"{num_choices} answers are asked for (`n` times the prompts); "
-            f"at most {limits.max_choices} are given.",
+            f"Invalid 'n': {num_choices} answers (`n` for each prompt) are requested; "
+            f"at most {limits.max_choices} are allowed.",
             name,
         )
     if body.num_inputs > limits.max_inputs:
         raise InvalidValue(
-            f"{body.num_inputs} inputs are given; at most {limits.max_inputs} are taken.", "input"
+            f"Invalid 'input': {body.num_inputs} inputs; at most {limits.max_inputs} are allowed.",
+            "input",
         )
     for name, value in get.items():
         limit = getattr(limits, _COUNTS[name])
@@ -99,14 +100,14 @@ def check_tools(body: Body, value: dict[str, Any], spec: ModelSpec) -> None:
     tools = value.get("tools") or []
     calls_tools = isinstance(body, ChatBody | ResponsesBody | MessagesBody)
     if tools and calls_tools and spec.engine.tool_call_parser is None:
-        raise InvalidValue(f"{spec.name} cannot call tools; send none.", "tools")
+        raise InvalidValue(f"{spec.name} does not support tools.", "tools")
     wanted = _TOOL_TYPES.get(type(body), ())
     for number, tool in enumerate(tools if wanted else []):
         kind = tool.get("type", wanted[0])
         if kind not in wanted:
             raise InvalidValue(
-                f"Invalid 'tools[{number}].type': no `{str(kind)[:60]}` tool is run here; "
-                f"{wanted[0]} tools are taken, which the client runs.",
+                f"Invalid 'tools[{number}].type': no `{str(kind)[:60]}` tools are not supported; "
+                f"{wanted[0]} tools, which the client runs, are.",
                 f"tools[{number}].type",
             )
     _check_choice(value.get("tool_choice"), tools, body)
@@ -126,7 +127,7 @@ def _check_choice(choice: Any, tools: list[dict[str, Any]], body: Body) -> None:
         )
     if not tools:
         raise InvalidValue(
-            "Invalid 'tool_choice': it asks for a call, and `tools` has none to call.",
+            "Invalid 'tool_choice': it requires a tool call, but `tools` has no tool to call.",
             "tool_choice",
         )
     if isinstance(choice, dict) and kind in ("function", "tool"):
@@ -151,10 +152,11 @@ def check_vision(pictures: list[Picture], spec: ModelSpec) -> None:
         return
     first, limit = pictures[0].param, spec.engine.max_images
     if not spec.vision:
-        raise InvalidImage(f"{spec.name} takes text only; it cannot see pictures.", first)
+        raise InvalidImage(f"{spec.name} does not accept pictures.", first)
     if len(pictures) > limit:
         raise InvalidImage(
-            f"{len(pictures)} pictures were sent; {spec.name} takes {limit} in a request.", first
+            f"{len(pictures)} pictures were sent; {spec.name} accepts at most {limit} a request.",
+            first,
         )
 
 
@@ -194,9 +196,9 @@ def _invalid(exc: ValidationError) -> InvalidRequest:
     if not name:  # of the fields together
         return InvalidValue(f"{str(problem['ctx']['error']).capitalize()}.")
     if name == "store":
-        return InvalidValue("Answers are not kept here: `store` must be false, or left out.", name)
+        return InvalidValue("`store` must be false or omitted: answers are not stored.", name)
     if name == "background":
-        return InvalidValue("Answers are not kept here, so none is made in the background.", name)
+        return InvalidValue("`background` is not supported: answers are not stored.", name)
     return InvalidValue(f"Invalid '{name}': {_expected(problem)}.", name)
 
 

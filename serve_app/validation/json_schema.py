@@ -144,8 +144,8 @@ class _Work:
             self.num_chars += len(msgspec.json.encode(schema))
         if self.num_chars > _MAX_SCHEMA_CHARS:
             raise InvalidValue(
-                f"Invalid '{param}': the schemas that an answer is held to may have "
-                f"{_MAX_SCHEMA_CHARS} bytes together.",
+                f"Invalid '{param}': the schemas that constrain the answer may have at most "
+                f"{_MAX_SCHEMA_CHARS} bytes in total.",
                 param,
             )
         num_before = self.num_properties
@@ -183,22 +183,22 @@ class _Work:
             level = below
         else:
             raise InvalidValue(
-                f"Invalid '{param}': a schema may be nested {self.limits.max_schema_depth} levels "
-                "deep.",
+                f"Invalid '{param}': a schema may be nested at most "
+                f"{self.limits.max_schema_depth} levels deep.",
                 param,
             )
         for reference in references if is_compiled else ():
             if id(_target(schema, reference)) not in walked:
                 raise InvalidValue(
-                    f"Invalid '{param}': the $ref {reference[:60]} leads to no schema.", param
+                    f"Invalid '{param}': the $ref {reference[:60]} refers to no schema.", param
                 )
 
     def _add_node(self, node: dict[str, Any], param: str) -> None:
         _check_keywords(node, param)
         if self.num_properties > _MAX_PROPERTIES:
             raise InvalidValue(
-                f"Invalid '{param}': all schemas of a request may have {_MAX_PROPERTIES} "
-                "properties together.",
+                f"Invalid '{param}': the schemas of a request may have at most {_MAX_PROPERTIES} "
+                "properties in total.",
                 param,
             )
         self._add_lengths(node, param)
@@ -252,7 +252,7 @@ class _Work:
         if self.num_words > _MAX_WORDS or self.num_word_chars > _MAX_WORD_CHARS:
             raise InvalidValue(
                 f"Invalid '{param}': the choices (`enum`, `const`, `choice`) of a request may be "
-                f"{_MAX_WORDS}, with {_MAX_WORD_CHARS} characters together.",
+                f"{_MAX_WORDS}, with {_MAX_WORD_CHARS} characters in total.",
                 param,
             )
 
@@ -260,13 +260,14 @@ class _Work:
         repeats = _REPEATS.findall(pattern[:_MAX_PATTERN_CHARS])
         if any(int(n[:9] or 0) > _MAX_REPEATS for pair in repeats for n in pair):
             raise InvalidValue(
-                f"Invalid '{param}': a pattern may repeat a piece {_MAX_REPEATS} times.", param
+                f"Invalid '{param}': a pattern may repeat a piece at most {_MAX_REPEATS} times.",
+                param,
             )
         self.num_pattern_chars += len(pattern)
         if self.num_pattern_chars > _MAX_PATTERN_CHARS:
             raise InvalidValue(
-                f"Invalid '{param}': the patterns of a request may have {_MAX_PATTERN_CHARS} "
-                "characters together.",
+                f"Invalid '{param}': the patterns of a request may have at most "
+                f"{_MAX_PATTERN_CHARS} characters in total.",
                 param,
             )
         self._add_atoms(pattern, param)
@@ -343,7 +344,7 @@ def _check_reference(schema: dict[str, Any], node: Any, param: str) -> None:
         if reference != "#" and not reference.startswith("#/"):  # (1)
             raise InvalidValue(f"Invalid '{param}': a $ref must begin with #/.", param)
         if reference in seen:  # (2)
-            raise InvalidValue(f"Invalid '{param}': a $ref leads to itself.", param)
+            raise InvalidValue(f"Invalid '{param}': a $ref refers to itself.", param)
         seen.add(reference)
         node = _target(schema, reference)
 

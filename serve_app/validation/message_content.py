@@ -169,7 +169,7 @@ def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
     fields = RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
     if kind == "item_reference":
         raise InvalidValue(
-            f"Invalid '{at}': items are not kept here, so none can be referred to; send the whole "
+            f"Invalid '{at}': items are not stored, so they cannot be referenced; send the whole "
             "conversation, with `store: false`.",
             f"{at}.type",
         )
@@ -188,7 +188,9 @@ def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
 def _input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
     if part["type"] == "input_image":
         if part.get("file_id") is not None:
-            raise InvalidImage(f"'{at}.file_id': files are not kept here; send the picture.", at)
+            raise InvalidImage(
+                f"'{at}.file_id': files are not stored; send the picture itself.", at
+            )
         yield _picture(part, "image_url", f"{at}.image_url")
 
 

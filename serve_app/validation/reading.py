@@ -25,7 +25,7 @@ async def read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(
-            f"The body's Content-Encoding is `{encoding[:40]}`; it must be sent as it is."
+            f"The body's Content-Encoding is `{encoding[:40]}`; only identity is supported."
         )
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -34,7 +34,7 @@ async def read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
         async with asyncio.timeout_at(deadline):
             return await _read_body(request, max_bytes)
     except TimeoutError:
-        raise UploadTimeout("The body did not come in time.") from None
+        raise UploadTimeout("The request body was not received in time.") from None
 
 
 def decode(body: bytes, max_values: int) -> dict[str, Any]:
@@ -59,7 +59,9 @@ def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
     """The `model` of a request. Raises InvalidRequest, UnknownModel."""
     model = value.get("model")
     if not isinstance(model, str) or not model:
-        raise InvalidRequest("`model` is required, and is the name of a model.", "model")
+        raise InvalidRequest(
+            "Missing required parameter: 'model'; it must be the name of a model.", "model"
+        )
     check_known(model, known)
     return model
 
@@ -68,7 +70,8 @@ def check_known(model: str, known: Collection[str]) -> None:
     """Raises UnknownModel."""
     if model not in known:
         raise UnknownModel(
-            f"The model `{model[:100]}` does not exist; there are {', '.join(known)}.", "model"
+            f"The model `{model[:100]}` does not exist. Available models: {', '.join(known)}.",
+            "model",
         )
 
 
@@ -91,5 +94,5 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
                 raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
             chunks.append(chunk)
     except ClientDisconnect as exc:
-        raise InvalidRequest("The body ended early.") from exc
+        raise InvalidRequest("The request body ended before its declared length.") from exc
     return b"".join(chunks)

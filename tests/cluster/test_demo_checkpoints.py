@@ -126,7 +126,7 @@ import json, sys
 import torch
 from random import Random
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from deployments import train_demo_vision as school
+from tests.demo_vision import train as school
 torch.set_num_threads(2)
 """
 

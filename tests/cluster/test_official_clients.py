@@ -436,5 +436,5 @@ def test_pictures_on_every_route(server: Server) -> None:
         messages=[{"role": "user", "content": [{"type": "image", "source": source}]}],
     )
     assert message.role == "assistant"
-    with pytest.raises(openai.BadRequestError, match="takes 2"):
+    with pytest.raises(openai.BadRequestError, match="accepts at most 2"):
         client.chat.completions.create(model=VISION, messages=see(*[picture()] * 3))

@@ -154,7 +154,7 @@ async def hit_again(backend: Backend) -> Answer:
     ids=["silent", "garbage", "negative", "endless", "bytes"],
 )
 async def test_a_store_that_talks_nonsense_costs_little(backend: Backend, stub: Stub) -> None:
-    """Right answers; after three look-ups it is left alone, and nobody waits for it any more."""
+    """Right answers; after three look-ups no request waits for it any more."""
     engine = await backend.serving()
     began = time.monotonic()
     await are_answered(backend, times=20)

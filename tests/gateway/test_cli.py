@@ -152,7 +152,7 @@ async def test_an_unknown_model_is_one_line(whole: Whole, cli: Cli) -> None:
     result = await cli("switch", "nope")
     assert result.exit_code == 1
     assert result.stderr == (
-        "The model `nope` does not exist; there are qwen-14b, qwen-coder, qwen-vl.\n"
+        "The model `nope` does not exist. Available models: qwen-14b, qwen-coder, qwen-vl.\n"
     )
 
 

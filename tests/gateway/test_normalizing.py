@@ -243,7 +243,7 @@ async def test_tools_for_a_model_without_them_are_refused_by_name(
         tool = nested if path == CHAT else {"type": "function"} | function
     status, raw = await ask(backend, path, model="qwen-vl", tools=[tool])
     assert status == 400
-    assert "qwen-vl cannot call tools" in json.loads(raw)["error"]["message"]
+    assert "qwen-vl does not support tools" in json.loads(raw)["error"]["message"]
     assert not engine.bodies
 
 

@@ -208,7 +208,7 @@ async def test_a_model_that_does_not_see_says_so(backend: Backend) -> None:
     """Before anybody switches to it."""
     status, raw = await post(backend, see(address(encoded())), model=A)
     assert status == 400
-    assert "text only" in error_of(raw)["message"]
+    assert "does not accept pictures" in error_of(raw)["message"]
     assert all(not report.waiting for report in backend.switchboard.reports)
 
 
@@ -218,7 +218,7 @@ async def test_more_pictures_than_the_model_takes_is_400(backend: Backend) -> No
     url = address(encoded())
     status, raw = await post(backend, see(url) + see(url) + see(url))
     assert status == 400
-    assert "takes 2" in error_of(raw)["message"]
+    assert "accepts at most 2" in error_of(raw)["message"]
 
 
 @pytest.mark.parametrize("limits", [{"max_image_bytes": 1000, "max_image_pixels": 10_000}])
