@@ -1,21 +1,20 @@
-"""The response cache as the routes use it: give again, or let one make it for all."""
+"""The response cache as the routes use it: answers again, or lets one generation answer all."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.responses import Response
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Send
 
 from deployments.settings import Settings
 from serve_app.cache.fingerprints import Fingerprints
-from serve_app.cache.flight import Flight, Flights, Make
 from serve_app.cache.guard import GuardedStore
 from serve_app.cache.key import cache_key
 from serve_app.cache.policy import ROUTES, Route, is_cacheable
 from serve_app.cache.recording import Recording, load, record
-from serve_app.cache.shared_answer import Counts, Question, SharedAnswer, WithCacheHeader
+from serve_app.cache.shared_answer import CacheRequest, Counts, SharedAnswer, with_label
+from serve_app.cache.shared_generation import Prepare, SharedGeneration, SharedGenerations
 from serve_app.cache.stores import StoreFailed, open_store
 from serve_app.protocol.errors import Unavailable
 from serve_app.validation.threads import in_thread_if_large
@@ -28,34 +27,40 @@ class ResponseCache:
 
     def __init__(self, settings: Settings) -> None:
         self.counts = Counts()
-        self.flights = Flights()
+        self.generations = SharedGenerations()
         self._settings = settings.cache
         self._fingerprints = Fingerprints(settings)
         store = open_store(settings.cache)
         self.store = GuardedStore(store, settings.cache.timeout_s) if store else None
         self._num_clears = 0
 
-    async def answer(self, question: Question, make: Make) -> Response:
-        """What answers `question`: `make` is called only where nothing is kept or under way.
+    async def answer(
+        self, request: CacheRequest, prepare: Prepare, receive: Receive, send: Send
+    ) -> None:
+        """Send the answer to `request`. The answerer that `prepare` makes is asked only where no
+        answer is kept or under way.
 
         Raises:
-            BackendError: what `make` raises.
+            BackendError: of `prepare`, or of a shared generation, where nothing was sent yet.
         """
-        if self.store is None or question.is_refused:
+        if self.store is None or request.is_refused:
             self.counts.off += 1
-            return WithCacheHeader(await make(), "off")
-        route, key = ROUTES.get(question.path), None
-        if route and is_cacheable(route, question.body, self._settings.seeded):
-            key = await self._key(question, route)
+            await (await prepare()).answer(receive, with_label(send, "off"))
+            return
+        route, key = ROUTES.get(request.path), None
+        if route and is_cacheable(route, request.body, self._settings.seeded):
+            key = await self._key(request, route)
         if route is None or key is None:
             self.counts.uncacheable += 1
-            return WithCacheHeader(await make(), "uncacheable")
-        flights, flight_key = self.flights, (key, question.terms)
+            await (await prepare()).answer(receive, with_label(send, "uncacheable"))
+            return
 
-        def join(scope: Scope) -> tuple[Flight, bool]:
-            return flights.join(flight_key, lambda: self._flight(scope, question, route, key, make))
+        def join() -> tuple[SharedGeneration, bool]:
+            return self.generations.join(
+                (key, request.terms), lambda: self._generation(route, key, prepare)
+            )
 
-        return SharedAnswer(join, self.counts, question)
+        await SharedAnswer(join, self.counts, request).answer(receive, send)
 
     async def clear(self) -> int | None:
         """Forget all answers, also those being made; how many were kept, where that is known.
@@ -64,7 +69,7 @@ class ResponseCache:
             Unavailable: the store does not do it.
         """
         self._num_clears += 1
-        self.flights.part()
+        self.generations.detach_all()
         if self.store is None:
             return 0
         try:
@@ -88,7 +93,7 @@ class ResponseCache:
             "state": state,
             **vars(self.counts),
             "errors": self.store.num_errors if self.store else 0,
-            "in_flight": len(self.flights),
+            "in_flight": len(self.generations),
             "entries": size and size[0],
             "bytes": size and size[1],
         }
@@ -97,20 +102,17 @@ class ResponseCache:
         if self.store:
             await self.store.store.close()
 
-    def _flight(
-        self, scope: Scope, question: Question, route: Route, key: str, make: Make
-    ) -> Flight:
-        """Keeps what is made from now on, unless the cache is cleared meanwhile."""
+    def _generation(self, route: Route, key: str, prepare: Prepare) -> SharedGeneration:
+        """A generation whose answer is kept, unless the cache is cleared meanwhile."""
         num_clears = self._num_clears
 
         async def keep(recording: Recording) -> None:
             if num_clears == self._num_clears:
                 await self._keep(key, recording)
 
-        return Flight(
-            scope,
+        return SharedGeneration(
             look_up=lambda: self._find(key, route),
-            make=make,
+            prepare=prepare,
             record=lambda messages: self._record(route, messages),
             keep=keep,
         )
@@ -125,7 +127,7 @@ class ResponseCache:
         return found
 
     async def _record(self, route: Route, messages: Sequence[Message]) -> Recording | None:
-        """What was made, if it may be kept; a large one is not even read."""
+        """The answer, if it may be kept; a large one is not even read."""
         num_bytes = sum(len(message.get("body", b"")) for message in messages)
         if num_bytes <= self._settings.max_value_bytes:
             return await in_thread_if_large(num_bytes, lambda: record(route, messages))
@@ -140,14 +142,12 @@ class ResponseCache:
         else:
             self.counts.stored += await self.store.set(key, value)
 
-    async def _key(self, question: Question, route: Route) -> str | None:
+    async def _key(self, request: CacheRequest, route: Route) -> str | None:
         """None where the target's weights are not known."""
-        fingerprint = await self._fingerprints.of(question.target, question.epoch)
+        fingerprint = await self._fingerprints.of(request.target, request.epoch)
         if fingerprint is None:
             return None
-        return cache_key(
-            question.path, question.body, route.ignored, fingerprint, question.namespace
-        )
+        return cache_key(request.path, request.body, route.ignored, fingerprint, request.namespace)
 
 
 def _shown(url: str | None) -> str | None:

@@ -1,6 +1,6 @@
-"""What one client gets of the cache, as plain ASGI.
+"""One client's answer from the cache, or from a generation that several clients share.
 
-`X-Cache` tells a client what was done:
+`X-Cache` tells a client how its answer came about:
 
     hit                   given again; with `; switch=avoided` if its model does not serve now
     miss                  made for this client, and kept if it is whole
@@ -18,11 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
-from serve_app.cache.flight import Flight
 from serve_app.cache.recording import IdRewriter, Recording
+from serve_app.cache.shared_generation import SharedGeneration
 from serve_app.protocol.asgi import chunk, event_stream_headers, start, while_client_stays
 from serve_app.protocol.errors import (
     BackendError,
@@ -35,12 +34,13 @@ from serve_app.protocol.heartbeat import is_heartbeat
 from serve_app.telemetry.context import request_context
 from serve_app.validation.threads import in_thread_if_large
 
-_OF_ITS_OWN_TIME = (DeadlineExceeded, ModelNotResident)  # errors that depend on who asked, and when
+# Errors that depend on which client asked first, and when: another one asks once more.
+_CALLER_SPECIFIC_ERRORS = (DeadlineExceeded, ModelNotResident)
 _GRACE_S = 5.0  # past the deadline: what is made ends by itself first, with its error
 
 
 @dataclass(frozen=True)
-class Question:
+class CacheRequest:
     """A checked request, as the cache sees it."""
 
     path: str
@@ -70,77 +70,76 @@ class Counts:
     garbage: int = 0  # values that nobody here has written
 
 
-class WithCacheHeader(Response):
-    """An answer that the cache has nothing to do with, and says so."""
+def with_label(send: Send, label: str) -> Send:
+    """A `send` that adds `X-Cache: <label>` to the head."""
 
-    def __init__(self, answer: ASGIApp, label: str) -> None:
-        super().__init__()
-        self._answer, self._label = answer, label
+    async def send_labelled(message: Message) -> None:
+        await send(_labelled(message, label))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_labelled(message: Message) -> None:
-            await send(_labelled(message, self._label))
-
-        await self._answer(scope, receive, send_labelled)
+    return send_labelled
 
 
-class SharedAnswer(Response):
-    """One client's part in a flight.
+class SharedAnswer:
+    """Answers one client from a shared generation.
 
-    Who joins one gets what it brings, under an id of its own; its failure too, except one that says
-    only that the time of the client who came first was over. This one, who came later, then asks
-    once more.
+    A client that joins a generation gets its answer, under an id of its own, and its failure too,
+    except one that says only that the first client's time was over: then this one asks once more.
     """
 
     def __init__(
         self,
-        join: Callable[[Scope], tuple[Flight, bool]],
+        join: Callable[[], tuple[SharedGeneration, bool]],
         counts: Counts,
-        question: Question,
+        request: CacheRequest,
     ) -> None:
-        super().__init__()
-        self._join, self._counts, self._question = join, counts, question
+        self._join, self._counts, self._request = join, counts, request
         self._has_begun = False  # the head is with the client
         self._has_content = False  # and more than heartbeats
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_context().model = self._question.model
+    async def answer(self, receive: Receive, send: Send) -> None:
+        """Send the answer, or one error event where it has begun.
+
+        Raises:
+            BackendError: the generation's, where nothing was sent yet.
+        """
         async with while_client_stays(receive):
             try:
-                async with asyncio.timeout_at(self._question.deadline + _GRACE_S):
-                    if not await self._ride(scope, send, is_last_try=False):
-                        await self._ride(scope, send, is_last_try=True)
+                async with asyncio.timeout_at(self._request.deadline + _GRACE_S):
+                    if not await self._serve_once(send, is_last_try=False):
+                        await self._serve_once(send, is_last_try=True)
             except BackendError as error:
                 if not self._has_begun:
                     raise
                 request_context().note_error(error)
-                event = error_event(error, self._question.dialect, num_events=0)
+                event = error_event(error, self._request.dialect, num_events=0)
                 await send(chunk(event, is_last=True))
             except TimeoutError:  # it reads nothing, so it can be told nothing
                 if not self._has_begun:
                     raise
 
-    async def _ride(self, scope: Scope, send: Send, *, is_last_try: bool) -> bool:
-        """Whether the client has its answer; if not, it is to ask once more."""
-        flight, is_first = self._join(scope)
-        with flight.aboard():
-            found = (None if is_first else flight.recorded) or await flight.found()
+    async def _serve_once(self, send: Send, *, is_last_try: bool) -> bool:
+        """Whether the client has its answer; if not, ask once more."""
+        generation, is_first = self._join()
+        with generation.subscribed():
+            found = (None if is_first else generation.recorded) or await generation.found()
             if found:
                 await self._replay(found, send)
                 return True
             if is_first:
                 self._counts.misses += 1
-                return await self._follow(flight, send, "miss", None, is_last_try=True)
+                return await self._follow(generation, send, "miss", None, is_last_try=True)
             self._counts.shared += 1
-            return await self._follow(flight, send, "shared", IdRewriter(), is_last_try=is_last_try)
+            return await self._follow(
+                generation, send, "shared", IdRewriter(), is_last_try=is_last_try
+            )
 
     async def _replay(self, found: Recording, send: Send) -> None:
         self._counts.hits += 1
-        is_serving = self._question.epoch is not None
+        is_serving = self._request.epoch is not None
         self._counts.switches_avoided += not is_serving
         headers = {
             "content-type": "application/json",
-            "x-model": self._question.model,
+            "x-model": self._request.model,
             "x-cache": "hit" if is_serving else "hit; switch=avoided",
             "age": str(max(0, int(time.time() - found.made_at))),
         }
@@ -153,19 +152,19 @@ class SharedAnswer(Response):
 
     async def _follow(
         self,
-        flight: Flight,
+        generation: SharedGeneration,
         send: Send,
         label: str,
         stamper: IdRewriter | None,
         *,
         is_last_try: bool,
     ) -> bool:
-        """Send what the flight brings, its head together with the first piece of its body."""
+        """Send the generation's messages, the head together with the first piece of the body."""
         head: Message = {}
         position = 0
-        while messages := await flight.after(position):
+        while messages := await generation.messages_after(position):
             position += len(messages)
-            may_repeat = not is_last_try and isinstance(flight.error, _OF_ITS_OWN_TIME)
+            may_repeat = not is_last_try and isinstance(generation.error, _CALLER_SPECIFIC_ERRORS)
             for message in messages:
                 if message["type"] == "http.response.start":
                     head = _labelled(message, label)
@@ -173,10 +172,10 @@ class SharedAnswer(Response):
                 body, is_last = message.get("body", b""), not message.get("more_body")
                 if may_repeat and not self._has_content:
                     return False
-                if is_last and flight.error:  # told here too; a status told before says nothing
-                    request_context().note_error(flight.error)
+                if is_last and generation.error:  # told here too; a status told before says nothing
+                    request_context().note_error(generation.error)
                     if self._has_begun and head["status"] != 200:
-                        raise flight.error  # heartbeats went out: only an event can carry it
+                        raise generation.error  # heartbeats went out: only an event can carry it
                 if stamper and head["status"] == 200 and not is_heartbeat(body):
                     body = stamper.feed(body, is_last=is_last)
                 await self._send(send, head, body, is_stamped=stamper is not None, is_last=is_last)

@@ -77,17 +77,17 @@ class Slot:
 
 @dataclass(eq=False)
 class _Waiter:
-    wish: AdmissionRequest
+    request: AdmissionRequest
     arrived_at: float
     epoch: int | None  # that was admitting when it came
     last_failure: int  # the newest failure of its model when it came
     decided: asyncio.Future[None]  # by one of:
-    permit: Slot | None = None
+    slot: Slot | None = None
     refusal: BackendError | None = None
 
     @property
     def model(self) -> str:
-        return self.wish.model
+        return self.request.model
 
 
 @dataclass
@@ -138,11 +138,11 @@ class Admission:
         for known in view.failures.values():
             self._failed_at.setdefault(known.seq, now)
         if view.is_cut:
-            for permit in self._in_flight:
-                if permit.epoch == view.epoch and not permit.is_cut:
-                    permit.cut()
+            for slot in self._in_flight:
+                if slot.epoch == view.epoch and not slot.is_cut:
+                    slot.cut()
         for waiter in list(self._waiters):
-            waiter.refusal = self._refusal(waiter.wish, waiter.last_failure)
+            waiter.refusal = self._refusal(waiter.request, waiter.last_failure)
             if waiter.refusal:
                 self._drop(waiter)
                 waiter.decided.set_result(None)
@@ -150,31 +150,31 @@ class Admission:
         self.changed.set()
 
     @asynccontextmanager
-    async def admit(self, wish: AdmissionRequest, wait: Wait) -> AsyncIterator[Slot]:
-        """A permit for the wish's model, at once or when its turn comes; for the block.
+    async def admit(self, request: AdmissionRequest, wait: Wait) -> AsyncIterator[Slot]:
+        """A slot for the request's model, at once or when its turn comes; for the block.
 
         Raises:
             Overloaded: too many wait already, or no place in service came free in time.
             ModelLoadFailed: its load failed, just now or while this request waited.
             Leased: another model has a lease.
-            ModelNotResident: the wish is not to wait for a switch, or not that long.
+            ModelNotResident: the request is not to wait for a switch, or not that long.
             DeadlineExceeded: its turn did not come in time.
         """
-        waiter = self._arrive(wish)
+        waiter = self._arrive(request)
         try:
-            yield waiter.permit or await self._turn(waiter, wait)
+            yield waiter.slot or await self._turn(waiter, wait)
         finally:  # also of a request that left, or came too late, just as it was admitted
             self._drop(waiter)
-            if waiter.permit:
-                self._release(waiter.permit)
+            if waiter.slot:
+                self._release(waiter.slot)
 
     def report(self) -> GatewayReport:
         """The counts for the Switchboard."""
         now = time.monotonic()
         self._num_reports += 1
         in_flight: dict[int, int] = {}
-        for permit in self._in_flight:
-            in_flight[permit.epoch] = in_flight.get(permit.epoch, 0) + 1
+        for slot in self._in_flight:
+            in_flight[slot.epoch] = in_flight.get(slot.epoch, 0) + 1
         waiting: dict[str, Waiting] = {}
         for waiter in self._waiters:  # in order of arrival: the first of a model is its oldest
             have = waiting.get(waiter.model, Waiting(0, now - waiter.arrived_at))
@@ -196,7 +196,7 @@ class Admission:
         assert self.view is not None
         assert self.view.endpoint is not None
         self._active_at = now = time.monotonic()
-        waiter.permit = Slot(
+        waiter.slot = Slot(
             waiter.model,
             self.view.epoch,
             self.view.endpoint,
@@ -204,36 +204,40 @@ class Admission:
             now - waiter.arrived_at,
             switch_s,
         )
-        self._in_flight.add(waiter.permit)
+        self._in_flight.add(waiter.slot)
 
-    def _release(self, permit: Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         """The request has ended, however."""
-        self._in_flight.discard(permit)
+        self._in_flight.discard(slot)
         self._active_at = now = time.monotonic()
-        self._service_s = 0.9 * self._service_s + 0.1 * (now - permit.admitted_at)
+        self._service_s = 0.9 * self._service_s + 0.1 * (now - slot.admitted_at)
         self._admit_waiters()
         self._note_change()
 
-    def _arrive(self, wish: AdmissionRequest) -> _Waiter:
-        """Admitted already, or waiting. Raises the reason why this wish cannot wait."""
+    def _arrive(self, request: AdmissionRequest) -> _Waiter:
+        """Admitted already, or waiting. Raises the reason why this request cannot wait."""
         epoch = self.view.admitting_epoch if self.view else None
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(wish, time.monotonic(), epoch, self.last_failure(wish.model), decided)
-        if self._can_admit(wish.model) and not any(w.model == wish.model for w in self._waiters):
+        waiter = _Waiter(
+            request, time.monotonic(), epoch, self.last_failure(request.model), decided
+        )
+        if self._can_admit(request.model) and not any(
+            w.model == request.model for w in self._waiters
+        ):
             self._permit(waiter, 0)
         else:
             self._enqueue(waiter)
         return waiter
 
     def _enqueue(self, waiter: _Waiter) -> None:
-        wish = waiter.wish
-        failure = self.view.failures.get(wish.model) if self.view else None
-        is_known = wish.intent is OnAbsent.FORCE and waiter.last_failure <= wish.known_failure
+        request = waiter.request
+        failure = self.view.failures.get(request.model) if self.view else None
+        is_known = request.intent is OnAbsent.FORCE and waiter.last_failure <= request.known_failure
         if failure and self._is_fresh(failure, waiter.arrived_at) and not is_known:
-            raise _load_failed(wish.model, failure)
-        refusal = self._refusal(wish, waiter.last_failure)
-        if refusal is None and wish.wait_deadline <= asyncio.get_running_loop().time():
-            refusal = self._too_late(wish)  # before anybody switches for it
+            raise _load_failed(request.model, failure)
+        refusal = self._refusal(request, waiter.last_failure)
+        if refusal is None and request.wait_deadline <= asyncio.get_running_loop().time():
+            refusal = self._too_late(request)  # before anybody switches for it
         if refusal:
             raise refusal
         if len(self._waiters) >= self.limits.max_queued:
@@ -245,52 +249,52 @@ class Admission:
         self._note_change()
 
     async def _turn(self, waiter: _Waiter, wait: Wait) -> Slot:
-        """Its permit, when it has waited for its turn. Raises why there is none."""
+        """Its slot, when it has waited for its turn. Raises why there is none."""
         try:
-            async with asyncio.timeout_at(waiter.wish.wait_deadline):
+            async with asyncio.timeout_at(waiter.request.wait_deadline):
                 await wait(waiter.decided)
         except TimeoutError:
-            raise self._too_late(waiter.wish) from None
+            raise self._too_late(waiter.request) from None
         if waiter.refusal:
             raise waiter.refusal
-        assert waiter.permit
-        return waiter.permit
+        assert waiter.slot
+        return waiter.slot
 
     def _is_fresh(self, failure: Failure, now: float) -> bool:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
 
-    def _refusal(self, wish: AdmissionRequest, last_failure: int) -> BackendError | None:
-        """Why a wish cannot wait (any longer), if it cannot.
+    def _refusal(self, request: AdmissionRequest, last_failure: int) -> BackendError | None:
+        """Why a request cannot wait (any longer), if it cannot.
 
         (1) Its model's load failed since `last_failure`. (2) Another model has a lease, which only
         an admin's switch ends. (3) It is not to wait for a switch. In (2) and (3) it may wait for a
         place in service all the same.
         """
         view = self.view
-        failure = view.failures.get(wish.model) if view else None
+        failure = view.failures.get(request.model) if view else None
         if failure and failure.seq > last_failure:  # (1)
-            return _load_failed(wish.model, failure)
-        if self.is_resident(wish.model):
+            return _load_failed(request.model, failure)
+        if self.is_resident(request.model):
             return None
         lease = view.lease if view else None
-        if lease and lease.model != wish.model and wish.intent is not OnAbsent.FORCE:  # (2)
+        if lease and lease.model != request.model and request.intent is not OnAbsent.FORCE:  # (2)
             is_over = lease.until is not None and time.time() >= lease.until  # not heard of yet
             if not is_over:
-                return _leased(wish.model, lease)
-        if wish.intent is OnAbsent.NEVER:  # (3)
-            return self._not_resident(wish.model)
+                return _leased(request.model, lease)
+        if request.intent is OnAbsent.NEVER:  # (3)
+            return self._not_resident(request.model)
         return None
 
-    def _too_late(self, wish: AdmissionRequest) -> BackendError:
-        """Why its turn did not come by the wish's deadline for waiting."""
-        if wish.wait_deadline == wish.deadline:
-            return DeadlineExceeded(f"{wish.model} did not become available in time.")
-        if self.is_resident(wish.model):
+    def _too_late(self, request: AdmissionRequest) -> BackendError:
+        """Why its turn did not come by the request's deadline for waiting."""
+        if request.wait_deadline == request.deadline:
+            return DeadlineExceeded(f"{request.model} did not become available in time.")
+        if self.is_resident(request.model):
             return Overloaded(
-                f"{wish.model} is resident, and too busy to take the request in time.",
+                f"{request.model} is resident, and too busy to take the request in time.",
                 retry_after_s=self.retry_after_s(),
             )
-        return self._not_resident(wish.model)
+        return self._not_resident(request.model)
 
     def _not_resident(self, model: str) -> ModelNotResident:
         """Names the model that is, and what is going on."""
@@ -337,9 +341,9 @@ def _leased(model: str, lease: LeaseView) -> Leased:
     )
 
 
-def switching_error(permit: Slot) -> ModelSwitching:
+def switching_error(slot: Slot) -> ModelSwitching:
     """What a request is told that was cut by a drain deadline."""
     return ModelSwitching(
-        f"The backend is switching away from {permit.model}; this answer was cut.",
+        f"The backend is switching away from {slot.model}; this answer was cut.",
         retry_after_s=5,
     )

@@ -1,4 +1,4 @@
-"""One request's way to the engine and back, as plain ASGI: bytes in, bytes out.
+"""Relays one request to the engine and its answer to the client: bytes in, bytes out.
 
 It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
 event; an error response. When the end of a stream is believed: `stream_end.py`.
@@ -18,8 +18,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from deployments.engine.client import engine_session, is_healthy
 from serve_app.gateway.admission import Admission, AdmissionRequest, Slot, switching_error
@@ -100,112 +99,113 @@ class EngineRequest:
     dialect: Dialect
 
 
-class EngineResponse(Response):
-    """The response that admits a job, forwards it, and relays what comes back."""
+class Relay:
+    """Answers one request: waits until it is admitted, forwards it, and relays the answer."""
 
     def __init__(
         self,
         admission: Admission,
         sessions: EngineSessions,
-        wish: AdmissionRequest,
-        job: EngineRequest,
+        admission_request: AdmissionRequest,
+        request: EngineRequest,
     ) -> None:
-        super().__init__()
         self._admission = admission
         self._sessions = sessions
-        self._wish = wish
-        self._job = job
+        self._admission_request = admission_request
+        self._request = request
         self._has_started = False
         self._num_events = 0  # of the stream that were sent
-        self.error: BackendError | None = None  # that it ends with, before the client is told
+        self.error: BackendError | None = None  # that ends the answer; set before it is sent
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_context().model = self._job.model
+    async def answer(self, receive: Receive, send: Send) -> None:
+        """Send the answer, or an error, unless the client leaves before."""
         async with while_client_stays(receive):
             try:
-                await self._answer(send)
+                await self._answer_once_admitted(send)
             except BackendError as error:
                 await self._fail(send, error)
 
-    async def _answer(self, send: Send) -> None:
+    async def _answer_once_admitted(self, send: Send) -> None:
         async def wait(decided: asyncio.Future[None]) -> None:
             """A stream is kept alive with comments."""
-            every_s = _HEARTBEAT_S if self._job.is_stream else None
+            every_s = _HEARTBEAT_S if self._request.is_stream else None
             while not (await asyncio.wait([decided], timeout=every_s))[0]:
                 await self._send_heartbeat(send)
 
         while True:
-            async with self._admission.admit(self._wish, wait) as permit:
-                observed = request_context()
-                observed.epoch, observed.queued_s = permit.epoch, permit.queued_s
+            async with self._admission.admit(self._admission_request, wait) as slot:
+                context = request_context()
+                context.epoch, context.queued_s = slot.epoch, slot.queued_s
                 try:
-                    async with asyncio.timeout_at(self._wish.deadline) as permit.limit:
-                        if permit.is_cut:
-                            raise switching_error(permit)
-                        await self._forward(permit, send)
+                    async with asyncio.timeout_at(self._admission_request.deadline) as slot.limit:
+                        if slot.is_cut:
+                            raise switching_error(slot)
+                        await self._forward(slot, send)
                     return
                 except TimeoutError:
-                    if permit.is_cut:
-                        raise switching_error(permit) from None
+                    if slot.is_cut:
+                        raise switching_error(slot) from None
                     raise DeadlineExceeded("The request exceeded its time limit.") from None
                 except aiohttp.ClientConnectorError:
                     # Nothing was sent: the engine is gone, or going. Its successor answers.
-                    await self._wait_for_news(permit, send)
+                    await self._wait_for_news(slot, send)
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
-        await send(chunk(heartbeat(self._job.model, self._job.dialect)))
+        await send(chunk(heartbeat(self._request.model, self._request.dialect)))
 
-    async def _wait_for_news(self, permit: Slot, send: Send) -> None:
+    async def _wait_for_news(self, slot: Slot, send: Send) -> None:
         """Wait until the view is no longer the one that named a dead engine."""
         admission, loop = self._admission, asyncio.get_running_loop()
         heartbeat_at = loop.time() + _HEARTBEAT_S
-        while admission.view and admission.view.admitting_epoch == permit.epoch:
-            if loop.time() > self._wish.wait_deadline:
+        while admission.view and admission.view.admitting_epoch == slot.epoch:
+            if loop.time() > self._admission_request.wait_deadline:
                 raise EngineLost("The engine does not answer.", retry_after_s=5)
-            if self._job.is_stream and loop.time() > heartbeat_at:
+            if self._request.is_stream and loop.time() > heartbeat_at:
                 heartbeat_at += _HEARTBEAT_S
                 await self._send_heartbeat(send)
             await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
 
-    async def _forward(self, permit: Slot, send: Send) -> None:
-        async with self._sessions.to(permit.endpoint) as session:
+    async def _forward(self, slot: Slot, send: Send) -> None:
+        async with self._sessions.to(slot.endpoint) as session:
             try:
-                async with _asking(session, self._job.path, self._job.body) as response:
+                async with _asking(session, self._request.path, self._request.body) as response:
                     if response.status != 200:
-                        logger.info("the engine answered %d to %s", response.status, self._job.path)
-                        raise await _refusal(response, self._job.path)
-                    if self._job.is_stream:
-                        await self._relay_events(response, session, permit, send)
+                        logger.info(
+                            "the engine answered %d to %s", response.status, self._request.path
+                        )
+                        raise await _refusal(response, self._request.path)
+                    if self._request.is_stream:
+                        await self._relay_events(response, session, slot, send)
                     else:
-                        await self._relay_whole(response, session, permit, send)
+                        await self._relay_whole(response, session, slot, send)
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ClientError, ConnectionError) as exc:
-                logger.warning("engine of epoch %d broke off: %r", permit.epoch, exc)
+                logger.warning("engine of epoch %d broke off: %r", slot.epoch, exc)
                 raise await self._cause(session) from exc
 
     async def _relay_whole(
         self,
         response: aiohttp.ClientResponse,
         session: aiohttp.ClientSession,
-        permit: Slot,
+        slot: Slot,
         send: Send,
     ) -> None:
         body = await response.read()
         if ABORTED in body:
             raise await self._cause(session)
-        if self._job.ending.needs_proof_of_life and not await is_healthy(session):
+        if self._request.ending.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await send(start(200, headers | provenance_headers(permit, self._job.model)))
+        await send(start(200, headers | provenance_headers(slot, self._request.model)))
         await send(chunk(body, is_last=True))
 
     async def _relay_events(
         self,
         response: aiohttp.ClientResponse,
         session: aiohttp.ClientSession,
-        permit: Slot,
+        slot: Slot,
         send: Send,
     ) -> None:
         """Pass whole events on as they come; hold the first until the engine has begun to answer,
@@ -213,26 +213,26 @@ class EngineResponse(Response):
 
         The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
         """
-        ending, rest, held = self._job.ending, b"", b""
+        ending, rest, held = self._request.ending, b"", b""
         async for data in response.content.iter_any():
             events, separator, rest = (rest + data).rpartition(SEPARATOR)
             if not separator:
                 continue
-            judged = ending.judge(events + separator)
-            if judged.is_lost:
+            state = ending.judge(events + separator)
+            if state.is_lost:
                 break
-            if judged.is_over and ending.needs_proof_of_life and not await is_healthy(session):
+            if state.is_over and ending.needs_proof_of_life and not await is_healthy(session):
                 break
-            held += judged.good
-            if held and not judged.is_preamble:
-                await self._start_stream(send, provenance_headers(permit, self._job.model))
+            held += state.good
+            if held and not state.is_preamble:
+                await self._start_stream(send, provenance_headers(slot, self._request.model))
                 self._num_events += held.count(SEPARATOR)
-                await send(chunk(held, is_last=judged.is_over))
+                await send(chunk(held, is_last=state.is_over))
                 held = b""
-            if judged.error is not None:
-                error = engine_error(500, judged.error, self._job.path)
+            if state.error is not None:
+                error = engine_error(500, state.error, self._request.path)
                 raise await self._cause(session, error)
-            if judged.is_over:
+            if state.is_over:
                 return
         raise await self._cause(session)
 
@@ -248,16 +248,16 @@ class EngineResponse(Response):
             return told
         if not await is_healthy(session):  # (2)
             return _lost()
-        length = _LENGTHS.get(self._job.path)
-        if self._job.is_stream and length and not self._num_events:  # (3)
-            body = self._job.body
+        length = _LENGTHS.get(self._request.path)
+        if self._request.is_stream and length and not self._num_events:  # (3)
+            body = self._request.body
             plain = await in_thread_if_large(
                 len(body), lambda: _changed(body, {"stream": False, length: 1})
             )
             try:
-                async with _asking(session, self._job.path, plain) as response:
+                async with _asking(session, self._request.path, plain) as response:
                     if response.status != 200:
-                        return await _refusal(response, self._job.path)
+                        return await _refusal(response, self._request.path)
             except (aiohttp.ClientError, ConnectionError):
                 return _lost()
         return told or BadAnswer("The engine broke off this answer.")
@@ -271,10 +271,10 @@ class EngineResponse(Response):
         self.error = error
         request_context().note_error(error)
         if self._has_started:
-            event = error_event(error, self._job.dialect, self._num_events)
+            event = error_event(error, self._request.dialect, self._num_events)
             await send(chunk(event, is_last=True))
             return
-        status, headers, body = error_response(error, self._job.dialect)
+        status, headers, body = error_response(error, self._request.dialect)
         await send(start(status, dict(headers)))
         await send(chunk(body, is_last=True))
 
@@ -304,12 +304,12 @@ def _lost() -> EngineLost:
     return EngineLost("The engine ended while answering.", retry_after_s=5)
 
 
-def provenance_headers(permit: Slot, model: str) -> dict[str, str]:
+def provenance_headers(slot: Slot, model: str) -> dict[str, str]:
     """Which model answered, from which load of it, how long the request waited, and how long the
     switch took that it waited for."""
     return {
         "x-model": model,
-        "x-epoch": str(permit.epoch),
-        "x-queue-ms": str(round(permit.queued_s * 1000)),
-        "x-switch-ms": str(round(permit.switch_s * 1000)),
+        "x-epoch": str(slot.epoch),
+        "x-queue-ms": str(round(slot.queued_s * 1000)),
+        "x-switch-ms": str(round(slot.switch_s * 1000)),
     }

@@ -2,7 +2,7 @@
 response that is a stream of events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -49,6 +49,17 @@ async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout
     while (await receive())["type"] != "http.disconnect":
         pass
     presence.reschedule(asyncio.get_running_loop().time())
+
+
+class Handled(Response):
+    """Lets a handler send its answer itself: FastAPI's routes have to return a response."""
+
+    def __init__(self, handle: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handle(receive, send)
 
 
 class EventStream(Response):

@@ -5,16 +5,19 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import Receive, Send
 
-from serve_app.cache.shared_answer import Question
+from serve_app.cache.shared_answer import CacheRequest
 from serve_app.gateway.admission import AdmissionRequest, OnAbsent
 from serve_app.gateway.gateway import Gateway, Here
-from serve_app.gateway.relay import EngineRequest, EngineResponse
+from serve_app.gateway.relay import EngineRequest, Relay
 from serve_app.gateway.switchboard_client import ask
+from serve_app.protocol.asgi import Handled
 from serve_app.protocol.calls import CALLS, Call, dialect_of
 from serve_app.protocol.errors import Dialect
 from serve_app.routes import params
 from serve_app.routes.auth import check_admin, check_user, namespace_of
+from serve_app.telemetry.context import request_context
 from serve_app.validation import reading
 from serve_app.validation.body import encode, validate
 from serve_app.validation.images import prepare
@@ -60,52 +63,65 @@ def _speaks_anthropic(request: Request) -> bool:
     return dialect_of(request.url.path, request.headers) is Dialect.ANTHROPIC
 
 
-async def generate(call: Call, request: Request, gateway: Gateway) -> Response:
-    """The one way of a request to an engine: read, check, admit, forward, relay."""
-    now = asyncio.get_running_loop().time()
+async def generate(
+    call: Call, request: Request, gateway: Gateway, receive: Receive, send: Send
+) -> None:
+    """Answer one request, from its first header to its last byte.
+
+    (1) Read what its headers ask for. (2) Read and check its body. (3) Answer from the cache, or
+    (4) have the model switched to, if the client forces that, and relay the engine's answer.
+
+    Raises:
+        BackendError: before anything is sent.
+    """
+    now = asyncio.get_running_loop().time()  # (1)
     deadline = now + gateway.settings.limits.request_timeout_s
     wait_deadline = min(deadline, now + params.max_wait_s(request))
-    intent = params.intent(request)
+    on_absent = params.on_absent(request)
     wants_cache = params.wants_cache(request)
-    if intent is OnAbsent.FORCE:
+    if on_absent is OnAbsent.FORCE:
         await check_admin(request)
-    job, value = await _read_job(call, request, gateway, deadline)
-    target = params.target(job.model, call.task, gateway.settings.models)
-    wish = AdmissionRequest(
-        target, deadline, intent, wait_deadline, gateway.admission.last_failure(target)
+    engine_request, value = await _read(call, request, gateway, deadline)  # (2)
+    target = params.target(engine_request.model, call.task, gateway.settings.models)
+    request_context().model = engine_request.model
+    admission_request = AdmissionRequest(
+        target, deadline, on_absent, wait_deadline, gateway.admission.last_failure(target)
     )
 
-    async def make() -> EngineResponse:
-        if intent is OnAbsent.FORCE and not gateway.admission.is_resident(target):
+    async def prepare() -> Relay:  # (4)
+        if on_absent is OnAbsent.FORCE and not gateway.admission.is_resident(target):
             await ask(gateway.switchboard.begin_switch(target, 0.0, None))
-        return EngineResponse(gateway.admission, gateway.sessions, wish, job)
+        return Relay(gateway.admission, gateway.sessions, admission_request, engine_request)
 
-    question = Question(
+    cache_request = CacheRequest(
         path=call.path,
         body=value,
-        model=job.model,
+        model=engine_request.model,
         target=target,
         namespace=namespace_of(request),
-        terms=(intent, request.headers.get("x-max-wait")),
+        terms=(on_absent, request.headers.get("x-max-wait")),
         deadline=deadline,
         epoch=gateway.admission.serving_epoch(target),
         dialect=call.dialect,
         is_refused=not wants_cache,
     )
-    return await gateway.cache.answer(question, make)
+    await gateway.cache.answer(cache_request, prepare, receive, send)  # (3)
 
 
-async def _read_job(
+async def _read(
     call: Call, request: Request, gateway: Gateway, deadline: float
 ) -> tuple[EngineRequest, dict[str, Any]]:
-    """What the engine is to be sent, and its JSON. Raises InvalidRequest, UnknownModel, and their
-    like."""
+    """Read and check the body: the request for the engine, and its JSON.
+
+    Raises:
+        InvalidRequest, UnknownModel: and their subclasses.
+    """
     limits = gateway.settings.limits
     raw = await reading.read_body(request, limits.max_body_bytes, deadline)
     examined = await validate(call, raw, gateway.settings)
     value, found = examined.value, examined.pictures
     has_changed = bool(found) and await prepare(found, limits)
-    job = EngineRequest(
+    engine_request = EngineRequest(
         model=value["model"],
         path=call.path,
         body=encode(value) if has_changed or examined.has_changed else raw,
@@ -113,12 +129,12 @@ async def _read_job(
         ending=call.ending(examined.body.num_choices),
         dialect=call.dialect,
     )
-    return job, value
+    return engine_request, value
 
 
 def _add(call: Call) -> None:
     async def endpoint(request: Request, gateway: Here) -> Response:
-        return await generate(call, request, gateway)
+        return Handled(lambda receive, send: generate(call, request, gateway, receive, send))
 
     routes.add_api_route(
         call.path, endpoint, methods=["POST"], tags=["models"], response_class=Response

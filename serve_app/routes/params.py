@@ -85,7 +85,7 @@ async def read_admin(request: Request, kind: type[_Body], timeout_s: float) -> _
         raise reading.invalid_field(exc.errors()[0]) from exc
 
 
-def intent(request: Request) -> OnAbsent:
+def on_absent(request: Request) -> OnAbsent:
     """What `X-Switch` asks for. Raises InvalidRequest."""
     value = request.headers.get("x-switch", OnAbsent.WAIT)
     try:

@@ -333,7 +333,7 @@ async def test_stats_tell_what_it_did(backend: Backend) -> None:
         await ask(backend, **fields)
     await ask(backend, headers={"X-Cache": "off"})
     await until(lambda: backend.gateway.cache.counts.stored == 2)
-    await until(lambda: not len(backend.gateway.cache.flights))
+    await until(lambda: not len(backend.gateway.cache.generations))
     told = await stats(backend)
     assert told["url"].startswith(("memory://", "disk:///"))
     assert told["bytes"] > 0

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from deployments.settings import Settings
-from serve_app.cache.flight import Flight, Flights
+from serve_app.cache.shared_generation import SharedGeneration, SharedGenerations
 from tests.gateway.cached import Answer, ask, with_cache
 from tests.gateway.conftest import CHAT, A, B, Backend, until
 from tests.gateway.fake_engine import TEXT, Fault
@@ -249,81 +249,82 @@ async def test_leaving_at_any_moment_leaves_nothing_behind(backend: Backend, str
         await leave(task)
         await backend.idle()
         await until(lambda: not engine.num_running, deadline_s=2)
-        await until(lambda: not len(backend.gateway.cache.flights), deadline_s=2)
+        await until(lambda: not len(backend.gateway.cache.generations), deadline_s=2)
     assert num_steps > 10
     assert (await task).text == TEXT
 
 
-# --- the flight itself ---
+# --- the shared generation itself ---
 
 
 async def nothing(*_: object) -> None:
     return None
 
 
-async def test_what_the_making_raises_reaches_everybody() -> None:
+async def test_an_exception_of_the_generation_reaches_every_subscriber() -> None:
     """A mistake of ours is a 500 for each, not a request that hangs."""
 
     async def broken() -> Any:
         raise ZeroDivisionError
 
-    flights = Flights()
-    flight, is_first = flights.join(
-        "k", lambda: Flight({"type": "http"}, nothing, broken, nothing, nothing)
+    generations = SharedGenerations()
+    generation, is_first = generations.join(
+        "k", lambda: SharedGeneration(nothing, broken, nothing, nothing)
     )
-    same, is_second = flights.join("k", lambda: pytest.fail("there is one"))
-    assert (same, is_first, is_second) == (flight, True, False)
-    with flight.aboard(), flight.aboard():
-        assert await flight.found() is None
+    same, is_second = generations.join("k", lambda: pytest.fail("there is one"))
+    assert (same, is_first, is_second) == (generation, True, False)
+    with generation.subscribed(), generation.subscribed():
+        assert await generation.found() is None
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
-                await flight.after(0)
-    await until(lambda: not len(flights))
+                await generation.messages_after(0)
+    await until(lambda: not len(generations))
 
 
-async def test_nobody_joins_a_flight_that_everybody_has_left() -> None:
+async def test_an_abandoned_generation_is_not_joined() -> None:
     """It is about to be aborted."""
     is_told = asyncio.Event()
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        assert (await receive())["type"] == "http.disconnect"
-        is_told.set()
+    class Leaving:
+        error = None
 
-    async def make() -> Any:
-        return answer
+        async def answer(self, receive: Receive, send: Send) -> None:
+            assert (await receive())["type"] == "http.disconnect"
+            is_told.set()
 
-    def new() -> Flight:
-        return Flight({"type": "http"}, nothing, make, nothing, nothing)
+    async def make() -> Leaving:
+        return Leaving()
 
-    flights = Flights()
-    left, _ = flights.join("k", new)
-    with left.aboard():
+    def new() -> SharedGeneration:
+        return SharedGeneration(nothing, make, nothing, nothing)
+
+    generations = SharedGenerations()
+    left, _ = generations.join("k", new)
+    with left.subscribed():
         assert await left.found() is None
-    other, is_first = flights.join("k", new)
+    other, is_first = generations.join("k", new)
     assert is_first
     assert other is not left
     async with asyncio.timeout(5):
         await is_told.wait()
-    with other.aboard():
+    with other.subscribed():
         assert await other.found() is None
-    await until(lambda: not len(flights))
+    await until(lambda: not len(generations))
 
 
-async def test_a_look_up_that_nobody_waits_for_makes_nothing() -> None:
+async def test_an_abandoned_look_up_starts_no_generation() -> None:
     """The client left while the store was slow."""
     looking = asyncio.Event()
 
     async def look_up() -> None:
         await looking.wait()
 
-    flights = Flights()
-    flight, _ = flights.join(
+    generations = SharedGenerations()
+    generation, _ = generations.join(
         "k",
-        lambda: Flight(
-            {"type": "http"}, look_up, lambda: pytest.fail("it is made"), nothing, nothing
-        ),
+        lambda: SharedGeneration(look_up, lambda: pytest.fail("it is made"), nothing, nothing),
     )
-    with flight.aboard():
+    with generation.subscribed():
         pass
     looking.set()
-    await until(lambda: not len(flights))
+    await until(lambda: not len(generations))

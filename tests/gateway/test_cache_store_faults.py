@@ -200,7 +200,7 @@ async def test_waiting_for_a_silent_store_ends_with_the_client(
     await until(lambda: stub.num_connections)
     asking.cancel()
     await asyncio.wait([asking])
-    await until(lambda: not len(backend.gateway.cache.flights))
+    await until(lambda: not len(backend.gateway.cache.generations))
     assert not backend.admission.num_queued
 
 

@@ -9,7 +9,7 @@ import pytest
 from serve_app import client
 from serve_app.client import LLMClient
 from serve_app.client.transport import Clock
-from serve_app.gateway.relay import EngineResponse
+from serve_app.gateway.relay import Relay
 from tests.gateway.conftest import MESSAGES, A, B, Backend, Front
 from tests.gateway.fake_engine import TEXT, Fault
 from tests.gateway.scripted import Time
@@ -87,13 +87,13 @@ async def test_a_stream_of_a_model_that_fails_raises_as_a_chat_does(
     """Also where heartbeats have been sent before."""
     monkeypatch.setattr("serve_app.gateway.relay._HEARTBEAT_S", 0.01)
     has_beaten = asyncio.Event()
-    beat = EngineResponse._send_heartbeat
+    beat = Relay._send_heartbeat
 
-    async def seen(answer: EngineResponse, send: Any) -> None:
+    async def seen(answer: Relay, send: Any) -> None:
         await beat(answer, send)
         has_beaten.set()
 
-    monkeypatch.setattr(EngineResponse, "_send_heartbeat", seen)
+    monkeypatch.setattr(Relay, "_send_heartbeat", seen)
     await backend.serving(B)
     stream = llm.stream(model=A, messages=MESSAGES)
     first = asyncio.ensure_future(anext(stream))
