@@ -54,10 +54,13 @@ class Step:
 def replay(lines: Iterable[str]) -> Iterator[Step]:
     """Do again what machines did, in the order of the lines.
 
-    Lines of a machine whose whole state has not come yet are left out.
+    Lines of a machine whose whole state has not come yet are left out. So is a line that was cut
+    short, as the last one is when the server or its disk fails.
     """
     machines: dict[str, Residency] = {}
     for line in lines:
+        if not line.endswith("}"):
+            continue
         boot, what = json.loads(line).get("boot", ""), from_json(line)
         if isinstance(what, Residency):
             machines[boot] = what

@@ -1,6 +1,6 @@
 """Writes down every event that the residency machine takes, so that an incident can be replayed.
 
-A line holds models, owners, counts and times: nothing of what clients send.
+A line holds models, owners, problems, counts and times: no prompt and no answer.
 """
 
 import logging

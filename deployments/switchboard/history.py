@@ -64,7 +64,7 @@ class History:
                 case LeaseChanged(lease):
                     self.lease = _lease_view(lease, now) if lease else None
                     self.tell("lease", lease=lease_json(self.lease))
-                    if lease and lease.until is None:
+                    if lease and lease.until is not None:  # its model serves: it is granted
                         self.metrics.leased(lease.model)
         self.metrics.at(machine.state, now)
 

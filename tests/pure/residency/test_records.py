@@ -236,3 +236,37 @@ def test_the_log_of_a_real_incident_replays() -> None:
     }
     assert (step.machine.state, step.machine.holder) == (State.SERVING, "qwen-vl")
     assert step.machine.epoch == 5
+
+
+def test_a_line_that_was_cut_short_is_left_out():
+    """A full disk, or a server that was killed while it wrote."""
+    lines = [to_json(Residency(MODELS, POLICY)), to_json(events.Started(1.0, "a"))]
+    for cut in (lines[1][:-1], lines[1][:20], ""):
+        (step,) = replay([*lines, cut])
+        assert step.machine.desired == "a"
+
+
+def _serving() -> Residency:
+    driver = Driver()
+    driver.serving("a")
+    validate(driver.machine)
+    return driver.machine
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda machine: setattr(machine, "holder", None),
+        lambda machine: setattr(machine, "endpoint", None),
+        lambda machine: setattr(machine, "desired", "b"),
+        lambda machine: setattr(machine, "is_cut", True),
+        lambda machine: setattr(machine, "epoch", machine.last_epoch + 1),
+        lambda machine: setattr(machine, "state", State.UNLOADING),
+    ],
+    ids=["no holder", "no endpoint", "another desired", "cut", "unknown epoch", "no ticket"],
+)
+def test_a_broken_machine_is_found(break_it: Callable[[Residency], None]):
+    machine = _serving()
+    break_it(machine)
+    with pytest.raises(AssertionError):
+        validate(machine)

@@ -225,6 +225,8 @@ async def test_switches_and_leases_move_their_counters(board: Switchboard) -> No
     assert await count(board, "llm_backend_leases_total", model=C) == 1
     await board.end_lease()
     assert await count(board, "llm_backend_leases_total") == 1
+    await board.lease(C, 60, "renders")  # of the model that serves: granted at once
+    assert await count(board, "llm_backend_leases_total", model=C) == 2
     assert await count(board, "llm_backend_place_seconds_total", doing="serving") > 0
 
 
