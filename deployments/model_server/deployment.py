@@ -37,7 +37,7 @@ logger = logging.getLogger("llm_backend.model_server")
 
 
 class ModelServer:
-    """Holds the engine of one model while its replica lives."""
+    """Runs the engine of one model while its replica lives."""
 
     def __init__(self, settings: Settings, model: str, gateway: tuple[str, int]) -> None:
         end_with_parent()
@@ -55,7 +55,7 @@ class ModelServer:
         self._is_asleep = False
         self._problem: Problem | None = None  # why it was killed here
 
-    async def hold(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
+    async def run_engine(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
         """Start or wake the engine of `epoch` for `target`, one of its model's, and tell of it
         until it is gone or asleep.
 
@@ -70,7 +70,7 @@ class ModelServer:
                 return
             except OSError as exc:
                 logger.exception("could not start %s", target)
-                await self.release()
+                await self.stop_engine()
                 what = f"{exc.strerror or type(exc).__name__} ({exc.filename or 'no file named'})"
                 problem = Problem("disk_problem", f"{target} could not be started: {what}")
                 yield self._told_gone(epoch, problem)
@@ -97,7 +97,7 @@ class ModelServer:
             assert self._engine is not None
             yield EngineStarted(self._engine.pid, "wake")
         else:  # (2)
-            await self.release()
+            await self.stop_engine()
             spec = self._settings.targets[target]
             assert spec.name == self._model, target
             engine = EngineProcess(spec, epoch, self._home, can_sleep=self._settings.is_warm)
@@ -167,7 +167,7 @@ class ModelServer:
             self._problem = problem
             engine.kill()
 
-    async def rest(self) -> bool:
+    async def sleep(self) -> bool:
         """Put the engine to sleep; False, and nothing of it is left, where that fails."""
         engine = self._engine
         await self._stop_serving()
@@ -177,13 +177,13 @@ class ModelServer:
             await engine.sleep(self._settings.switching.unload_timeout_s)
         except EngineFailed as exc:
             logger.warning("%s is ended: %s", engine.spec.target, exc.problem.message)
-            await self.release()
+            await self.stop_engine()
             return False
         self._problem = Problem("asleep", f"{engine.spec.target} sleeps")
         self._turn(is_asleep=True)
         return True
 
-    async def sleep_through(self) -> None:
+    async def stay_asleep(self) -> None:
         """Returns when the engine that sleeps here is woken, or is gone."""
         if self._engine and self._is_asleep:
             await self._until_gone(self._engine, self._turned)
@@ -209,7 +209,7 @@ class ModelServer:
             return None
         return EngineHeld(engine.spec.target, engine.epoch, str(engine.socket), self._is_asleep)
 
-    async def release(self) -> None:
+    async def stop_engine(self) -> None:
         """End the engine; returns when nothing of it is left."""
         await self._stop_serving()
         if self._engine and self._engine.pid:

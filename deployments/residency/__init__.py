@@ -28,7 +28,6 @@ from deployments.residency.types import (
     Cause,
     Effect,
     Load,
-    Parting,
     Phase,
     Policy,
     Prepare,
@@ -36,6 +35,7 @@ from deployments.residency.types import (
     State,
     TicketState,
     Unload,
+    UnloadMode,
 )
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "LeaseHeld",
     "Load",
     "LoadFailed",
-    "Parting",
     "Phase",
     "PhaseEntered",
     "Policy",
@@ -62,6 +61,7 @@ __all__ = [
     "Ticket",
     "TicketState",
     "Unload",
+    "UnloadMode",
     "Waiting",
     "events",
 ]

@@ -51,13 +51,13 @@ from deployments.residency.types import (
     Cause,
     Effect,
     Load,
-    Parting,
     Phase,
     Policy,
     Prepare,
     Problem,
     State,
     Unload,
+    UnloadMode,
 )
 
 
@@ -352,7 +352,7 @@ class Residency:
         is_over = now >= self._drain_deadline + self.policy.cut_grace_s
         if is_over or self.gateways.is_drained(now, self.epoch):
             target = self._the_running().target
-            self._unload(now, Parting.REST if target else Parting.CLEAR)
+            self._unload(now, UnloadMode.SLEEP if target else UnloadMode.STOP_ALL)
 
     def _consider_demand(self, now: float) -> None:
         """Switch for the requests that wait, if it is time to leave the resident model."""
@@ -426,12 +426,12 @@ class Residency:
         else:
             self._ask(now, Prepare(ticket.id, ticket.target))
 
-    def _unload(self, now: float, parting: Parting = Parting.END) -> None:
+    def _unload(self, now: float, mode: UnloadMode = UnloadMode.STOP) -> None:
         assert self.holder is not None
         self.state = State.UNLOADING
         self._enter(now, self._the_running(), Phase.UNLOADING)
         self.answer_deadline = None  # the Switchboard bounds an unload itself
-        self._effects.append(Unload(self.epoch, self.holder, parting))
+        self._effects.append(Unload(self.epoch, self.holder, mode))
 
     def _ask(self, now: float, effect: Effect) -> None:
         self._effects.append(effect)

@@ -111,12 +111,12 @@ class Prepare:
     model: str
 
 
-class Parting(StrEnum):
+class UnloadMode(StrEnum):
     """How an engine leaves the place."""
 
-    REST = "rest"  # drained normally: in warm mode the engine is put to sleep, not stopped
-    END = "end"  # the engine is stopped
-    CLEAR = "clear"  # the engine is stopped, and so is every engine that sleeps
+    SLEEP = "sleep"  # drained normally: in warm mode the engine is put to sleep, not stopped
+    STOP = "stop"  # the engine is stopped
+    STOP_ALL = "stop_all"  # the engine is stopped, and so is every engine that sleeps
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Unload:
 
     epoch: int
     model: str
-    parting: Parting
+    mode: UnloadMode
 
 
 @dataclass(frozen=True)

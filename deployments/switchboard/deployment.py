@@ -22,8 +22,8 @@ from deployments.residency.outlook import waits_for, would_switch
 from deployments.settings import Settings
 from deployments.switchboard.errors import LeaseHeldError, UnknownTargetError, UnknownTicketError
 from deployments.switchboard.messages import EventPage, View, lease_json, ticket_json
-from deployments.switchboard.replicas import Host, ServeHost
-from deployments.switchboard.runner import Conductor, problem_of
+from deployments.switchboard.replicas import Replicas, ServeReplicas
+from deployments.switchboard.runner import EffectRunner, problem_of
 
 _WATCH_S = 5.0  # a watch answers at the latest after this, changed or not: a sign of life
 _MAX_EVENTS_WAIT_S = 60.0
@@ -33,31 +33,34 @@ class Switchboard:
     """Takes reports and requests to the machine, and answers with what comes of them."""
 
     def __init__(
-        self, settings: Settings, host: Host, open_gpu: Callable[[], GpuReader] | None = None
+        self,
+        settings: Settings,
+        replicas: Replicas,
+        open_gpu: Callable[[], GpuReader] | None = None,
     ) -> None:
         self._settings = settings
-        self._host = host
-        self._conductor = Conductor(settings, host, open_gpu)
+        self._replicas = replicas
+        self._runner = EffectRunner(settings, replicas, open_gpu)
 
     async def close(self) -> None:
         """End its tasks; an engine that runs goes on."""
-        await self._conductor.close()
+        await self._runner.close()
 
     # --- for gateways ---
 
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
         """The view, as soon as it differs from `seen` (boot, version), or after a few seconds."""
-        await self._conductor.has_started.wait()
-        self._conductor.handle(events.GatewayWatched(time.monotonic(), gateway))
-        await self._conductor.until(
-            lambda: (self._conductor.view.boot, self._conductor.view.version) != seen, _WATCH_S
+        await self._runner.has_started.wait()
+        self._runner.handle(events.GatewayWatched(time.monotonic(), gateway))
+        await self._runner.until(
+            lambda: (self._runner.view.boot, self._runner.view.version) != seen, _WATCH_S
         )
-        return self._conductor.view
+        return self._runner.view
 
     async def report(self, report: GatewayReport) -> None:
         """Take a gateway's in-flight and waiting counts."""
-        await self._conductor.has_started.wait()
-        self._conductor.handle(events.GatewayReported(time.monotonic(), report))
+        await self._runner.has_started.wait()
+        self._runner.handle(events.GatewayReported(time.monotonic(), report))
 
     # --- for admins, through the gateway ---
 
@@ -70,7 +73,7 @@ class Switchboard:
             UnknownTargetError: there is no such target.
         """
         self._check_known(target)
-        await self._conductor.has_started.wait()
+        await self._runner.has_started.wait()
         return await self._switch(target, drain_timeout_s, wait_s)
 
     async def would_switch(self, target: str) -> dict[str, Any]:
@@ -80,19 +83,19 @@ class Switchboard:
             UnknownTargetError: there is no such target.
         """
         self._check_known(target)
-        await self._conductor.has_started.wait()
-        problem = await problem_of(self._host.check(target), target)
-        would = would_switch(self._conductor.machine, target)
+        await self._runner.has_started.wait()
+        problem = await problem_of(self._replicas.check(target), target)
+        would = would_switch(self._runner.machine, target)
         if problem:
             kind = "memory" if problem.code == DOES_NOT_FIT else "files"
             blocker = {"kind": kind, "code": problem.code, "message": problem.message}
             would["blockers"] = [*would["blockers"], blocker]
-        plan = await self._host.plan(target)
+        plan = await self._replicas.plan(target)
         return {"dry_run": True} | would | {"memory": plan and asdict(plan)}
 
     async def unload(self, drain_timeout_s: float | None, wait_s: float | None) -> dict[str, Any]:
         """Make no model resident; answers like `begin_switch`."""
-        await self._conductor.has_started.wait()
+        await self._runner.has_started.wait()
         return await self._switch(None, drain_timeout_s, wait_s)
 
     async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]:
@@ -103,31 +106,31 @@ class Switchboard:
             LeaseHeldError: another owner has a lease.
         """
         self._check_known(target)
-        await self._conductor.has_started.wait()
+        await self._runner.has_started.wait()
         try:
-            ticket = self._conductor.handle(
+            ticket = self._runner.handle(
                 events.LeaseRequested(time.monotonic(), target, seconds, owner)
             )
         except LeaseHeld as exc:
             held = exc.lease
             raise LeaseHeldError(f"{held.model} is leased to {held.owner}.") from exc
         return {
-            "lease": lease_json(self._conductor.history.lease),
+            "lease": lease_json(self._runner.history.lease),
             "ticket": self._ticket_json(ticket),
         }
 
     async def end_lease(self) -> dict[str, Any]:
         """End the lease, if there is one: the one that was ended."""
-        await self._conductor.has_started.wait()
-        ended = lease_json(self._conductor.history.lease)
-        self._conductor.handle(events.LeaseEnded(time.monotonic()))
+        await self._runner.has_started.wait()
+        ended = lease_json(self._runner.history.lease)
+        self._runner.handle(events.LeaseEnded(time.monotonic()))
         return {"ended": ended}
 
     async def ticket(self, ticket_id: str) -> dict[str, Any]:
         """One ticket. Raises UnknownTicketError."""
-        ticket = self._conductor.history.ticket(ticket_id)
+        ticket = self._runner.history.ticket(ticket_id)
         if ticket is None:
-            past = self._conductor.history.past_ticket(ticket_id)
+            past = self._runner.history.past_ticket(ticket_id)
             if past:
                 return past
             raise UnknownTicketError(f"There is no switch ticket `{ticket_id[:100]}`.")
@@ -135,26 +138,26 @@ class Switchboard:
 
     async def tickets(self, limit: int) -> list[dict[str, Any]]:
         """The last tickets, newest first."""
-        own = [self._ticket_json(ticket) for ticket in self._conductor.history.tickets(limit)]
-        return [*own, *self._conductor.history.past_tickets(limit - len(own))]
+        own = [self._ticket_json(ticket) for ticket in self._runner.history.tickets(limit)]
+        return [*own, *self._runner.history.past_tickets(limit - len(own))]
 
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
         """The events after a position (boot, number), as soon as there are any or time is up.
 
         After None, at once: where the events to come will begin.
         """
-        await self._conductor.has_started.wait()
+        await self._runner.has_started.wait()
         wait_s = min(timeout_s, _MAX_EVENTS_WAIT_S)
-        await self._conductor.until(lambda: after != self._conductor.history.position, wait_s)
-        return self._conductor.history.page(after)
+        await self._runner.until(lambda: after != self._runner.history.position, wait_s)
+        return self._runner.history.page(after)
 
     async def metrics(self) -> list[Metric]:
         """The counts of its switches, for a gateway's metrics page."""
-        return self._conductor.history.metrics.families(time.monotonic())
+        return self._runner.history.metrics.families(time.monotonic())
 
     async def status(self) -> dict[str, Any]:
         """The state of residency, for admins."""
-        machine, now = self._conductor.machine, time.monotonic()
+        machine, now = self._runner.machine, time.monotonic()
         return {
             "state": machine.state,
             "resident": machine.holder,
@@ -165,16 +168,16 @@ class Switchboard:
             else None,
             "switch": machine.running and self._ticket_json(machine.running),
             "queued_switches": [self._ticket_json(t) for t in machine.queue],
-            "lease": lease_json(self._conductor.history.lease),
+            "lease": lease_json(self._runner.history.lease),
             "waiting": {
                 model: {"requests": demand.num_requests, "oldest_s": round(now - demand.since, 1)}
                 for model, demand in machine.gateways.waiting().items()
             },
             "load_seconds": {m: round(s, 2) for m, s in machine.costs.by_target.items() if m},
-            "gpu": gpu_admin_json(self._conductor.gpu),
-            "dashboard": self._host.dashboard_url(),
+            "gpu": gpu_admin_json(self._runner.gpu),
+            "dashboard": self._replicas.dashboard_url(),
             "failures": {m: asdict(f.problem) for m, f in machine.failures.items()},
-            "memory": self._host.memory_status(),
+            "memory": self._replicas.memory_status(),
         }
 
     def _check_known(self, target: str) -> None:
@@ -184,15 +187,15 @@ class Switchboard:
     async def _switch(
         self, target: str | None, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        ticket = self._conductor.handle(
+        ticket = self._runner.handle(
             events.SwitchRequested(time.monotonic(), target, Cause.ADMIN, drain_timeout_s)
         )
         if wait_s is not None:
-            await self._conductor.until(lambda: ticket.is_over, wait_s)
+            await self._runner.until(lambda: ticket.is_over, wait_s)
         return self._ticket_json(ticket)
 
     def _ticket_json(self, ticket: Ticket) -> dict[str, Any]:
-        machine = self._conductor.machine
+        machine = self._runner.machine
         reasons = waits_for(machine) if ticket is machine.running else None
         return ticket_json(ticket, time.monotonic(), reasons)
 
@@ -209,6 +212,6 @@ class SwitchboardDeployment(Switchboard):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         super().__init__(
             settings,
-            ServeHost(settings, servers, app_name),
+            ServeReplicas(settings, servers, app_name),
             (lambda: open_nvml(visible)) if settings.device == "cuda" else None,
         )

@@ -1,6 +1,6 @@
 """What the Switchboard can do to the world: check a model, hold an engine, release it.
 
-`Host` is the seam its tests replace; `ServeHost` does it with Ray Serve.
+`Replicas` is the seam its tests replace; `ServeReplicas` does it with Ray Serve.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from deployments.engine.forkserver import ForkServerKeeper
 from deployments.engine.process import standby_environment
 from deployments.memory.monitor import open_host_memory
 from deployments.memory.plan import Plan
-from deployments.residency import Parting, Problem
+from deployments.residency import Problem, UnloadMode
 from deployments.settings import Settings
 from deployments.switchboard import prestart, scaler
 from deployments.switchboard.scaler import ReplicaScaler, ScalingFailed
@@ -40,8 +40,8 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 logger = logging.getLogger("llm_backend.switchboard")
 
 
-class Host(Protocol):
-    """The Switchboard's hands."""
+class Replicas(Protocol):
+    """What the Switchboard needs of the cluster; tests replace it with a fake."""
 
     async def check(self, target: str) -> None:
         """Check the model's files, and that it fits. Raises CheckpointError."""
@@ -53,31 +53,34 @@ class Host(Protocol):
         """The model's memory plan, with what is free now; None where there can be none."""
 
     def memory_status(self) -> dict[str, Any]:
-        """What the last unloads have given back."""
+        """The memory that the last unloads gave back."""
 
-    def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
-        """Start an engine and tell of it; the last event is EngineGone."""
+    def run_engine(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
+        """Start an engine and yield its events; the last one is EngineGone."""
 
-    async def release(self, target: str, parting: Parting) -> None:
-        """Put the engine out of the place: to sleep, or to its end, which its replica's follows;
-        returns when nothing of the engine is left, or at a bound."""
+    async def unload(self, target: str, mode: UnloadMode) -> None:
+        """Put the engine to sleep, or stop it and its replica.
+
+        Returns when nothing of the engine is left, or after a bounded time.
+        """
 
     def asleep(self) -> tuple[str, ...]:
         """The targets whose engines sleep, the longest first."""
 
     async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
-        """Target, epoch and socket of the engine that serves already, if one does; else `wanted` is
-        held next."""
+        """Return (target, epoch, socket) of an engine that serves already, else None. Ends idle
+        replicas, except one in which `wanted` can start."""
 
     def dashboard_url(self) -> str:
-        """Where the cluster can be looked at."""
+        """The address of Ray's dashboard."""
 
     def session(self) -> str:
-        """Names the server's run: another one after everything was started anew."""
+        """The id of this Ray session; it changes when the whole server is started again."""
 
 
-class ServeHost:
-    """The host on Ray Serve: replicas are the right to the GPU, scaled to zero or one."""
+class ServeReplicas:
+    """Scales the model servers on Ray Serve to zero or one replica: a replica is the right to the
+    GPU."""
 
     def __init__(
         self, settings: Settings, servers: dict[str, DeploymentHandle], app_name: str
@@ -86,8 +89,10 @@ class ServeHost:
         self._servers = servers
         self._scaler = ReplicaScaler(app_name)
         self._memory = open_host_memory(settings)
-        self._lost: set[str] = set()  # models whose replica died under its hold
-        self._asleep: dict[str, asyncio.Task[None]] = {}  # target -> who watches it; oldest first
+        self._lost: set[str] = set()  # models whose replica died while its engine ran
+        self._asleep: dict[
+            str, asyncio.Task[None]
+        ] = {}  # target -> the task that watches it; oldest first
         self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: ForkServerKeeper | None = None
         if settings.standby:
@@ -121,7 +126,7 @@ class ServeHost:
     def memory_status(self) -> dict[str, Any]:
         return self._memory.cycles.status()
 
-    async def hold(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
+    async def run_engine(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         model = self._settings.targets[target].name
         deadline_s = self._settings.switching.load_timeout_s
         self._lost.discard(model)
@@ -130,7 +135,7 @@ class ServeHost:
                 await self._make_room_for(target)
                 await self._scaler.scale(model, 1, _SCALE_TIMEOUT_S)
                 await loading.enter_async_context(self._clearing_strays(model))
-                events = self._servers[model].options(stream=True).hold.remote(epoch, target)
+                events = self._servers[model].options(stream=True).run_engine.remote(epoch, target)
                 async for event in events:
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
@@ -148,11 +153,11 @@ class ServeHost:
             message = f"the replica of {model} is gone ({type(exc).__name__})"
             yield EngineGone(Problem("replica_lost", message))
 
-    async def release(self, target: str, parting: Parting) -> None:
+    async def unload(self, target: str, mode: UnloadMode) -> None:
         model = self._settings.targets[target].name
-        if parting is Parting.CLEAR:
+        if mode is UnloadMode.STOP_ALL:
             await self._end_sleepers(list(self._asleep))
-        may_sleep = self._settings.is_warm and parting is Parting.REST
+        may_sleep = self._settings.is_warm and mode is UnloadMode.SLEEP
         if may_sleep and await self._put_to_sleep(model):
             self._note_asleep(target)
         else:
@@ -165,7 +170,7 @@ class ServeHost:
     async def _put_to_sleep(self, model: str) -> bool:
         with suppress(RayError, RayServeException, TimeoutError):
             bound_s = 2 * self._settings.switching.unload_timeout_s + _CLEARED_S
-            is_asleep: bool = await asyncio.wait_for(self._servers[model].rest.remote(), bound_s)
+            is_asleep: bool = await asyncio.wait_for(self._servers[model].sleep.remote(), bound_s)
             return is_asleep
         return False
 
@@ -176,7 +181,7 @@ class ServeHost:
     async def _watch_sleeper(self, target: str) -> None:
         """Forget a sleeper that dies."""
         with suppress(RayError, RayServeException):
-            await self._servers[self._settings.targets[target].name].sleep_through.remote()
+            await self._servers[self._settings.targets[target].name].stay_asleep.remote()
         self._asleep.pop(target, None)
 
     async def _make_room_for(self, target: str) -> None:
@@ -242,7 +247,7 @@ class ServeHost:
         # A dead replica cannot answer, and its engine's supervisor ends the engine.
         if model not in self._lost and replicas[model].num_running:
             with suppress(RayError, RayServeException, TimeoutError):
-                await asyncio.wait_for(self._servers[model].release.remote(), bound_s)
+                await asyncio.wait_for(self._servers[model].stop_engine.remote(), bound_s)
                 has_ended = True
         await self._scaler.scale(model, 0, _SCALE_TIMEOUT_S)
         if not has_ended:

@@ -32,7 +32,7 @@ from deployments.switchboard.event_log import EventLog
 from deployments.switchboard.history import History
 from deployments.switchboard.messages import LeaseView, View
 from deployments.switchboard.metrics import SwitchMetrics
-from deployments.switchboard.replicas import Host
+from deployments.switchboard.replicas import Replicas
 from deployments.switchboard.state_file import SavedState, load_state, save_state
 
 _SPARE_S = 30.0
@@ -40,19 +40,22 @@ _SPARE_S = 30.0
 logger = logging.getLogger("llm_backend.switchboard")
 
 
-class Conductor:
-    """The machine, its host, and what is known of both: the view and the history.
+class EffectRunner:
+    """Runs the machine's effects on the replicas; keeps the view and the history.
 
     Everything runs on one event loop, and no method blocks it. Every event reaches the machine
     through `handle`; the Switchboard waits for `has_started` before it hands one on.
     """
 
     def __init__(
-        self, settings: Settings, host: Host, open_gpu: Callable[[], GpuReader] | None = None
+        self,
+        settings: Settings,
+        replicas: Replicas,
+        open_gpu: Callable[[], GpuReader] | None = None,
     ) -> None:
         switching = settings.switching
         self._settings = settings
-        self._host = host
+        self._replicas = replicas
         self._state_file = settings.home / paths.RESIDENCY
         self._saved = load_state(self._state_file)  # by an earlier boot
         self._saved_at: object = None  # what this boot has saved last
@@ -110,7 +113,7 @@ class Conductor:
         running = None
         wanted = self._wanted_at_start()
         try:
-            running = await self._host.find_running(wanted)
+            running = await self._replicas.find_running(wanted)
         except Exception:  # the lock on the place keeps a second engine away
             logger.exception("could not see what runs")
         now = time.monotonic()
@@ -131,7 +134,7 @@ class Conductor:
         saved = self._saved
         if saved and saved.desired in self._settings.targets:
             return saved.desired
-        if saved and saved.desired is None and saved.session == self._host.session():
+        if saved and saved.desired is None and saved.session == self._replicas.session():
             return None
         return self._settings.default_model
 
@@ -195,10 +198,10 @@ class Conductor:
         match effect:
             case Prepare(ticket_id, model):
                 await self._prepare(ticket_id, model)
-            case Unload(epoch, model, parting):
+            case Unload(epoch, model, mode):
                 try:
                     async with asyncio.timeout(self.machine.policy.load_timeout_s):
-                        await self._host.release(model, parting)
+                        await self._replicas.unload(model, mode)
                 except Exception:  # the lock on the place guards the next load
                     logger.exception("could not release %s", model)
                 self.handle(events.EngineUnloaded(time.monotonic(), epoch))
@@ -212,7 +215,7 @@ class Conductor:
         else:
             self._preparing.add(model)
             try:
-                problem = await problem_of(self._host.prepare(model), model)
+                problem = await problem_of(self._replicas.prepare(model), model)
             finally:
                 self._preparing.discard(model)
         now = time.monotonic()
@@ -226,7 +229,7 @@ class Conductor:
         """Run the engine and hand on what becomes of it, until it is gone."""
         problem = Problem("engine_ended", f"the engine of {load.model} ended")
         try:
-            async for event in self._host.hold(load.model, load.epoch):
+            async for event in self._replicas.run_engine(load.model, load.epoch):
                 match event:
                     case EngineStarted():
                         self.history.metrics.started(load.model, event)
@@ -257,7 +260,7 @@ class Conductor:
         self._saved_at = now
         desired, epoch, _ = now
         tickets = self.history.to_save()
-        state = SavedState(desired, epoch, self._host.session(), self.history.lease, tickets)
+        state = SavedState(desired, epoch, self._replicas.session(), self.history.lease, tickets)
         try:
             save_state(self._state_file, state)
         except OSError:
@@ -281,7 +284,7 @@ class Conductor:
             and machine.desired is not None,
             switch_s=self.history.switch_s,
             lease=self.history.lease,
-            asleep=self._host.asleep(),
+            asleep=self._replicas.asleep(),
             gpu=self.gpu,
         )
 

@@ -18,7 +18,7 @@ from tests.gateway.conftest import A, B, Front, until
 from tests.gateway.conftest import front as front
 from tests.gateway.conftest import settings as settings
 from tests.gateway.fake_engine import FakeEngine
-from tests.pure.switchboard.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeReplicas
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARTIFACTS = PROJECT / "tests" / "artifacts"
@@ -35,7 +35,7 @@ class Stage:
     def __init__(self, front: Front, settings: Settings, folder: Path) -> None:
         self.url = f"http://127.0.0.1:{front.port}"
         self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B, VISION)}
-        self.host = FakeHost()
+        self.host = FakeReplicas()
         self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
         own = settings.model_copy(update={"home": folder, "default_model": A})
         self.home = folder

@@ -68,7 +68,7 @@ async def test_a_switch_that_disturbs_others_is_confirmed(visit: Visit, stage: S
     await stage.board.lease(A, 600, "ana")
     stage.engines[A].next_token.clear()
     await visit.ask("What is the capital of France?")
-    await until(lambda: stage.board._conductor.machine.num_in_flight() or _poke(stage))
+    await until(lambda: stage.board._runner.machine.num_in_flight() or _poke(stage))
     await page.get_by_role("button", name=f"Switch to {B}").click()
     card = page.locator(f"[data-model={B}]")
     await expect(card).to_contain_text("The lease of ana on qwen-14b ends.")
@@ -107,7 +107,7 @@ async def test_events_that_were_missed_are_caught_up_with(
     await visit.page.context.set_offline(False)
     await expect(visit.page.locator("#state")).to_contain_text(f"{B} serves")
     await expect(visit.page.locator("#recent li").first).to_contain_text(f"{A} → {B}")
-    assert stage.board._conductor.boot in (last[-1] or "")
+    assert stage.board._runner.boot in (last[-1] or "")
 
 
 @pytest.mark.parametrize("look", [DARK])

@@ -20,7 +20,7 @@ from deployments.switchboard.deployment import Switchboard
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.gateway.sse import Stream, check
-from tests.pure.switchboard.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeReplicas
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60's own, under pydantic 2.14
@@ -156,7 +156,7 @@ class Whole:
 
     def __init__(self, front: Front, settings: Settings, folder: Path) -> None:
         self.engines = {m: FakeEngine(str(folder / f"{m}.sock"), m) for m in (A, B)}
-        self.host = FakeHost()
+        self.host = FakeReplicas()
         self.host.sockets = {model: engine.path for model, engine in self.engines.items()}
         own = settings.model_copy(update={"home": folder, "default_model": A})
         self.board = Switchboard(own, self.host)

@@ -126,7 +126,7 @@ async def test_an_unload_ends_idle(whole: Whole, llm: LLMClient) -> None:
 async def test_a_lease_is_renewed_while_held_and_ended_after(whole: Whole) -> None:
     """It begins when the model serves; nobody else gets one meanwhile."""
     pauses = Pauses()
-    machine = whole.board._conductor.machine
+    machine = whole.board._runner.machine
     async with LLMClient(whole.url, clock=pauses.clock) as llm:
         async with llm.lease(B, seconds=60, owner="renders") as lease:
             assert whole.gateway.admission.is_resident(B)
@@ -148,7 +148,7 @@ async def test_a_lease_is_renewed_while_held_and_ended_after(whole: Whole) -> No
 async def test_a_lease_that_an_admin_overrides_is_lost_and_not_taken_back(whole: Whole) -> None:
     """Nor is somebody else's ended at the end of the block."""
     pauses = Pauses()
-    machine = whole.board._conductor.machine
+    machine = whole.board._runner.machine
     async with LLMClient(whole.url, clock=pauses.clock) as llm:
         async with llm.lease(B, seconds=60) as lease:
             await until(lambda: pauses.asked == [20])
@@ -165,7 +165,7 @@ async def test_a_lease_that_an_admin_overrides_is_lost_and_not_taken_back(whole:
 async def test_a_lease_can_be_of_a_task(whole: Whole, llm: LLMClient) -> None:
     """The same model doing something else is another thing to keep."""
     async with llm.lease("qwen-vl", task="embed"):
-        held = whole.board._conductor.machine.held
+        held = whole.board._runner.machine.held
         assert held
         assert held.model == "qwen-vl:embed"
 
@@ -176,4 +176,4 @@ async def test_a_lease_of_a_model_that_fails_raises(whole: Whole, llm: LLMClient
     with pytest.raises(client.SwitchFailed):
         async with llm.lease(B):
             pass
-    assert whole.board._conductor.machine.held is None
+    assert whole.board._runner.machine.held is None

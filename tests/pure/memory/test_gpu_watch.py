@@ -21,7 +21,7 @@ from deployments.settings import AppArgs, GpuSettings, load_settings
 from deployments.switchboard.deployment import Switchboard
 from deployments.switchboard.messages import Event
 from tests.pure.memory.fake_nvml import GIB, FakeNvml
-from tests.pure.switchboard.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeReplicas
 
 SETTINGS = GpuSettings(alarm_at=0.95, interval_s=0.001)
 
@@ -175,12 +175,12 @@ async def test_switchboard_tells_of_the_alarm_once_each_way(tmp_path: Path) -> N
     args = AppArgs(profile="rtx5080", home=str(tmp_path), default_model="none")
     settings = load_settings(args, has_gpu=True).model_copy(update={"gpu": SETTINGS})
     nvml = FakeNvml(used_gib=15.5)
-    board = Switchboard(settings, FakeHost(), lambda: NvmlReader(nvml, None))
+    board = Switchboard(settings, FakeReplicas(), lambda: NvmlReader(nvml, None))
     try:
         on = await _next_alarm(board)
         assert (on["on"], on["used_bytes"]) == (True, int(15.5 * GIB))
         assert on["processes"][0]["name"] == "blender"
-        assert board._conductor.view.gpu.is_alarming
+        assert board._runner.view.gpu.is_alarming
         nvml.fault = "GPU is lost"
         await _until(board, lambda gpu: gpu["problem"] is not None and gpu["alarm"])
         nvml.fault, nvml.used_gib = None, 4
@@ -193,7 +193,7 @@ async def test_switchboard_tells_of_the_alarm_once_each_way(tmp_path: Path) -> N
 async def _next_alarm(board: Switchboard, after: int = 0) -> dict:
     async with asyncio.timeout(5):
         while True:
-            page = await board.events((board._conductor.boot, after), 5)
+            page = await board.events((board._runner.boot, after), 5)
             found: list[Event] = [e for e in page.events if e.kind == "gpu_alarm"]
             if found:
                 return found[0].data

@@ -11,13 +11,13 @@ from deployments.residency import (
     Lease,
     LeaseHeld,
     Load,
-    Parting,
     Phase,
     Prepare,
     Problem,
     State,
     TicketState,
     Unload,
+    UnloadMode,
     events,
 )
 from deployments.residency.outlook import estimate_s, waits_for, would_switch
@@ -80,14 +80,14 @@ def test_switch_waits_for_requests_in_flight():
     assert driver.collect() == []
     assert not driver.machine.is_cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_load_waits_until_the_old_engine_is_gone():
     driver = draining(in_flight=0)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.sleep(1000)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.unloaded()
     assert driver.collect() == [Load(2, "b")]
 
@@ -141,7 +141,7 @@ def test_cut_at_the_drain_deadline():
     assert driver.machine.is_cut
     assert driver.collect() == []  # the gateway gets its time to cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
@@ -150,7 +150,7 @@ def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
     driver.sleep(4)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_cut_is_over_when_the_next_model_loads():
@@ -165,7 +165,7 @@ def test_silent_gateway_does_not_block_a_drain():
     driver.sleep(14)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_watching_gateway_is_not_silent():
@@ -183,7 +183,7 @@ def test_new_gateway_that_has_not_reported_blocks_a_drain():
     driver.prepared()
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
@@ -194,7 +194,7 @@ def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
     driver.report(1, gateway="returned")
     assert driver.collect() == []
     driver.report(0, gateway="returned")
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain():
@@ -209,7 +209,7 @@ def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain()
     driver.prepared()
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_report_from_before_the_gateway_knew_does_not_clear_it():
@@ -247,7 +247,7 @@ def test_requests_of_an_older_epoch_do_not_hold_a_drain():
     driver.prepared()
     report = GatewayReport("gateway", 99, 2, {1: 3, 2: 0})  # three of epoch 1 never ended
     driver.handle(events.GatewayReported(driver.now, report))
-    assert driver.collect() == [Unload(2, "b", Parting.REST)]
+    assert driver.collect() == [Unload(2, "b", UnloadMode.SLEEP)]
 
 
 # --- several wishes ---
@@ -341,7 +341,7 @@ def test_failed_load_rolls_back_and_is_tried_once():
     assert ticket
     driver.unloaded()
     driver.load_failed()
-    assert driver.collect() == [Unload(2, "b", Parting.END)]
+    assert driver.collect() == [Unload(2, "b", UnloadMode.STOP)]
     driver.succeed()
     assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, BROKEN)
     assert driver.num_loads == {"a": 2, "b": 1, "c": 0}
@@ -548,7 +548,7 @@ def test_engine_lost_while_preparing_lets_the_switch_go_on():
     driver.engine_lost()
     assert driver.machine.state is State.LOST
     driver.prepared()
-    assert driver.collect() == [Unload(1, "a", Parting.END)]  # nothing to drain
+    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP)]  # nothing to drain
     driver.succeed()
     assert (ticket.state, driver.machine.holder) == (TicketState.DONE, "b")
 
@@ -566,13 +566,13 @@ def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
 def test_engine_lost_while_draining_is_unloaded_at_once():
     driver = draining(in_flight=5)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a", Parting.END)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP)]
 
 
 def test_engine_lost_while_unloading_changes_nothing():
     driver = draining(in_flight=0)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.succeed()
     assert driver.machine.holder == "b"
 
@@ -627,7 +627,7 @@ def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
     driver = Driver(epoch=8)
     driver.adopt("b", 7)
     driver.engine_lost(epoch=7)
-    assert driver.collect() == [Unload(7, "b", Parting.END)]
+    assert driver.collect() == [Unload(7, "b", UnloadMode.STOP)]
     driver.unloaded()
     assert driver.collect() == [Load(9, "b")]
 
@@ -645,7 +645,7 @@ def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
     driver.sleep(1)
     assert driver.collect() == []
     driver.report(0)
-    assert driver.collect() == [Unload(7, "b", Parting.REST)]
+    assert driver.collect() == [Unload(7, "b", UnloadMode.SLEEP)]
 
 
 def test_drain_after_a_restart_keeps_its_deadline():
@@ -654,7 +654,7 @@ def test_drain_after_a_restart_keeps_its_deadline():
     driver.switch("a", drain_timeout_s=2)
     driver.prepared()
     driver.sleep(7)
-    assert driver.collect() == [Unload(7, "b", Parting.REST)]
+    assert driver.collect() == [Unload(7, "b", UnloadMode.SLEEP)]
 
 
 # --- demand ---
@@ -1002,7 +1002,7 @@ def test_idle_model_is_unloaded_without_any_gateway():
     driver.sleep(299)
     assert driver.collect() == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", Parting.CLEAR)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP_ALL)]
 
 
 def test_silence_of_a_gateway_is_no_idleness():
@@ -1111,7 +1111,7 @@ def test_deadline_is_always_in_the_future_and_ticking_at_it_makes_progress():
         deadlines.append(deadline - 1000)
         driver.now = deadline
         driver.tick()
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
     assert len(deadlines) <= 2
 
 
@@ -1121,7 +1121,7 @@ def test_gateway_deadline_is_not_lost_to_rounding(offset):
     driver.sleep(offset)
     driver.report(1)
     driver.sleep(15)
-    assert driver.collect() == [Unload(1, "a", Parting.REST)]
+    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 # --- what never answers ---
@@ -1157,7 +1157,7 @@ def test_load_that_never_answers_is_rolled_back(is_verifying: bool):
         driver.verifying(driver.machine.epoch)
     driver._take(Load)
     driver.sleep(600)
-    assert driver.collect() == [Unload(2, "b", Parting.END)]
+    assert driver.collect() == [Unload(2, "b", UnloadMode.STOP)]
     driver.succeed()
     assert ticket.state is TicketState.ROLLED_BACK
     assert ticket.error is not None

@@ -8,12 +8,12 @@ from typing import Any
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine.events import EngineEvent, EngineGone, EngineReady, EngineVerifying
 from deployments.memory.plan import Plan
-from deployments.residency import Parting, Problem
+from deployments.residency import Problem, UnloadMode
 
 BROKEN = Problem("engine_ended", "the engine ended")
 
 
-class FakeHost:
+class FakeReplicas:
     """Closing a gate holds every call there; `loads` and `releases`: what was begun, in order."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class FakeHost:
         self.run = "session-1"
         self.loads: list[str] = []
         self.releases: list[str] = []
-        self.partings: list[Parting] = []  # how each of them was meant
+        self.partings: list[UnloadMode] = []  # how each of them was meant
         self.sleepers: list[str] = []
         self.num_prepared = 0
         self.has_changed = asyncio.Condition()  # one of the above
@@ -63,7 +63,7 @@ class FakeHost:
         await self.prepare_.wait()
         await self.check(model)
 
-    async def hold(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
+    async def run_engine(self, model: str, epoch: int) -> AsyncIterator[EngineEvent]:
         death = self._deaths[model] = asyncio.Event()
         if self.found and self.found[:2] == (model, epoch):
             self.in_place.add(model)
@@ -84,9 +84,9 @@ class FakeHost:
     def asleep(self) -> tuple[str, ...]:
         return tuple(self.sleepers)
 
-    async def release(self, model: str, parting: Parting) -> None:
+    async def unload(self, model: str, mode: UnloadMode) -> None:
         self.releases.append(model)
-        self.partings.append(parting)
+        self.partings.append(mode)
         await self.unload.wait()
         self.in_place.discard(model)
         self._deaths[model].set()

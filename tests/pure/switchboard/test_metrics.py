@@ -30,7 +30,7 @@ from deployments.switchboard.metrics import (
     result_of,
     thrash_ratio,
 )
-from tests.pure.switchboard.fake_host import FakeHost
+from tests.pure.switchboard.fake_host import FakeReplicas
 
 A, B, C = "qwen-14b", "qwen-coder", "qwen-vl"
 pytestmark = pytest.mark.timeout(20)
@@ -190,12 +190,12 @@ def test_families_cross_a_process_border(metrics: SwitchMetrics) -> None:
 
 
 @pytest.fixture
-def host() -> FakeHost:
-    return FakeHost()
+def host() -> FakeReplicas:
+    return FakeReplicas()
 
 
 @pytest.fixture
-async def board(tmp_path: Path, host: FakeHost) -> AsyncIterator[Switchboard]:
+async def board(tmp_path: Path, host: FakeReplicas) -> AsyncIterator[Switchboard]:
     settings = load_settings(AppArgs(profile="cpu-demo", home=str(tmp_path)), has_gpu=False)
     board = Switchboard(settings.model_copy(update={"default_model": A}), host)
     await board.begin_switch(A, 0, 5)
@@ -211,8 +211,8 @@ async def test_switches_and_leases_move_their_counters(board: Switchboard) -> No
     """Over the Switchboard's own doors."""
     await board.begin_switch(B, 0, 5)
     await board.lease(C, 60, "renders")
-    machine = board._conductor.machine
-    await board._conductor.until(lambda: machine.holder == C and machine.running is None, 5)
+    machine = board._runner.machine
+    await board._runner.until(lambda: machine.holder == C and machine.running is None, 5)
     switches = "llm_backend_switches_total"
     pairs = [("none", A), (A, B), (B, C)]
     for old, new in pairs:
@@ -231,7 +231,7 @@ async def test_switches_and_leases_move_their_counters(board: Switchboard) -> No
 
 
 async def test_golden_failures_and_a_rollback_are_counted(
-    board: Switchboard, host: FakeHost
+    board: Switchboard, host: FakeReplicas
 ) -> None:
     """A wrong answer earns one restart; both are failures, the switch is one rollback."""
     host.faults[B].extend([MISMATCH, MISMATCH])
@@ -242,18 +242,20 @@ async def test_golden_failures_and_a_rollback_are_counted(
     assert await count(board, "llm_backend_switches_total", result="rolled_back") == 1
 
 
-async def test_an_engine_that_dies_serving_is_a_loss(board: Switchboard, host: FakeHost) -> None:
+async def test_an_engine_that_dies_serving_is_a_loss(
+    board: Switchboard, host: FakeReplicas
+) -> None:
     """One that is put out is none."""
     assert (await board.begin_switch(B, 0, 5))["state"] == "done"
     assert await count(board, "llm_backend_engine_losses_total") == 0
     host.lose(B)
-    await board._conductor.until(lambda: host.loads[-2:] == [B, B], 5)
+    await board._runner.until(lambda: host.loads[-2:] == [B, B], 5)
     assert await count(board, "llm_backend_engine_losses_total", model=B) == 1
     assert await count(board, "llm_backend_load_failures_total") == 0
 
 
 async def test_a_switch_that_nobody_wants_any_more_is_no_failure(
-    board: Switchboard, host: FakeHost
+    board: Switchboard, host: FakeReplicas
 ) -> None:
     """The request that it was made for has left."""
     await board.watch("gateway", None)
@@ -262,6 +264,6 @@ async def test_a_switch_that_nobody_wants_any_more_is_no_failure(
     await board.report(GatewayReport("gateway", 2, 0, {}, {}))
     host.prepare_.set()
     name = "llm_backend_switches_total"
-    await board._conductor.until(lambda: board._conductor.machine.running is None, 5)
+    await board._runner.until(lambda: board._runner.machine.running is None, 5)
     assert await count(board, name, result="abandoned") == 1
     assert await count(board, name, result="failed") == 0

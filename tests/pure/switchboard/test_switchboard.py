@@ -36,7 +36,7 @@ from deployments.switchboard.messages import Event, View
 from serve_app.gateway.switchboard_client import behind
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.pure.memory.test_plan import SHAPE
-from tests.pure.switchboard.fake_host import BROKEN, FakeHost
+from tests.pure.switchboard.fake_host import BROKEN, FakeReplicas
 
 A, B, C = "qwen-14b", "qwen-coder", "qwen-vl"
 MISMATCH = Problem(GOLDEN_MISMATCH, "it answers wrongly")
@@ -59,7 +59,7 @@ class Stage:
     """A Switchboard, its host, and all that it tells."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.host = settings, FakeHost()
+        self.settings, self.host = settings, FakeReplicas()
         self.told: list[Event] = []
         self.state_file = settings.home / "run" / "residency.json"
         self.event_file = settings.home / "logs" / "residency.jsonl"
@@ -69,7 +69,7 @@ class Stage:
         changed = self.settings.switching.model_copy(update=switching)
         settings = self.settings.model_copy(update={"switching": changed})
         self.board = Switchboard(settings, self.host)
-        self._at: tuple[str, int] | None = (self.board._conductor.boot, 0)
+        self._at: tuple[str, int] | None = (self.board._runner.boot, 0)
         return self.board
 
     async def serving(self, model: str = A, **switching: float) -> Switchboard:
@@ -104,11 +104,11 @@ class Stage:
     async def view(self) -> View:
         """The present one; nobody is taken for a gateway by asking."""
         await self.board.status()
-        return self.board._conductor.view
+        return self.board._runner.view
 
     async def report(self, in_flight: int = 0, closed: bool = True, *waiting: str) -> None:
         self._seq += 1
-        epoch = self.board._conductor.view.epoch
+        epoch = self.board._runner.view.epoch
         await self.board.report(
             GatewayReport(
                 "gateway",
@@ -152,7 +152,7 @@ async def test_the_saved_model_comes_back_after_a_restart(stage: Stage) -> None:
     await board.close()
     saved = json.loads(stage.state_file.read_text())
     assert (saved["desired"], saved["epoch"]) == (B, 2)
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     await stage.serving(B)
     assert (await stage.view()).epoch == 3
     assert stage.host.loads == [B]
@@ -166,7 +166,7 @@ async def test_a_restart_keeps_the_tickets(stage: Stage) -> None:
     running = await board.begin_switch(A, 0, None)
     assert running["state"] in ("queued", "running")
     await board.close()
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     stage.host.found = (B, 2, "/run/b.sock")
     board = stage.start()
     await board.watch("gateway", None)
@@ -181,7 +181,7 @@ async def test_a_restart_keeps_a_lease_that_was_granted(stage: Stage) -> None:
     board = await stage.serving()
     held = (await board.lease(A, 60, "me"))["lease"]
     await board.close()
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     stage.host.found = (A, 1, "/run/a.sock")
     board = stage.start()
     await board.watch("gateway", None)
@@ -194,12 +194,12 @@ async def test_an_emptied_place_stays_empty_over_a_restart(stage: Stage) -> None
     board = await stage.serving()
     await board.unload(0, WAIT_S)
     await board.close()
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     board = stage.start()
     await board.watch("gateway", None)
     assert not stage.host.loads
     await board.close()
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     stage.host.run = "session-2"
     await stage.serving(A)
 
@@ -476,7 +476,7 @@ async def test_a_listener_goes_on_where_it_was(stage: Stage) -> None:
     """From any event it gets exactly those after it; from another boot all, and a word of it."""
     board = await stage.serving()
     await board.begin_switch(B, 0, WAIT_S)
-    boot = board._conductor.boot
+    boot = board._runner.boot
     start = await board.events(None, 0)
     assert (start.events, start.has_gap) == ([], False)
     for number in range(start.last):
@@ -510,7 +510,7 @@ async def test_events_and_tickets_are_bounded(
     for _ in range(600):
         await board.begin_switch(A, 0, None)  # done at once: two events
     assert len(await board.tickets(100)) == 3
-    page = await board.events((board._conductor.boot, 1), 0)
+    page = await board.events((board._runner.boot, 1), 0)
     assert page.has_gap
     assert (len(page.events), page.events[0].number) == (10, len(COLD) + 201)
 
@@ -572,21 +572,21 @@ async def test_written_events_replay_to_the_same_transitions(stage: Stage) -> No
     assert failed == [e.data["model"] for e in stage.told if e.kind == "failure"] == [C, A]
     loads = [e.model for step in steps for e in step.effects if isinstance(e, Load)]
     assert loads == stage.host.loads
-    assert steps[-1].machine == board._conductor.machine
-    *_, last = replay(board._conductor.event_log.last_lines)
-    assert last.machine == board._conductor.machine
+    assert steps[-1].machine == board._runner.machine
+    *_, last = replay(board._runner.event_log.last_lines)
+    assert last.machine == board._runner.machine
 
 
 async def test_a_restart_goes_on_in_the_same_file(stage: Stage) -> None:
     """With the state it begins with: what was saved, and the engine it found."""
     board = await stage.serving()
     await board.close()
-    stage.host = FakeHost()
+    stage.host = FakeReplicas()
     stage.host.found = (A, 1, "/run/a.sock")
     board = stage.start()
     await board.watch("gateway", None)
     *_, last = replay(stage.event_file.read_text().splitlines())
-    assert last.machine == board._conductor.machine
+    assert last.machine == board._runner.machine
     assert (last.machine.holder, last.machine.epoch) == (A, 1)
 
 
@@ -753,7 +753,7 @@ def test_what_is_refused_keeps_its_text_through_pickle(kind: type[SwitchboardErr
 async def test_hanging_disk_fails_its_switch_and_is_asked_no_second_time(stage: Stage) -> None:
     """What reads it holds a thread: more of them would stop everything else. The rest goes on."""
     board = await stage.serving()
-    machine = board._conductor.machine
+    machine = board._runner.machine
     machine.policy = replace(machine.policy, load_timeout_s=0.1)
     num_prepared = stage.host.num_prepared
     stage.host.prepare_.clear()
