@@ -58,7 +58,7 @@ class Replicas(Protocol):
     def run_engine(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start an engine and yield its events; the last one is EngineGone."""
 
-    async def unload(self, target: str, mode: UnloadMode) -> None:
+    async def unload_engine(self, target: str, mode: UnloadMode) -> None:
         """Put the engine to sleep, or stop it and its replica.
 
         Returns when nothing of the engine is left, or after a bounded time.
@@ -153,7 +153,7 @@ class ServeReplicas:
             message = f"the replica of {model} is gone ({type(exc).__name__})"
             yield EngineGone(Problem("replica_lost", message))
 
-    async def unload(self, target: str, mode: UnloadMode) -> None:
+    async def unload_engine(self, target: str, mode: UnloadMode) -> None:
         model = self._settings.targets[target].name
         if mode is UnloadMode.STOP_ALL:
             await self._end_sleepers(list(self._asleep))

@@ -201,9 +201,9 @@ class EffectRunner:
             case Unload(epoch, model, mode):
                 try:
                     async with asyncio.timeout(self.machine.policy.load_timeout_s):
-                        await self._replicas.unload(model, mode)
+                        await self._replicas.unload_engine(model, mode)
                 except Exception:  # the lock on the place guards the next load
-                    logger.exception("could not release %s", model)
+                    logger.exception("could not unload %s", model)
                 self.handle(events.EngineUnloaded(time.monotonic(), epoch))
             case Load():
                 await self._follow_engine(effect)

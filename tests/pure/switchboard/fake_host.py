@@ -84,7 +84,7 @@ class FakeReplicas:
     def asleep(self) -> tuple[str, ...]:
         return tuple(self.sleepers)
 
-    async def unload(self, model: str, mode: UnloadMode) -> None:
+    async def unload_engine(self, model: str, mode: UnloadMode) -> None:
         self.releases.append(model)
         self.partings.append(mode)
         await self.unload.wait()
