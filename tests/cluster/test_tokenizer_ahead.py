@@ -14,7 +14,7 @@ from tests.conftest import DEMO_HOME
 SITE = Path(deployments.engine.site.__file__).parent
 ASK = """
 import copy, json, os, sys
-from deployments.engine.events import main as engine_main
+from deployments.engine import main as engine_main
 checkpoint, flags = json.load(sys.stdin)
 engine_main.preload()
 engine_main.load_tokenizer(checkpoint, "generate")
