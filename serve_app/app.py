@@ -1,4 +1,4 @@
-"""Builds the graph; the one file that knows every part. Named by `serve_config.yaml`."""
+"""Builds the graph that `serve_config.yaml` names; the one file that imports every part."""
 
 import math
 from typing import Any

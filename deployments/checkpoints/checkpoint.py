@@ -1,4 +1,4 @@
-"""Where a model's weights lie, and whether they are whole and safe.
+"""Finds a model's weights, and checks that they are whole and safe.
 
 Checked before anything is drained.
 """

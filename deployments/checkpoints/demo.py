@@ -1,4 +1,4 @@
-"""The small checkpoints of the profile `cpu-demo`, built once into a cache folder.
+"""Builds the small checkpoints of the profile `cpu-demo`, once, into a cache folder.
 
     python -m deployments.checkpoints.demo [--home DIR] [NAME ...]
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub and its cache on this machine: listing, downloading, linking.
+"""Lists, downloads and links files of the Hugging Face hub in its cache on this machine.
 
 The cache's layout is the hub's own (`blobs/<digest>`, `snapshots/<commit>/<path>` as links,
 `refs/<branch>`), so checkpoints that are there already are found. Blobs are downloaded here and not

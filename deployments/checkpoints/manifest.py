@@ -1,4 +1,4 @@
-"""What was pulled: a checkpoint's files with their sizes and hashes, kept beside its snapshot."""
+"""Records the files of a pulled checkpoint with their sizes and hashes, beside its snapshot."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Pulls a model's checkpoint: the pinned revision, whole, safe to load, and written down."""
+"""Pulls a model's checkpoint at its pinned revision, whole and safe to load."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

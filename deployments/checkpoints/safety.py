@@ -1,4 +1,4 @@
-"""What a checkpoint may not hold: code of its own, pickles, and links out of its folder.
+"""Refuses checkpoints with code of their own, pickles, or links out of their folder.
 
 Engines never trust remote code, so such a checkpoint would not run as its author means it; a pickle
 runs code when it is read; and a link out of the folder serves a file that nobody has pulled.

@@ -1,4 +1,4 @@
-"""What a checkpoint's `config.json` says about its size: PURE, so that nothing need be downloaded.
+"""Reads a checkpoint's layers and sizes from its `config.json`. Pure: nothing is downloaded.
 
 The sizes are those of the tensors as the checkpoint stores them, which is what vLLM loads: its
 repacking for Marlin kernels moves bits and keeps their number.

@@ -1,5 +1,5 @@
-"""The command line an engine is started with, and its environment: functions of the settings and of
-the machine's cores.
+"""Builds the command line and the environment of an engine from the settings and the machine's
+cores.
 
 `tests/cluster/test_engine_args_parsed.py` reads every result with vLLM's own argument parser.
 """

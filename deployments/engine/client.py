@@ -1,4 +1,4 @@
-"""HTTP to an engine's private socket."""
+"""Speaks HTTP to an engine's private socket."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The engine seam: what a model's deployment tells the Switchboard while it holds an engine.
+"""The engine seam: the events that a model server sends the Switchboard while it runs an engine.
 
 A model's replica answers `hold(epoch)` with a stream of these values that stays open as long as
 the engine lives; its end, or the call's failure, means that the engine is gone. So readiness, the

@@ -1,4 +1,4 @@
-"""A process that has imported everything an engine needs, and forks engines from itself.
+"""The fork server: a process that has imported everything an engine needs, and forks engines.
 
 Two thirds of a start of vLLM are imports, the same ones in each of its processes. The standby does
 them once: an engine forked from it is ready in a few seconds. It reads a checkpoint's tokenizer

@@ -1,4 +1,4 @@
-"""The lock on a machine's one GPU place: at most one engine holds it, whoever started it.
+"""The lock on the machine's GPU: at most one engine holds it, whichever server started the engine.
 
 The lock is an flock on a file in the server's home. The engine's supervisor holds it until nothing
 of the engine is left, so it outlives a killed replica, and a second copy of the server on the same

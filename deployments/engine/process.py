@@ -1,4 +1,4 @@
-"""One engine process, seen from the replica that owns it: start, wait until ready, stop, proof.
+"""One engine process as its replica sees it: starts it, waits until it is ready, stops it.
 
 The engine runs under `supervisor.py`. This side holds the supervisor's standard input: closing it,
 or dying, ends the engine. The supervisor's end is the proof that nothing of it is left.

@@ -1,4 +1,4 @@
-"""Runs one engine, and ends everything it started when its owner is gone.
+"""Runs one engine, and ends all its processes when the engine's owner is gone.
 
 Standard input is a pipe whose other end only the owner holds: its end of file means "stop", be it
 asked for or because the owner was killed. Standard output carries one JSON object a line:

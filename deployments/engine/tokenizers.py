@@ -1,4 +1,4 @@
-"""The tokenizers that the standby has read, for the engines that it forks."""
+"""Keeps the tokenizers that the fork server has read, for the engines that it forks."""
 
 import logging
 from pathlib import Path

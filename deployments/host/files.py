@@ -1,4 +1,4 @@
-"""Files replaced as a whole: a reader, or a start after a crash, never meets half of one."""
+"""Replaces files as a whole: no reader, and no start after a crash, meets half a file."""
 
 import os
 from pathlib import Path

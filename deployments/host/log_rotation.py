@@ -1,4 +1,4 @@
-"""Keeps the logs bounded of those that know nothing of rotation, or never clear up."""
+"""Keeps logs bounded whose writers do not rotate them."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""How this project writes its logs: one JSON object a line, in files that stay bounded.
+"""Writes this project's logs: one JSON object a line, in files that stay bounded.
 
 A line holds `time` (UTC), `level`, `logger`, `event`, and the fields that `extra` or a filter gave
 its record, such as `ticket` or `request_id`; an exception goes under `error` and `at`. Never a

@@ -1,4 +1,4 @@
-"""Which process a number means: numbers are given again, after a while and after a reboot."""
+"""Identifies a process by more than its number, which the system uses again."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Proof that the GPU's memory is free before an engine asks for it.
+"""Proves that the GPU's memory is free before an engine asks for it.
 
 vLLM refuses to start unless `gpu_memory_utilization` of the card's whole memory is free, and says
 so only after half a minute of imports. A driver gives memory back a little after a process has

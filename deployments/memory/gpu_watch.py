@@ -1,4 +1,4 @@
-"""Watches the card of this machine: one poller, an alarm where its memory is nearly full.
+"""Polls this machine's card, and raises an alarm where its memory is nearly full.
 
 It runs in the Switchboard, which is on the head node: on one GPU machine, the node with the card.
 """

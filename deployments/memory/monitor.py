@@ -1,4 +1,4 @@
-"""The one owner of what is known of the place's memory: plans before a load, amounts after it."""
+"""Checks that a model fits before a load, and measures what an unload gave back."""
 
 import asyncio
 import logging

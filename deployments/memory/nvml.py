@@ -1,4 +1,4 @@
-"""The one place where the NVIDIA driver is asked: what is on the card now, through NVML."""
+"""Reads the card through NVIDIA's management library (NVML)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

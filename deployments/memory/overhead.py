@@ -1,4 +1,4 @@
-"""What engines on a GPU have reported of their memory: corrects the plan's estimate.
+"""Keeps what engines on a GPU reported of their memory, which corrects the plan's estimate.
 
 vLLM measures at its first start with given settings, and logs what it found; a later start may
 reuse the measurement (VLLM_ENABLE_STARTUP_PLAN) and log nothing. So it is kept in a small file.

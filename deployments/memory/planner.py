@@ -1,5 +1,4 @@
-"""Plans of a model's memory: for its checkpoint as it lies here, or as `configs/checkpoints.yaml`
-describes it; for this machine's card, or for one that is named."""
+"""Plans a model's memory, for a checkpoint on this machine or on paper, and for any card."""
 
 import re
 from collections.abc import Mapping

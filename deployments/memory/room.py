@@ -1,4 +1,4 @@
-"""The memory plan of a checkpoint that lies on this machine, and the room it is to fit into."""
+"""Plans a checkpoint that lies on this machine, in the memory that this machine has."""
 
 import json
 from contextlib import suppress

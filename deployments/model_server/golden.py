@@ -1,4 +1,4 @@
-"""The golden answer: no engine serves before it has answered a known question rightly.
+"""Verifies an engine: it serves only after it has answered a known question rightly.
 
 A 200 proves only that something answered: vLLM 0.32's compiled mode on the CPU gives fluent wrong
 text in bf16. So after every load a greedy answer of a few tokens is held against two things:

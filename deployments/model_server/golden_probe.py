@@ -1,4 +1,4 @@
-"""The known question of an engine, and what its answer is held against: pure.
+"""The known question for each task, and how its answer is compared. Pure.
 
 A question has two shapes, by the engine's task: a text, compared token by token, and an embedding,
 compared by its direction.

@@ -1,4 +1,4 @@
-"""The address a model had when each had a port of its own: open while the model is resident.
+"""Relays the port that a model had of its own, while the model is resident.
 
 What comes in goes to the gateway, byte for byte, so no key, limit or count is passed by. Loopback
 only.

@@ -1,4 +1,4 @@
-"""Whether an engine that owes an answer is slow or dead: a pure judge of what was seen of it.
+"""Judges whether an engine that owes an answer is slow or dead. Pure.
 
 A slow engine works or wants to: its threads run, wait for a core that other programs have, or wait
 for a disk. A dead one (stopped, or every thread blocked) does none of these. So no time limit on an

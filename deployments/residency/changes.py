@@ -1,4 +1,4 @@
-"""What the residency machine has done: values that it hands out beside its decisions."""
+"""What the machine did: values that it hands out beside its effects."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What happens to the residency machine: values that it is told one by one."""
+"""What happens to the machine: one value for each event."""
 
 from dataclasses import dataclass
 

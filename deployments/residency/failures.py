@@ -1,4 +1,4 @@
-"""Failed loads: when a model may be tried again, and when an empty place is."""
+"""Remembers failed loads, and when a model or an empty GPU may be tried again."""
 
 from dataclasses import dataclass, field
 

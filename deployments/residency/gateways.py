@@ -1,4 +1,4 @@
-"""What the gateways have in flight and waiting, as far as they have reported."""
+"""Counts the requests in flight and waiting, as the gateways report them."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is true of the residency machine after every event."""
+"""Checks what must be true of the machine after every event."""
 
 from deployments.residency.machine import Residency
 from deployments.residency.types import Phase, State, TicketState

@@ -1,4 +1,4 @@
-"""What a switch costs, waits for, or would meet, for admins; nothing here changes the machine."""
+"""Tells admins what a switch would cost, wait for and meet. Changes nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Events and the machine's whole state as JSON lines, and what follows from such lines.
+"""Writes events and the machine's whole state as JSON lines, and replays them.
 
 A line is one JSON object. `kind` says which event it is, or `Residency`: the whole state, at which
 a replay can begin. `boot` tells the machines apart that wrote into the same file. What else a line

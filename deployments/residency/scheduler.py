@@ -1,4 +1,4 @@
-"""When waiting requests have a switch made: the rule, and what was learned of the traffic."""
+"""Decides when waiting requests cause a switch, from the rule and the learned traffic."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""When to switch from the serving model to one that requests wait for: pure functions, averages.
+"""The rule: when to switch from the serving model to one that requests wait for. Pure.
 
 The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 

@@ -1,4 +1,4 @@
-"""The switches that were asked for: one ticket each, of which at most one runs."""
+"""The requested switches: one ticket each, of which at most one runs."""
 
 from dataclasses import dataclass, field
 

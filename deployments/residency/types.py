@@ -1,4 +1,4 @@
-"""The plain values of the residency machine: its states, what it is told, and what it decides."""
+"""The plain values of the machine: states, phases, causes, policy and effects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

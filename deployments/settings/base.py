@@ -1,4 +1,4 @@
-"""What all settings share: they are frozen, and know no other keys than their own."""
+"""The base of all settings: frozen, and unknown keys are refused."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""The settings of the response cache, and which store's address holds."""
+"""The settings of the response cache, and which address of a store wins."""
 
 from pathlib import Path
 from typing import Annotated

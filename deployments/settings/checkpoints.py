@@ -1,4 +1,4 @@
-"""The file `configs/checkpoints.yaml`: what is known of checkpoints that are not here."""
+"""The file `configs/checkpoints.yaml`: checkpoints that need not be on this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path

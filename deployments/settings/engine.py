@@ -1,4 +1,4 @@
-"""What one engine is started with."""
+"""The settings that one engine is started with."""
 
 from typing import Annotated, Any, Literal, Self
 

@@ -1,4 +1,4 @@
-"""The machine-wide settings: environment variables, and the file `.env` beside `serve_config.yaml`.
+"""The settings of one machine: environment variables, and `.env` beside `serve_config.yaml`.
 
 The environment beats the file, also where it is empty; what is empty in the end counts as none.
 """

@@ -1,4 +1,4 @@
-"""The files of `configs/models/`, and a model as the running profile serves it."""
+"""The files of `configs/models/`, and each model as the active profile serves it."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""Where everything lies in the home folder: `home / paths.RESIDENCY`."""
+"""Where each file lies in the home folder: `home / paths.RESIDENCY`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reads a file of `configs/`, strictly; each error names file, key, value and what is valid."""
+"""Reads a file of `configs/` strictly; each error names file, key, value and valid choices."""
 
 from pathlib import Path
 from typing import Any, TypeVar

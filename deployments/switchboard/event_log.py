@@ -1,4 +1,4 @@
-"""Writes down every event that the residency machine takes, so that an incident can be replayed.
+"""Writes down every event of the residency machine, so that an incident can be replayed.
 
 A line holds models, owners, problems, counts and times: no prompt and no answer.
 """

@@ -1,4 +1,4 @@
-"""Keeps the last tickets and events, and turns what the machine has done into events for admins."""
+"""Keeps the last tickets, and turns the machine's changes into events for admins."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The messages between the Switchboard and the gateways, and what clients see of them."""
+"""The messages between the Switchboard and the gateways, and their JSON for clients."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Counts the switches: why they were made, what they cost, how they ended.
+"""Counts switches for Prometheus: their causes, costs and results.
 
 The counts last as long as the Switchboard does; a gateway fetches them for its metrics page.
 """

@@ -1,4 +1,4 @@
-"""What the Switchboard can do to the world: check a model, hold an engine, release it.
+"""Checks models, and runs and unloads their engines on the model servers' replicas.
 
 `Replicas` is the seam its tests replace; `ServeReplicas` does it with Ray Serve.
 """

@@ -1,4 +1,4 @@
-"""Carries out what the residency machine decides, and tells it what has become of that."""
+"""Carries out the effects of the residency machine, and reports the results to it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""How many replicas a model's deployment has: zero or one, through Serve's external scaler.
+"""Scales a model's deployment to zero or one replica, through Serve's external scaler.
 
 Serve lets an external scaler set the counts where the application says
 `external_scaler_enabled: true`; the call is the dashboard's, guarded by Ray's token. Zero is a

@@ -1,4 +1,4 @@
-"""The state that outlives a restart: the wanted model, the last epoch, the lease, tickets."""
+"""Keeps what outlives a restart: the wanted model, the last epoch, the lease, tickets."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Which weights and settings a target's answers come from, known without loading it."""
+"""Identifies the weights and settings that a target's answers come from, without loading it."""
 
 import asyncio
 import hashlib

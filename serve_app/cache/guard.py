@@ -1,4 +1,4 @@
-"""A store that fails, is slow or is away costs next to nothing: its answers are made anew."""
+"""Makes a store that fails, is slow or is away cost next to nothing: answers are generated anew."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The name under which an answer is kept."""
+"""Makes the key under which an answer is kept."""
 
 import hashlib
 import json

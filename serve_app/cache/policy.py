@@ -1,4 +1,4 @@
-"""What may be cached, route by route.
+"""Says which requests are cacheable, route by route.
 
 An answer is kept where the same request would get the same again: (1) nothing is drawn at random,
 that is a temperature of 0 that the client itself asked for, or where the settings say so a seed;

@@ -1,4 +1,4 @@
-"""An answer as it is kept: JSON, checked again when it is read, and given again as a new one."""
+"""A kept answer: JSON that is checked again when it is read, and sent again as a new answer."""
 
 import json
 import re

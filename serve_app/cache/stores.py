@@ -1,4 +1,4 @@
-"""Where answers are kept. A value is bytes; each store bounds itself and forgets after `ttl_s`.
+"""Stores answers as bytes, in memory, on disk or in Redis; each store bounds itself.
 
 Memory and disk hold `max_bytes`. Redis is bounded by its own `maxmemory`, since others may share
 it; for the same reason only keys with our prefix are ever touched.

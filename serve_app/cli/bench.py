@@ -1,4 +1,4 @@
-"""`llm-backend bench`: starts the benchmark, which lies among the tests of a source checkout."""
+"""`llm-backend bench`: starts the benchmark of a source checkout."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`cache stats` and `cache clear`: the kept answers."""
+"""`cache stats` and `cache clear`."""
 
 import json
 

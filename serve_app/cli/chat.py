@@ -1,4 +1,4 @@
-"""`chat`: a model answers in the terminal."""
+"""`chat`: talks with a model in the terminal."""
 
 import base64
 import mimetypes

@@ -1,4 +1,4 @@
-"""How a command reaches a backend, and what its errors become: one line and an exit code."""
+"""Reaches a server, and turns its errors into one line and an exit code."""
 
 import asyncio
 import functools

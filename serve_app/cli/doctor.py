@@ -1,4 +1,4 @@
-"""`llm-backend doctor`: says what is wrong with this machine, and what to do about it."""
+"""`llm-backend doctor`: finds what is wrong with this machine, and names the remedy."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a line of a log was written, as each of the programs behind them writes it."""
+"""Reads the time of a log line, in the format of each program that logs."""
 
 import re
 from collections.abc import Sequence

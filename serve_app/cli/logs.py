@@ -1,4 +1,4 @@
-"""`logs`: what the parts have written, also when they are dead."""
+"""`logs`: shows the logs of every part, also while the server is down."""
 
 import time
 from contextlib import ExitStack

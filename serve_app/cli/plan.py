@@ -1,4 +1,4 @@
-"""`llm-backend plan`: what fits into a card of a size, before anything is downloaded or drained."""
+"""`llm-backend plan`: says what fits into a card, before anything is downloaded."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A switch as one watches it: finished phases as lines, the present one as a bar."""
+"""Shows a switch: finished phases as lines, the current one as a bar."""
 
 from types import TracebackType
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""`llm-backend pull`: has the models' checkpoints on this machine."""
+"""`llm-backend pull`: downloads the models' checkpoints."""
 
 import sys
 from pathlib import Path

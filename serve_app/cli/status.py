@@ -1,4 +1,4 @@
-"""`health`, `status`, `models`, `events`: what one may know, changing nothing."""
+"""`health`, `status`, `models`, `events`: show the server's state; they change nothing."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""`switch`, `unload`, `lease`: what becomes resident, and how long it stays."""
+"""`switch`, `unload`, `lease`: change which model is resident, and for how long."""
 
 import getpass
 import json

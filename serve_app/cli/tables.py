@@ -1,4 +1,4 @@
-"""Values as lines of text: the same in a terminal and in a pipe."""
+"""Formats values as lines of text, the same in a terminal and in a pipe."""
 
 from collections.abc import Sequence
 from typing import Any

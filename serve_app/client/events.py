@@ -1,4 +1,4 @@
-"""Following `GET /admin/events`, over every interruption."""
+"""Follows `GET /admin/events` over every interruption."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A lease that is renewed while it is held."""
+"""Renews a lease while it is held."""
 
 import asyncio
 import getpass

@@ -1,4 +1,4 @@
-"""`LLMClient`: what one asks of the backend, from Python."""
+"""`LLMClient`: the backend from Python."""
 
 import os
 from collections.abc import AsyncGenerator, Sequence

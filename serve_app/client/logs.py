@@ -1,4 +1,4 @@
-"""A service's log, line by line."""
+"""Reads a service's log, line by line."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""Server-sent events, as a client reads them."""
+"""Reads server-sent events."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A streamed answer, chunk by chunk."""
+"""Reads a streamed answer, chunk by chunk."""
 
 import json
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""Following one switch to its end."""
+"""Follows one switch to its end."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""One line to the backend: requests with a deadline, sent again when the backend says when."""
+"""Sends requests with a deadline, and again when the server says when."""
 
 import asyncio
 import json as json_module

@@ -1,4 +1,4 @@
-"""What is known of the machine, gathered before anything is judged; and what a judgement is."""
+"""The facts about this machine, and the findings that the checks make of them."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Looks at the machine: everything the checks need, and no judgement."""
+"""Gathers the facts that the checks need; judges nothing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The checks of the card and its software. Pure: a Machine in, Findings out."""
+"""Checks the card and its software. Pure: facts in, findings out."""
 
 import re
 from collections.abc import Iterator

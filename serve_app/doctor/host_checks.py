@@ -1,4 +1,4 @@
-"""The checks of the rest of the machine. Pure: a Machine in, Findings out."""
+"""Checks the rest of the machine. Pure: facts in, findings out."""
 
 from collections.abc import Iterator
 

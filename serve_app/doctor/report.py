@@ -1,4 +1,4 @@
-"""All checks in one report: as lines, as JSON, and as an exit code."""
+"""Runs all checks, and shows the findings as lines, as JSON and as an exit code."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,4 +1,4 @@
-"""The gateway's half of residency: which request is admitted to which engine, and which waits.
+"""Admits requests to the resident engine, and lets the others wait: first come, first served.
 
 Admission is decided locally, with no call to the Switchboard per request. The gateway follows the
 Switchboard's view; while the view says that the wanted model serves, a request is counted under

@@ -1,4 +1,4 @@
-"""The engine's errors as ours: in shape, short, and without a word of the engine's inside."""
+"""Turns an engine's errors into the caller's shape, without the engine's internals."""
 
 import json
 import re

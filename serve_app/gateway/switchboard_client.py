@@ -1,4 +1,4 @@
-"""The gateway's line to the Switchboard."""
+"""Calls the Switchboard, and turns its refusals into HTTP errors."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Starting the server apart from the terminal, with a model and a profile of one's choice."""
+"""Starts the server in the background, with a chosen model and profile."""
 
 import contextlib
 import subprocess

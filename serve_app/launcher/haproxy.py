@@ -1,4 +1,4 @@
-"""Serve's HAProxy mode, with what it leaves open closed.
+"""Sets up Serve's HAProxy mode, and closes what Ray leaves open.
 
 In this mode HAProxy takes the place of Serve's Python proxy and sends each request straight to the
 gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 ships it,

@@ -1,4 +1,4 @@
-"""Mends the configuration that Ray has written for HAProxy, then becomes HAProxy.
+"""Mends the configuration that Ray wrote for HAProxy, then becomes HAProxy.
 
 Run as `python -I -S haproxy_guard.py <the real binary> <its arguments>`; knows nothing but the
 standard library, for it runs at each reload.

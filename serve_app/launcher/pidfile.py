@@ -1,4 +1,4 @@
-"""The server that runs on a home: a note of it, and ending exactly that.
+"""The PID file of the server that uses a home folder, and stopping exactly that server.
 
 `llm-backend start` writes the note to `<home>/run/server.json`: its own process, which ends Serve,
 Ray and the engine in order, and Serve's, whose session holds the rest should the first be killed.

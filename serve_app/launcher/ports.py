@@ -1,4 +1,4 @@
-"""A TCP port that nobody has, and nobody takes by chance."""
+"""Finds a free TCP port that no program takes by chance."""
 
 import random
 import socket

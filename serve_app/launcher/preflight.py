@@ -1,4 +1,4 @@
-"""What can be seen to be wrong before anything is started: one sentence each."""
+"""Finds what would make a start fail, before anything is started; one sentence each."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Keeps a server from the other users of its machine: where its files lie, and who could get there.
+"""Keeps the server's files from the other users of its machine.
 
 Ray's token lets whoever has it run programs as the server's user, and Ray 2.60 writes it to
 `~/.ray/auth_token` for all to read and opens its temporary folder to all, for writing too

@@ -1,5 +1,4 @@
-"""The ASGI messages that a response written by hand sends, and the one it waits for; and the
-response that is a stream of events."""
+"""ASGI messages, responses that are sent piece by piece, and clients that leave."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable

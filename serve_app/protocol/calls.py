@@ -1,4 +1,4 @@
-"""What a client may ask of a model: one table of routes, the fields each takes, and those refused.
+"""The addresses that a model answers at: the fields each takes, and those refused.
 
 A field that is not here is left out of what the engine is sent (`normalizing.py`). The models check
 what the gateway must know or must not let through; everything finer is the engine's to check. A

@@ -1,4 +1,4 @@
-"""Every error a client can be told of, and the one place where errors become HTTP.
+"""Every error that a client can get, and the one function that turns errors into HTTP.
 
     BackendError
     ├── InvalidRequest           400  the body or a parameter is wrong

@@ -1,4 +1,4 @@
-"""What keeps a stream alive while it waits for its model; it is no part of any answer."""
+"""Keeps a stream alive while it waits for its model."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""How the engine's streams end, and when that end is to be believed.
+"""Tells a stream that finished from one that a dying engine ended politely.
 
 An engine that dies ends its own streams politely, with `[DONE]` or `message_stop`. Chat and
 completions say for each choice why it finished, so there the absence of a reason gives a death

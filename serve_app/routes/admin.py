@@ -1,4 +1,4 @@
-"""The admin's routes: what is resident, and making it another."""
+"""The admin's addresses: status, switches, leases, events."""
 
 from typing import Annotated, Any
 

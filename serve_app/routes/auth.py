@@ -1,4 +1,4 @@
-"""Who may do what; the one place that knows.
+"""Decides who may do what.
 
 | | no key set | keys set |
 |---|---|---|

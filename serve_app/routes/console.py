@@ -1,4 +1,4 @@
-"""The web pages: fixed sets of files, served as they lie in `console/` and `docs/`."""
+"""Serves the files of the web pages in `console/` and `docs/`."""
 
 import mimetypes
 from pathlib import Path

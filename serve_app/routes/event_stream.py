@@ -1,4 +1,4 @@
-"""What the Switchboard tells of itself, as server-sent events.
+"""Sends the Switchboard's events as server-sent events.
 
 An event's id is `<boot>-<number>`. A client that comes back with its last id gets what it missed,
 or, where that is no longer known or another boot counts anew, a `gap` event and then what there is.

@@ -1,4 +1,4 @@
-"""What is so just now, as metric families: the view, the gateway's counts, the card."""
+"""The current state as metrics: the view, the gateway's counts, the card."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The routes for everybody: health, the models, and what the models answer."""
+"""The public addresses: health, the models, and the models' answers."""
 
 import asyncio
 from typing import Any

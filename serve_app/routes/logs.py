@@ -1,4 +1,4 @@
-"""Logs over HTTP: the last lines, and what comes after them."""
+"""Logs over HTTP: the last lines, and the lines that follow."""
 
 import asyncio
 from collections.abc import AsyncGenerator

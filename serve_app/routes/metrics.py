@@ -1,4 +1,4 @@
-"""`GET /metrics`: the gateway's own, the Switchboard's and the resident engine's, on one page.
+"""`GET /metrics`: the metrics of the gateway, the Switchboard and the resident engine on one page.
 
 It answers within a second whatever the others do: an engine that does not answer in time is left
 out and counted, a Switchboard that does not is shown as it last was.

@@ -1,4 +1,4 @@
-"""The document at `/docs`: what FastAPI cannot see, because bodies are read as raw bytes.
+"""Adds to the API's description what FastAPI cannot see, because bodies are read as raw bytes.
 
 Request bodies are derived from the models that check them; examples and errors are added by hand.
 """

@@ -1,4 +1,4 @@
-"""What a client sets beside the body: headers, and the bodies of `/admin`."""
+"""Reads what a client sets beside the body: headers, and the bodies of `/admin`."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""What is known of one request: set once, where it becomes known, and read by all who report of it.
+"""The current request's context: set where a fact becomes known, read by logs and metrics.
 
 The access line and every other log line of the request carry it, and the metrics count by it.
 """

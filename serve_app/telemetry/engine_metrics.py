@@ -1,4 +1,4 @@
-"""The resident engine's own metrics, for the gateway's page: vLLM's names, with our model's."""
+"""Fetches the resident engine's metrics: vLLM's names, with our model's name."""
 
 from pathlib import Path
 

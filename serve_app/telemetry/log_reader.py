@@ -1,4 +1,4 @@
-"""Reading logs: the last lines of a file, and what is added to it.
+"""Reads the last lines of a log, and the lines that are added.
 
 Files may be rotated at any time, in both ways that there are: another file takes the name, or the
 same file begins anew (see `logs.py`). Nothing here blocks but on the disk.

@@ -1,4 +1,4 @@
-"""What one gateway counts of its requests.
+"""The gateway's counters and histograms of its requests.
 
 Labels come from fixed sets only (models and routes of this application, classes of statuses, codes
 of `errors.py`), so no client can make series.

@@ -1,4 +1,4 @@
-"""The ASGI layer around everything: names each request, measures it, and logs one line at its end.
+"""The outermost ASGI layer: names each request, measures it, and logs one line at its end.
 
 Latency is what the client gets: times are taken as bytes leave. Nothing is parsed on the way: a
 piece of a stream costs a clock, a count of its line ends and one histogram (1.6 µs in all, measured

@@ -1,4 +1,4 @@
-"""From a body's bytes to a checked request.
+"""Turns a body's bytes into a checked request.
 
 A large body is worked on beside the event loop (`threads.py`); what one step of it may take is
 bounded in `reading.decode` and in the checks.

@@ -1,4 +1,4 @@
-"""Is this request one that an engine may see? Field by field, and against the limits."""
+"""Checks a request's fields, and its counts against the limits."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures: looked at before any engine decodes them, and fetched where a host is trusted."""
+"""Checks pictures before an engine decodes them, and fetches them from trusted hosts."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What shall constrain an answer: schemas, patterns and words, before the engine compiles them.
+"""Checks schemas, patterns and choices before the engine compiles them into a grammar.
 
 The engine's compiler (xgrammar) can be kept busy for minutes by a few bytes, and while it works
 everybody else's tokens come late. All that one request brings is therefore counted together, and

@@ -1,4 +1,4 @@
-"""Finds the pictures in what a client sends, and lets nothing else through that is not text.
+"""Checks the parts of messages, and finds the pictures among them.
 
 vLLM takes more kinds of content than the models here: embeddings as pickled tensors, video, audio,
 files, and pictures named by a key instead of sent. So a part is taken only if it is of a known kind

@@ -1,4 +1,4 @@
-"""What a request means, without what asks for nothing: the step between reading and checking.
+"""Leaves out the fields that ask for nothing or that no engine here knows.
 
 Programs send more than a model needs: nulls for what they leave open, fields of other servers, and
 their own records in messages that they send back. (1) A null asks for nothing, and neither does a

@@ -1,4 +1,4 @@
-"""Work on many bytes, beside the event loop."""
+"""Runs work on large bodies in a thread, beside the event loop."""
 
 import asyncio
 from collections.abc import Callable
