@@ -1,7 +1,7 @@
 """Refuses checkpoints with code of their own, pickles, or links out of their folder.
 
 Engines never trust remote code, so such a checkpoint would not run as its author means it; a pickle
-runs code when it is read; and a link out of the folder serves a file that nobody has pulled.
+runs code when it is read; and a link out of the folder serves a file that was never pulled.
 """
 
 import json

@@ -90,7 +90,7 @@ def _gpu_flags(spec: ModelSpec) -> list[str]:
 
 
 def _num_threads() -> int:
-    """Cores that an engine on the CPU computes on: all but one, which is left to whoever feeds it.
+    """Cores that an engine on the CPU computes on: all but one, left to the processes that feed it.
 
     vLLM does the same by itself where the worker is a process of its own, and then too takes one of
     the threads that share a core. The threads wait for each other at every step: on two cores, two

@@ -20,7 +20,7 @@ class EngineStarted:
 
     pid: int
     way: StartWay
-    free_bytes: int | None = None  # of the card before it; None where nobody looked
+    free_bytes: int | None = None  # of the card before the start; None where it was not read
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Two thirds of a start of vLLM are imports, the same ones in each of its processe
 them once: an engine forked from it is ready in a few seconds. It reads a checkpoint's tokenizer
 when its first engine is asked for, and keeps it for the next ones. It touches no device and has one
 thread, else it refuses to work, and it ends when it finds its packages or a tokenizer replaced.
-Whoever asks it falls back to a plain start when it does not answer, and ends it. It lives as long
+A replica whose request it does not answer starts its engine plainly, and ends it. It lives as long
 as its owner holds the other end of its standard input, a socket on which it says when it is ready;
 engines outlive it. It has two owners: the launcher's begins its imports while Ray starts, and the
 Switchboard's waits behind a lock for the end of that one.
@@ -55,7 +55,7 @@ def request_engine(path: Path, request: dict[str, Any], fds: list[int]) -> int:
     """Hand a start to the standby at `path`: its pid. The answer comes on the supervisor's output.
 
     Raises:
-        ForkServerError: nobody listens there.
+        ForkServerError: no fork server listens there.
     """
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
@@ -129,7 +129,9 @@ class ForkServerKeeper:
         while not listens(socket_path(self._home)):
             if loop.time() > deadline or not self._may_come:
                 return
-            await asyncio.sleep(_LISTENS_RETRY_S)  # it may be another owner's, who tells nobody
+            await asyncio.sleep(
+                _LISTENS_RETRY_S
+            )  # it may be another owner's, which sends no signal
 
 
 def listens(path: Path) -> bool:

@@ -115,7 +115,7 @@ def _read_holder(lock_file: Path) -> dict[str, int | str | None]:
 
 
 def _kill_orphans(lock_file: Path) -> None:
-    """End an engine whose supervisor is dead: nobody else will.
+    """End an engine whose supervisor is dead.
 
     The file outlives engines and reboots, so its numbers may have been given to others since: (1)
     in another boot or container, or (2) to a process that started at another time.

@@ -293,7 +293,7 @@ class EngineProcess:
     async def _read_to_end(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             self.exit_code = json.loads(line).get("exit")
-        if self.exit_code is None:  # the supervisor was killed; nobody else ends the engine
+        if self.exit_code is None:  # the supervisor was killed, so the engine has to be ended here
             await asyncio.to_thread(self._kill_session)
         self._close_stop_pipe()
         self.socket.unlink(missing_ok=True)
@@ -344,7 +344,7 @@ class EngineProcess:
 
 
 class _Pipes:
-    """The two pipes to a supervisor; what nobody has taken is closed at the end."""
+    """The two pipes to a supervisor; an end that was not taken is closed."""
 
     def __init__(self) -> None:
         self._status_read, self.status_write = os.pipe()

@@ -32,7 +32,7 @@ async def wait_until_memory_freed(
 ) -> GpuReading | None:
     """Wait until `share` of the card's memory is free; returns the last look.
 
-    `held_bytes`: what whoever is to have it holds of it already.
+    `held_bytes`: what the engine that needs the memory holds of it already.
     None, with a warning, when the driver stops answering: vLLM looks for itself.
 
     Raises:
@@ -58,7 +58,7 @@ def _describe(reading: GpuReading, free: float, needed: float) -> str:
     holders = ", ".join(f"process {describe_process(p)}" for p in reading.processes[:3])
     return (
         f"the GPU has {gib(free)} free and {needed / GIB:.2f} are needed; "
-        f"held by: {holders or 'nobody that the driver names'}"
+        f"held by: {holders or 'no program that the driver names'}"
     )
 
 

@@ -93,7 +93,7 @@ def alarm_event(state: GpuState, alarm_at: float) -> dict[str, Any]:
 
 
 def gpu_json(state: GpuState) -> dict[str, Any]:
-    """The card as anybody may see it; without a card the same fields, null."""
+    """The card as every client may see it; without a card the same fields, null."""
     reading = state.reading
     return {
         "name": reading.name,

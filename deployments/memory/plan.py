@@ -49,7 +49,7 @@ class Room:
 
     device: Device
     total_bytes: int
-    free_bytes: int | None = None  # now; None where nobody can tell, or on a card on paper
+    free_bytes: int | None = None  # now; None where it cannot be read, or on a card on paper
     returned_bytes: int = 0  # by the engine that serves now, when it is unloaded
     holders: tuple[str, ...] = ()  # who has the rest, the largest first
 
@@ -83,7 +83,7 @@ class Plan:
     context_wanted_tokens: int
     context_fits_tokens: int  # no more than the model was trained for
     needed_bytes: int
-    headroom_bytes: int  # of the whole memory, left for everybody else
+    headroom_bytes: int  # of the whole memory, left for other programs
     disk_bytes: int
     fits: bool
     reason: str | None  # why it does not fit
@@ -242,7 +242,7 @@ def _warnings(made: Plan) -> tuple[str, ...]:
         warnings.append(f"tight: {gib(spare_bytes)} to spare for the context")
     if made.headroom_bytes < _ADVISED_HEADROOM_BYTES:
         warnings.append(
-            f"{gib(made.headroom_bytes)} are left for everybody else on the card; 1.5 to 2 GiB "
+            f"{gib(made.headroom_bytes)} are left for other programs on the card; 1.5 to 2 GiB "
             "are advised"
         )
     return tuple(warnings)

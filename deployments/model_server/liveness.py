@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from deployments.residency import Problem
 
 # Of the time between two looks. A blocked engine's helper threads use far less, one that wants to
-# work far more: all of it, whoever else has the cores.
+# work far more: all of it, whatever else uses the cores.
 _STILL_SHARE = 0.02
 _BUSY_SHARE = 0.5
 

@@ -33,7 +33,9 @@ _SCALE_TIMEOUT_S = 120.0
 _STANDBY_READY_S = 45.0
 _CLEARED_S = 60.0  # an engine is killed after its own time, and what is left of it cleared
 _DESCRIBE_S = 60.0
-_STRAYS_S = 2.0  # between two looks for replicas that nobody asked for, while a model loads
+_STRAYS_S = (
+    2.0  # between two looks for replicas that the Switchboard did not ask for, while a model loads
+)
 _SPARE_AFTER_S = 2.0  # its imports would slow the first answers of the new model
 _CHUNK_BYTES = 8 * 1024 * 1024
 
@@ -210,7 +212,7 @@ class ServeReplicas:
             yield
         finally:
             is_over.set()
-            await clearing  # its last wish is told before anybody has another
+            await clearing  # its last scaling is done before another begins
 
     async def _clear_strays(self, model: str, is_over: asyncio.Event) -> None:
         while True:

@@ -11,7 +11,7 @@ from serve_app.cache.stores import Store, StoreFailed
 
 _NUM_FAILURES = 3  # one late answer is no sign: this process itself may have been busy
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
-_STORE_S = 1.0  # a store may take this long: nobody waits for it
+_STORE_S = 1.0  # a store may take this long: no request waits for it
 
 logger = logging.getLogger("llm_backend.cache")
 

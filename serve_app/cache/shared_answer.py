@@ -67,7 +67,7 @@ class Counts:
     off: int = 0
     stored: int = 0
     too_large: int = 0
-    garbage: int = 0  # values that nobody here has written
+    garbage: int = 0  # values in the store that this program did not write
 
 
 def with_label(send: Send, label: str) -> Send:

@@ -180,7 +180,7 @@ class RedisStore:
         self._redis = Redis.from_pool(pool)
 
     async def get(self, key: str) -> bytes | None:
-        """One byte more than a value can have is read, whatever somebody has put there."""
+        """Read at most one byte more than a value can have, whatever the key holds."""
         with _failing_as_store():
             value = await self._redis.getrange(_PREFIX + key, 0, self._last_byte)
         return (value.encode() if isinstance(value, str) else value) or None

@@ -56,7 +56,7 @@ def _wanted(settings: Settings, name: str | None, is_default: bool) -> list[Mode
 
 
 def _is_whole(spec: ModelSpec, home: Path) -> bool:
-    """Whether it could be loaded as it is, whoever brought it here."""
+    """Whether the checkpoint can be loaded as it lies here."""
     try:
         folder = checkpoint.check(spec, home)
     except CheckpointError:

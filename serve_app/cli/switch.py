@@ -70,7 +70,9 @@ def lease(
     seconds: Annotated[float | None, typer.Option(help="The same in seconds.")] = None,
     owner: Annotated[str | None, typer.Option(help="Shown to others; default: user@host.")] = None,
     task: Task = None,
-    end: Annotated[bool, typer.Option("--end", help="End the lease, whoever holds it.")] = False,
+    end: Annotated[
+        bool, typer.Option("--end", help="End the lease, whichever owner holds it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Keep a model resident for a time (10 minutes): only an admin's switch puts it out."""

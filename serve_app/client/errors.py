@@ -8,7 +8,7 @@ LLMError
 └── APIError               the backend answered with an error
     ├── NotAllowed         401, 403: the key
     ├── NotFound           404: no such model, route or ticket
-    ├── LeaseHeld          409: somebody else has a lease
+    ├── LeaseHeld          409: another owner has a lease
     ├── Overloaded         429: the queue is full
     ├── ModelNotResident   503: and the request was not to wait, or another model has a lease
     └── ModelLoadFailed    503: the model could not be loaded

@@ -39,7 +39,7 @@ def lease_body(model: str, seconds: float, owner: str, task: str | None) -> dict
 
 
 def unique_owner() -> str:
-    """Names this use of this process, for people who see the lease and for nobody else's lease."""
+    """Name this use of this process for people who see the lease; no other lease has the name."""
     return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}.{next(_number)}"
 
 

@@ -69,7 +69,7 @@ class LLMClient:
         await self._models.close()
         await self._admin.close()
 
-    # --- for everybody ---
+    # --- for users ---
 
     async def health_check(self, timeout_s: float | None = None) -> dict[str, Any]:
         """`GET /health`: state, resident model, what is in flight and queued."""
@@ -197,7 +197,7 @@ class LLMClient:
         gets says why it is not held any longer, if an admin has overridden it.
 
         Raises:
-            LeaseHeld: somebody else has a lease.
+            LeaseHeld: another owner has a lease.
             SwitchFailed: the model could not be loaded.
         """
         held = HeldLease(model, owner or unique_owner(), seconds, task)
@@ -217,12 +217,12 @@ class LLMClient:
         task: str | None = None,
         timeout_s: float = _SWITCH_S,
     ) -> Ticket:
-        """A lease that nobody renews, from when `model` serves; raises like `lease`."""
+        """A lease that is not renewed, from when `model` serves; raises like `lease`."""
         body = lease_body(model, seconds, owner, task)
         return await self._follow("/admin/lease", body, on_progress, timeout_s)
 
     async def end_lease(self) -> dict[str, Any] | None:
-        """End the lease, whoever holds it; the one that was ended."""
+        """End the lease, whichever owner holds it, and return it."""
         answer = await self._admin.ask("DELETE", "/admin/lease", self._deadline())
         ended: dict[str, Any] | None = answer["ended"]
         return ended

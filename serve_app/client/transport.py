@@ -17,7 +17,7 @@ _MAX_CONNECTIONS = 200  # the backend queues 256; more of ours wait here, withou
 _CONNECT_S = 10.0
 _KEEP_ALIVE_S = 2.0  # less than any server's: a connection it closes just now loses a request
 _JITTER = 0.25  # so that a hundred that were sent away together do not come back together
-# A fault that somebody has to see, and a refusal that the caller asked for: not sent again.
+# Not sent again: a fault that a person has to see, and a refusal that the caller asked for.
 _FINAL_CODES = {"model_load_failed", "model_not_resident"}
 
 _T = TypeVar("_T")

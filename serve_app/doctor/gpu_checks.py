@@ -193,7 +193,9 @@ def check_gpu_memory(machine: HostFacts) -> Iterator[Finding]:
     share = max((s.engine.gpu_memory_utilization or 0 for s in settings.models.values()), default=0)
     others = ", ".join(describe_process(p) for p in reading.processes[:3])
     text = f"{free / GIB:.2f} of {gib(total)} are free"
-    held = f"; held by: {others or 'nobody that the driver names'}" if total - free > GIB else ""
+    held = (
+        f"; held by: {others or 'no program that the driver names'}" if total - free > GIB else ""
+    )
     if total < _SMALL_CARD_BYTES:
         yield Finding(
             "gpu memory",

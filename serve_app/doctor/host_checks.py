@@ -175,7 +175,7 @@ def check_other_users(machine: HostFacts) -> Iterator[Finding]:
 
 
 def check_keys(machine: HostFacts) -> Iterator[Finding]:
-    """That nobody beyond this machine gets in without a key."""
+    """Check that other machines need a key."""
     settings = machine.settings
     if settings is None:
         return
@@ -186,7 +186,7 @@ def check_keys(machine: HostFacts) -> Iterator[Finding]:
         yield Finding(
             "keys",
             Level.PROBLEM,
-            f"{text}: everybody who reaches this machine could use it, so it does not start",
+            f"{text}: any client that reaches this machine could use it, so it does not start",
             "set LLM_BACKEND_API_KEY, or http_options.host: 127.0.0.1 in serve_config.yaml",
         )
     elif is_open and not num_admin:

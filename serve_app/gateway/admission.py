@@ -64,7 +64,7 @@ class Slot:
     admitted_at: float
     queued_s: float  # from arrival to admission
     switch_s: float  # how long the switch took that it waited for; 0: for none
-    limit: asyncio.Timeout | None = None  # set by whoever forwards; a cut makes it expire at once
+    limit: asyncio.Timeout | None = None  # set by the relay; a cut makes it expire at once
     is_cut: bool = False
 
     def cut(self) -> None:
@@ -237,7 +237,7 @@ class Admission:
             raise _load_failed(request.model, failure)
         refusal = self._refusal(request, waiter.last_failure)
         if refusal is None and request.wait_deadline <= asyncio.get_running_loop().time():
-            refusal = self._too_late(request)  # before anybody switches for it
+            refusal = self._too_late(request)  # before the Switchboard switches for it
         if refusal:
             raise refusal
         if len(self._waiters) >= self.limits.max_queued:
@@ -318,10 +318,10 @@ class Admission:
     def _drop(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-            self.changed.set()  # also the last one's going: nobody may switch for it any more
+            self.changed.set()  # also when the last one leaves: no switch is made for it any more
 
     def _note_change(self) -> None:
-        """Report only when somebody acts on it: during a switch, or when somebody waits."""
+        """Report only what the Switchboard acts on: during a switch, or while requests wait."""
         if self._waiters or self.view is None or self.view.state is not State.SERVING:
             self.changed.set()
 

@@ -57,8 +57,8 @@ class _Pool:
 class EngineSessions:
     """HTTP connections to engines, one pool for each engine's socket.
 
-    A pool is closed when nobody uses it and another engine is asked for, so a late request to an
-    old engine never ends a stream of the new one.
+    A pool is closed when no request uses it and another engine is asked for, so a late request to
+    an old engine never ends a stream of the new one.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class EngineSessions:
         pool = self._pools.get(endpoint)
         if pool is None:
             pool = self._pools[endpoint] = _Pool(endpoint)
-        pool.num_users += 1  # before the first await: from here on nobody else closes it
+        pool.num_users += 1  # before the first await: from here on no other request closes it
         try:
             await self._close([e for e, p in self._pools.items() if not p.num_users])
             yield pool.session

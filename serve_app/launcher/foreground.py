@@ -59,7 +59,7 @@ class _Stopped(Exception):
 
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP, noted, and looked for between two steps: a step that one of them
-    broke off could leave a process of which nobody knows."""
+    broke off could leave a process that no note names."""
 
     def __init__(self) -> None:
         self._has_one_come = False

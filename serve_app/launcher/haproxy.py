@@ -4,7 +4,7 @@ In this mode HAProxy takes the place of Serve's Python proxy and sends each requ
 gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 ships it,
 
 1. its metrics and its statistics listen on all interfaces: here, on sockets in a private folder;
-2. its admin socket may be used by everybody: here, by this user, in that folder;
+2. its admin socket is open to all users: here, to this user, in that folder;
 3. its own errors are HTML, a 500 of two words, or while the gateway is away a 404: here, they are
    in OpenAI's shape and say what is the matter;
 4. a replica that is stopped drains for at least 30 s: the gateway has a drain of its own;
@@ -20,10 +20,10 @@ gateway's replica: the cost of a streamed token falls to a ninth. As Ray 2.60 sh
 
 Two things stay. What HAProxy's parser refuses, and a head that is too long or too slow, is answered
 in HTML, whatever error pages there are: that text is compiled into HAProxy. And an HTTP/1.0 client
-gets a stream in chunks: uvicorn's `httptools` protocol, which Serve's replica runs, chunks all that
-has no length, whoever asks, and HAProxy passes it on, putting the header back where a rule takes it
-out. To hold a stream back until its length is known would be worse: nginx asks in HTTP/1.0 by
-default, and reads chunks.
+gets a stream in chunks: uvicorn's `httptools` protocol, which Serve's replica runs, chunks every
+answer without a length, and HAProxy passes it on, and restores the header where a rule removes it.
+To hold a stream back until its length is known would be worse: nginx asks in HTTP/1.0 by default,
+and reads chunks.
 """
 
 import json
@@ -79,8 +79,8 @@ def prepare(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
         # A gateway that gets no core for seconds is slow and not away: Ray's own two misses, the
-        # second after 250 ms, turn everybody away. A dead one refuses connections, which is seen at
-        # once.
+        # second after 250 ms, would turn all clients away. HAProxy sees at once that a dead one
+        # refuses connections.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": str(HEALTH_CHECK_MISSES),
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": HEALTH_CHECK_INTERVAL,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # another server may have 8500

@@ -9,12 +9,12 @@ import re
 import sys
 from pathlib import Path
 
-_HEAD_TIMEOUT_S = 30  # for a request's head: whoever sends it slower holds a connection for nothing
+_HEAD_TIMEOUT_S = 30  # for a request's head: a slower client holds a connection for nothing
 _PAGES = (400, 408, 413, 500, 501, 502, 503, 504)  # beside the private folder's own folders
 # Heads past the gateway's 32 KiB still fit, so that the gateway can refuse them in words.
 _MAX_HEAD_BYTES, _MAX_HEADERS = 65_536, 1_000
 _METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
-# Serve obeys or reads these, whoever sends them: the first cuts a stream without a word.
+# Serve obeys or reads these from any client: the first cuts a stream without an error event.
 _STEERING = "^(x-request-timeout-seconds|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
 # Serve gives back any name that a client gives its request, and fails on one that is not UTF-8.
 _HARMLESS_ID = (

@@ -138,7 +138,7 @@ def _is_alive(numbering: str, pid: int, ticks: int) -> bool:
 
 
 def _living(processes: set[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; a zombie only waits for somebody to take note."""
+    """Those that have not ended; a zombie only waits for its parent."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -9,7 +9,7 @@ _FIRST, _LAST = 20000, 29999
 
 
 def free_port() -> int:
-    """A port of the loopback at which nobody listens."""
+    """A port of the loopback at which no program listens."""
     while True:
         port = random.randint(_FIRST, _LAST)  # noqa: S311  no secret
         with socket.socket() as probe:

@@ -108,7 +108,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def port_holder(port: int) -> str | None:
-    """Who listens on a port, as `python3 (process 17)`; None where nobody can be seen."""
+    """The program that listens on a port, as `python3 (process 17)`; None where none is seen."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
@@ -151,7 +151,7 @@ def _check_place(home: Path) -> None:
 
 @contextmanager
 def claim(home: Path) -> Iterator[None]:
-    """Start a server on `home`, and nobody else does meanwhile.
+    """Start a server on `home`, and keep others from starting one meanwhile.
 
     Raises:
         PreflightError: another one is started, or runs.

@@ -1,6 +1,6 @@
 """Keeps the server's files from the other users of its machine.
 
-Ray's token lets whoever has it run programs as the server's user, and Ray 2.60 writes it to
+Ray's token lets its holder run programs as the server's user, and Ray 2.60 writes it to
 `~/.ray/auth_token` for all to read and opens its temporary folder to all, for writing too
 (`authentication_token_setup.py`, `try_make_directory_shared`). So token and folder are ours, for
 this user alone, and what is started inherits a umask that gives nothing to others.

@@ -123,7 +123,7 @@ Prompt = Annotated[
 ]
 
 
-# Clients may send fields that nobody here knows: `normalizing.py` leaves them out beforehand.
+# Clients may send unknown fields: `normalizing.py` leaves them out before this check.
 _OPEN: JsonDict = {"additionalProperties": True}
 
 

@@ -19,7 +19,7 @@
     │   └── UnknownModel         404
     ├── MethodNotAllowed         405
     ├── SwitchRefused            409  the switch cannot be made as asked
-    │   └── LeaseRefused         409  somebody else has a lease
+    │   └── LeaseRefused         409  another owner has a lease
     ├── Overloaded               429  the queue is full
     ├── BadAnswer                502  the engine lives, and its answer is of no use
     └── Unavailable              503  try again

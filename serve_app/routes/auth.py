@@ -2,9 +2,9 @@
 
 | | no key set | keys set |
 |---|---|---|
-| health, the console's page, the API's description | everybody | everybody |
-| models and what they answer, metrics | everybody | an API key, or an admin key |
-| `/admin/*`, `X-Switch: force` | everybody | an admin key; an API key where no admin key is set |
+| health, the console's page, the API's description | all clients | all clients |
+| models and what they answer, metrics | all clients | an API key, or an admin key |
+| `/admin/*`, `X-Switch: force` | all clients | an admin key; an API key where no admin key is set |
 
 Without keys the server listens on loopback only, and believes no Host but this machine's, so that
 a web page cannot reach it under a name of its own (DNS rebinding). An admin's request is refused
@@ -108,7 +108,7 @@ def key_of(request: Request) -> str | None:
 
 
 def namespace_of(request: Request) -> str:
-    """Names the caller without telling the key: whoever brings the same one shares it."""
+    """Name the caller without showing the key; callers with the same key share the name."""
     key = key_of(request)
     return hashlib.sha256(_bytes(key)).hexdigest()[:16] if key else ""
 

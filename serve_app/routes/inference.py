@@ -22,7 +22,7 @@ from serve_app.validation import reading
 from serve_app.validation.body import encode, validate
 from serve_app.validation.images import prepare
 
-open_routes = APIRouter()  # for everybody, with a key or without
+open_routes = APIRouter()  # no key needed
 routes = APIRouter(dependencies=[Depends(check_user)])
 
 

@@ -53,7 +53,7 @@ def begin_request(request_id: str) -> RequestContext:
 
 
 def request_context() -> RequestContext:
-    """The present request's; outside of one, an observation that nobody reads."""
+    """The current request's context; outside a request, a throwaway one."""
     return _current.get() or RequestContext()
 
 

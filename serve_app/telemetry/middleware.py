@@ -19,7 +19,7 @@ from serve_app.telemetry.context import begin_request
 from serve_app.telemetry.metrics import CACHE_RESULTS, UNKNOWN_MODEL, GatewayMetrics
 
 _HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-# Asked every few seconds by whoever watches: logged only when something is wrong.
+# Monitors ask for these every few seconds: logged only when something is wrong.
 _QUIET = {"/health", "/health/ready", "/metrics", "/admin/status", "/console/{path:path}"}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ID_HEADER, _IGNORED_HEADER = b"x-request-id", b"x-ignored-fields"

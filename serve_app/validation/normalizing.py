@@ -6,7 +6,7 @@ refused field at the value that it has by itself. (2) What no engine here knows 
 the answer names it in `X-Ignored-Fields`; where the settings say so, it is refused instead, later.
 (3) A form that may be left out is supplied.
 
-The request is changed in place; whoever sends it on writes it anew.
+The request is changed in place, and encoded again before it is sent on.
 """
 
 import re

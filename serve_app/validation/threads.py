@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 async def in_thread_if_large(num_bytes: int, work: Callable[[], _T]) -> _T:
     """The result of `work` on so many bytes; on many of them it runs in one of two threads, so that
-    everybody else's requests and streams go on meanwhile."""
+    other requests and streams go on meanwhile."""
     if num_bytes <= _SMALL_BYTES:
         return work()
     run = copy_context().run

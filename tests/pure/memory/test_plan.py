@@ -193,7 +193,7 @@ def test_more_context_than_the_model_knows_is_refused():
 def test_tight_plan_and_thin_headroom_are_told():
     assert plan_of(BIG_AWQ, kv="fp8").advice == ("tight: 0.04 GiB to spare for the context",)
     (headroom,) = plan_of(VL_AWQ, utilization=0.92).advice
-    assert headroom.startswith("1.27 GiB are left for everybody else")
+    assert headroom.startswith("1.27 GiB are left for other programs")
 
 
 def test_card_that_others_fill_is_told_with_who_holds_it():
