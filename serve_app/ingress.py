@@ -97,9 +97,9 @@ class _HeaderLimits:
     """Refuses what Serve's proxy lets through, whatever the route.
 
     (1) More bytes of headers than any client has a use for. (2) Two lengths of one body, by which
-    two servers in a row can be made to disagree where it ends. (3) Serve's own headers: with one the
-    gateway does not see that its client leaves, so the engine goes on for no client; the other cuts
-    a stream without an error event.
+    two servers in a row can be made to disagree where it ends. (3) Serve's own headers: with one
+    the gateway does not see that its client leaves, so the engine goes on for no client; the other
+    cuts a stream without an error event.
     """
 
     def __init__(self, app: ASGIApp) -> None:

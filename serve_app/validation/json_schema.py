@@ -1,9 +1,9 @@
 """Checks schemas, patterns and choices before the engine compiles them into a grammar.
 
-A few bytes can keep the engine's compiler (xgrammar) busy for minutes, and while it works the tokens
-of other requests come late. All schemas of a request are therefore counted together, and bounded by
-what costs time, to some 7 s at the very worst. CPU seconds, measured with xgrammar 0.2 and the demo's
-vocabulary of 49,152 tokens on one core:
+A few bytes can keep the engine's compiler (xgrammar) busy for minutes, and while it works the
+tokens of other requests come late. All schemas of a request are therefore counted together, and
+bounded by what costs time, to some 7 s at the very worst. CPU seconds, measured with xgrammar 0.2
+and the demo's vocabulary of 49,152 tokens on one core:
 
 | | |
 |---|---|
