@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve_app.protocol.calls import CALLS, REFUSED
+from serve_app.protocol.calls import CALLS
 from serve_app.protocol.errors import (
     BackendError,
     BodyTooLarge,
@@ -27,6 +27,7 @@ from serve_app.protocol.errors import (
     UploadTimeout,
     error_body,
 )
+from serve_app.protocol.refused import REFUSED
 from serve_app.routes.params import LeaseRequest, SwitchRequest, UnloadRequest
 
 _REFERENCE = "#/components/schemas/{model}"

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from deployments.settings import Settings
-from serve_app.protocol.calls import Body, Call
+from serve_app.protocol.calls import Call
+from serve_app.protocol.fields import Body
 from serve_app.telemetry.context import request_context
 from serve_app.validation import reading
 from serve_app.validation.fields import (

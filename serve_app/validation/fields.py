@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from deployments.settings import Limits, ModelSpec
-from serve_app.protocol.calls import Body, Call, ChatBody, CountBody, MessagesBody, ResponsesBody
+from serve_app.protocol.anthropic import CountBody, MessagesBody
+from serve_app.protocol.calls import Call
 from serve_app.protocol.errors import (
     InvalidImage,
     InvalidRequest,
@@ -16,6 +17,8 @@ from serve_app.protocol.errors import (
     RefusedField,
     UnknownField,
 )
+from serve_app.protocol.fields import Body
+from serve_app.protocol.openai import ChatBody, ResponsesBody
 from serve_app.validation.message_content import Picture
 
 # Parts of a pydantic location that are no part of the request: branches of a union, validators.

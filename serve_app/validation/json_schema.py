@@ -34,8 +34,10 @@ from typing import Any
 import msgspec
 
 from deployments.settings import Limits
-from serve_app.protocol.calls import Body, ChatBody, CompletionBody, CountBody, ResponsesBody
+from serve_app.protocol.anthropic import CountBody
 from serve_app.protocol.errors import InvalidValue
+from serve_app.protocol.fields import Body
+from serve_app.protocol.openai import ChatBody, CompletionBody, ResponsesBody
 from serve_app.validation.normalizing import Ignored
 
 _MAX_NODES = 20_000  # objects and lists, of all schemas

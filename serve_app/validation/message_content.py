@@ -9,14 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.protocol.calls import (
-    Body,
-    ChatBody,
-    CountBody,
-    EmbeddingsBody,
-    ResponsesBody,
-    TokenizeBody,
-)
+from serve_app.protocol.anthropic import CountBody
 from serve_app.protocol.errors import (
     InvalidImage,
     InvalidRequest,
@@ -25,6 +18,8 @@ from serve_app.protocol.errors import (
     MissingField,
     UnknownField,
 )
+from serve_app.protocol.fields import Body
+from serve_app.protocol.openai import ChatBody, EmbeddingsBody, ResponsesBody, TokenizeBody
 
 _CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 CHAT_MESSAGE = frozenset(

@@ -13,18 +13,18 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from serve_app.protocol.calls import (
-    REFUSED,
-    Call,
+from serve_app.protocol.anthropic import CountBody
+from serve_app.protocol.calls import Call
+from serve_app.protocol.fields import ChatTemplateArguments
+from serve_app.protocol.openai import (
     ChatBody,
-    ChatTemplateArguments,
-    CountBody,
     EmbeddingsBody,
     ResponseFormat,
     ResponsesBody,
     StreamOptions,
     TokenizeBody,
 )
+from serve_app.protocol.refused import REFUSED
 from serve_app.validation import message_content
 
 _MAX_NAMES = 16  # in the header

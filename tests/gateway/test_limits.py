@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.protocol.calls import CALLS, REFUSED, ChatBody
+from serve_app.protocol.calls import CALLS
+from serve_app.protocol.openai import ChatBody
+from serve_app.protocol.refused import REFUSED
 from tests.gateway.conftest import CHAT, A, Backend, error_of
 from tests.gateway.test_routes import BODIES, COMPLETIONS, MESSAGES, RESPONSES, ask
 
