@@ -11,18 +11,18 @@ from deployments.settings import PROJECT
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="One round, and less in it.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run one short round.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report. Default: tests/artifacts/bench.")
     ] = None,
     peer_env: Annotated[
         Path | None,
-        typer.Option(help="The python of an environment with Ray's extra `llm`: a peer."),
+        typer.Option(help="Python of an environment with `ray[llm]`, measured as a peer."),
     ] = None,
 ) -> None:
-    """Measure this server against bare vLLM on this machine, in two rounds; nothing else should
-    run. Writes a report with tables, JSON and pictures. The exit code is 1 where a target is
-    missed or a part fails."""
+    """Measure this server against bare vLLM on this machine, in two rounds; stop other programs
+    first. Writes a report with tables, JSON and pictures. The exit code is 1 if a target is missed
+    or a part fails."""
     if not (PROJECT / "tests" / "bench").is_dir():
         typer.echo(
             "The benchmark is part of the source checkout: run `make bench` there.", err=True

@@ -9,7 +9,7 @@ from serve_app.cli.connection import Connection, Json, connected
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
+    group = typer.Typer(no_args_is_help=True, help="The response cache.")
     group.command()(connected(stats))
     group.command()(connected(clear))
     app.add_typer(group, name="cache")

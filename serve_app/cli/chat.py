@@ -21,19 +21,18 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     here: Connection,
-    model: Annotated[
-        str | None, typer.Argument(help="Without it: the one that is resident.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="Default: the resident model.")] = None,
     prompt: Annotated[
         str | None,
         typer.Argument(
-            help="Answer this and end. Read from standard input where that is no terminal."
+            help="Answer this prompt and exit. Default: standard input, if it is no terminal."
         ),
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Show it this picture.")
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Send this picture with the prompt."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="What it is told before everything.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
 ) -> None:

@@ -14,10 +14,10 @@ FAILED, UNREACHABLE, INTERRUPTED = 1, 3, 130  # exit codes
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _OPTIONS = {
     "url": typer.Option(
-        envvar="LLM_BACKEND_URL", help="The backend's address; without it, the one started here."
+        envvar="LLM_BACKEND_URL", help="The server's address. Default: the one started here."
     ),
-    "key": typer.Option(envvar="LLM_BACKEND_API_KEY", help="Its API key."),
-    "admin_key": typer.Option(envvar="LLM_BACKEND_ADMIN_KEY", help="Its admin key."),
+    "key": typer.Option(envvar="LLM_BACKEND_API_KEY", help="The server's API key."),
+    "admin_key": typer.Option(envvar="LLM_BACKEND_ADMIN_KEY", help="The server's admin key."),
 }
 
 _T = TypeVar("_T")

@@ -10,8 +10,8 @@ from deployments.settings import PROJECT
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    config: Annotated[Path, typer.Option(help="The deployment to look at.")] = PROJECT
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: Annotated[Path, typer.Option(help="The deployment file to check.")] = PROJECT
     / "serve_config.yaml",
 ) -> None:
     """Check the GPU, the software, the checkpoints and the machine; changes nothing.

@@ -23,14 +23,14 @@ def logs(
     service: Annotated[
         str, typer.Argument(help="gateway, switchboard, serve, standby, redis, a model, or all.")
     ] = "all",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow it until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=_MANY)] = 50,
     begin: Annotated[
         str | None, typer.Option("--since", help="`10m`, `2h`, `14:30` or a date with a time.")
     ] = None,
 ) -> None:
-    """What a part of the server has written. Read from this machine's files, or, with an address,
-    from the backend there."""
+    """Show the log of a part of the server, from this machine's files or, with --url, from that
+    server."""
     now = datetime.now().astimezone()
     try:
         first = moment(begin, now) if begin else None

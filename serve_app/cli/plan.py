@@ -13,7 +13,7 @@ from deployments.settings import ProfileName, Settings
 
 
 def plan(
-    model: Annotated[str | None, typer.Argument(help="One model; without it, all.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
     memory: Annotated[
         str | None, typer.Option(help="The card: 16GB as sold, or 16303MiB. Default: this one's.")
     ] = None,

@@ -13,17 +13,15 @@ from serve_app.launcher.preflight import PreflightError, local_settings, read_de
 
 
 def pull(
-    model: Annotated[str | None, typer.Argument(help="One model; without it, all.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Move to the newest revision, and say what changed.")
     ] = False,
     default: Annotated[
         bool,
-        typer.Option(
-            "--default", help="Only the model that is resident after a start, if it lacks anything."
-        ),
+        typer.Option("--default", help="Only the default model, if files of it are missing."),
     ] = False,
-    config: Annotated[Path, typer.Option(help="The deployment it is for.")] = PROJECT
+    config: Annotated[Path, typer.Option(help="The deployment file.")] = PROJECT
     / "serve_config.yaml",
 ) -> None:
     """Download the checkpoints that the models' files name; goes on where it was interrupted.

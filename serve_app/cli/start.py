@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 _CONFIG = Path(__file__).resolve().parents[2] / "serve_config.yaml"
 
-Config = Annotated[Path, typer.Option(help="The deployment's file.")]
+Config = Annotated[Path, typer.Option(help="The deployment file.")]
 
 
 def start(
     model: Annotated[
-        str | None, typer.Option(help="The model to load; `none` for none. In a terminal, asked.")
+        str | None, typer.Option(help="Model to load, or `none`. In a terminal, `start` asks.")
     ] = None,
     profile: Annotated[
-        Literal["rtx5080", "cpu-demo"] | None, typer.Option(help="Default: as the file says.")
+        Literal["rtx5080", "cpu-demo"] | None, typer.Option(help="Default: the deployment file's.")
     ] = None,
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay, until Ctrl-C; asks nothing.")
+        bool, typer.Option("--foreground", help="Run until Ctrl-C; ask nothing.")
     ] = False,
     config: Config = _CONFIG,
 ) -> None:
@@ -51,7 +51,7 @@ def start(
 
 
 def stop(config: Config = _CONFIG) -> None:
-    """Stop the server: everything that `start` has started, and nothing else."""
+    """Stop the server: every process that `start` started, and no other."""
     from serve_app.launcher import pidfile
     from serve_app.launcher.background import home_of
     from serve_app.launcher.preflight import PreflightError

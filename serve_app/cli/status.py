@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def health(here: Connection, as_json: Json = False) -> None:
-    """Whether each part is well, one line each; fails unless all that should serve does."""
+    """Show each part's health, one line each. The exit code is 1 if a part is down."""
     parts = here.run(_parts(here))
     if as_json:
         typer.echo(json.dumps(parts))
@@ -64,7 +64,7 @@ def _part(part: str, state: str, detail: str) -> dict[str, str]:
 
 
 def status(here: Connection, as_json: Json = False) -> None:
-    """What is resident: since when, and until when."""
+    """Show which model is resident, since when and until when."""
     status = here.run(here.client.status(_LOOK_S))
     if as_json:
         typer.echo(json.dumps(status))
@@ -82,7 +82,7 @@ def status(here: Connection, as_json: Json = False) -> None:
 
 
 def residency_table(status: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
-    """The one model in the place, as `ollama ps` shows those that run."""
+    """The resident model, in the form of `ollama ps`."""
     header = ("MODEL", "TASK", "STATE", "SINCE", "SIZE", "UNTIL")
     if status["resident"] is None:
         return tables.columns([header, ("-", "-", status["state"], "-", "-", "-")])
@@ -110,7 +110,7 @@ def _until(lease: dict[str, Any] | None, resident: str) -> str:
 
 
 def models(here: Connection, as_json: Json = False) -> None:
-    """Every model: where it stands, what it can, and the checkpoint behind the name."""
+    """List the models: status, tasks, and the checkpoint behind each name."""
     listed = here.run(here.client.models(_LOOK_S))
     if as_json:
         typer.echo(json.dumps(listed))
@@ -127,9 +127,9 @@ def models(here: Connection, as_json: Json = False) -> None:
 def events(
     here: Connection,
     as_json: Json = False,
-    after: Annotated[str | None, typer.Option(help="Go on after this event's id.")] = None,
+    after: Annotated[str | None, typer.Option(help="Start after the event with this id.")] = None,
 ) -> None:
-    """What happens to the models, as it happens, until Ctrl-C."""
+    """Follow what happens to the models, until Ctrl-C."""
 
     async def follow() -> None:
         async for event in here.client.events(after):

@@ -13,9 +13,9 @@ from serve_app.cli.connection import FAILED, Connection, Json, connected, fail
 from serve_app.cli.progress import SwitchProgress, Ticket
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
-Force = Annotated[bool, typer.Option("--force", help="Cut what is in flight.")]
+Force = Annotated[bool, typer.Option("--force", help="Cut requests in flight.")]
 Drain = Annotated[
-    float | None, typer.Option(min=0, help="Seconds that requests in flight may still take.")
+    float | None, typer.Option(min=0, help="Seconds until requests in flight are cut.")
 ]
 Task = Annotated[
     str | None, typer.Option(help="generate or embed; default: the model's first task.")
@@ -32,7 +32,7 @@ def switch(
     model: Model,
     task: Task = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what would happen; change nothing.")
+        bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")
     ] = False,
     force: Force = False,
     drain_timeout_s: Drain = None,
@@ -55,7 +55,7 @@ def switch(
 def unload(
     here: Connection, force: Force = False, drain_timeout_s: Drain = None, as_json: Json = False
 ) -> None:
-    """Make no model resident, until one is asked for."""
+    """Empty the GPU until a model is requested."""
 
     def ask(on_progress: Callable[[Ticket], None]) -> Coroutine[Any, Any, Ticket]:
         return here.client.unload(on_progress, drain_timeout_s=drain_timeout_s, force=force)
@@ -75,7 +75,7 @@ def lease(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Keep a model resident for a time (10 minutes): only an admin's switch puts it out."""
+    """Keep a model resident for a time (default: 10 minutes). An admin's switch ends the lease."""
     if end:
         ended = here.run(here.client.end_lease())
         said = f"The lease of {ended['model']} has ended." if ended else "There was no lease."

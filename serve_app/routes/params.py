@@ -46,7 +46,7 @@ class SwitchRequest(_AdminRequest):
     task: _Task = None
     drain_timeout_s: _Drain = None
     wait: _Wait = False
-    dry_run: bool = Field(default=False, description="Tell what would happen; change nothing.")
+    dry_run: bool = Field(default=False, description="Say what would happen; change nothing.")
 
 
 class UnloadRequest(_AdminRequest):
