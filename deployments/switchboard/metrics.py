@@ -83,32 +83,36 @@ class SwitchMetrics:
         self._free_bytes: int | None = None
         self._switches = self._counter(
             "llm_backend_switches",
-            "Switches by the models' pair and how they ended. One that dies on probation is done "
-            "first, and then rolled back.",
+            "Switches by source, target and result. An engine that dies on probation counts as done "
+            "first, and then as rolled back.",
             ["from", "to", "result"],
         )
         self._causes = self._counter(
-            "llm_backend_switch_causes", "Switches by why they were made.", ["to", "cause"]
+            "llm_backend_switch_causes", "Switches by target and cause.", ["to", "cause"]
         )
         self._phases = self._histogram(
-            "llm_backend_switch_phase_seconds", "Seconds spent in each phase.", ["phase"]
+            "llm_backend_switch_phase_seconds",
+            "Seconds that switches spent in each phase.",
+            ["phase"],
         )
         self._costs = self._histogram(
             "llm_backend_switch_seconds",
-            "From the old model's last possible answer to the new one's first.",
+            "Seconds from the old model's last possible answer to the new model's first.",
             ["from", "to"],
         )
         self._eta_errors = self._histogram(
             "llm_backend_switch_eta_error_seconds",
-            "How much later or earlier a switch was done than estimated as it began.",
+            "Seconds by which a switch ended later or earlier than estimated at its start.",
             ["direction"],
         )
         self._place = self._counter(
-            "llm_backend_place_seconds", "Seconds that the GPU's place spent so.", ["doing"]
+            "llm_backend_place_seconds",
+            "Seconds the GPU spent serving, switching or empty.",
+            ["doing"],
         )
         self._thrash = Gauge(
             "llm_backend_thrash_ratio",
-            f"Share of the last {THRASH_WINDOW_S:.0f} s that went into switching.",
+            f"Share of the last {THRASH_WINDOW_S:.0f} s spent on switching.",
             registry=self._registry,
         )
         self._golden_failures = self._counter(
@@ -122,7 +126,7 @@ class SwitchMetrics:
         )
         self._starts = self._counter(
             "llm_backend_engine_starts",
-            "Engines forked from the standby, started plainly (exec), or woken where they slept.",
+            "Engines started: forked by the fork server (standby), started plainly (exec), or woken.",
             ["model", "way"],
         )
         self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])
@@ -191,12 +195,12 @@ class SwitchMetrics:
             return
         yield GaugeMetricFamily(
             "llm_backend_gpu_free_before_load_bytes",
-            "The card's free memory before the last start; engines asleep hold some of it.",
+            "The card's free memory before the last start; engines asleep hold some memory too.",
             value=self._free_bytes,
         )
         yield GaugeMetricFamily(
             "llm_backend_gpu_freed_memory_drift_bytes",
-            "How much less that was than before the first start: memory that did not come back.",
+            "How much less memory was free than before the first start: memory that was not freed.",
             value=self._first_free_bytes - self._free_bytes,
         )
 

@@ -13,7 +13,7 @@ from serve_app.gateway.admission import Admission
 _GPU = {
     "used_bytes": ("memory_used_bytes", "Memory of the card in use.", 1.0),
     "total_bytes": ("memory_size_bytes", "Memory of the card.", 1.0),
-    "utilization_percent": ("utilization_ratio", "Share of the time that it computed.", 0.01),
+    "utilization_percent": ("utilization_ratio", "Share of time in which the card computed.", 0.01),
     "temperature_c": ("temperature_celsius", "Temperature of the card.", 1.0),
     "power_w": ("power_watts", "Power that the card draws.", 1.0),
     "alarm": ("memory_alarm", "1 while the card's memory is nearly full.", 1.0),
@@ -25,20 +25,26 @@ def residency_families(admission: Admission, settings: Settings) -> Iterator[Met
     view = admission.view
     targets = list(settings.targets)
     resident = [target for target in targets if admission.is_resident(target)]
-    yield _flags("llm_backend_resident", "1 for the model that serves.", targets, resident)
+    yield _flags("llm_backend_resident", "1 for the resident model.", targets, resident)
     asleep = view.asleep if view else ()
-    text = "1 for a model whose engine is kept asleep."
+    text = "1 for each model whose engine is asleep."
     yield _flags("llm_backend_asleep", text, targets, asleep)
     leased = [view.lease.model] if view and view.lease else []
-    yield _flags("llm_backend_lease_active", "1 for the model that is leased.", targets, leased)
+    yield _flags("llm_backend_lease_active", "1 for the leased model.", targets, leased)
     yield _gauge("llm_backend_serving", "1 while a model serves.", bool(resident))
-    text = "1 while none serves, though one should."
+    text = "1 while no model serves, although one should."
     yield _gauge("llm_backend_failed", text, view is not None and view.place_failed)
-    yield _gauge("llm_backend_epoch", "Number of the present load.", view.epoch if view else 0)
-    text = "Requests that an engine works on."
+    yield _gauge(
+        "llm_backend_epoch", "Epoch: the number of the current load.", view.epoch if view else 0
+    )
+    text = "Requests that the engine works on."
     yield _gauge("llm_backend_in_flight_requests", text, admission.num_in_flight)
-    yield _gauge("llm_backend_queued_requests", "Requests that wait.", admission.num_queued)
-    text = "Requests that may wait."
+    yield _gauge(
+        "llm_backend_queued_requests",
+        "Requests that wait for a switch or a slot.",
+        admission.num_queued,
+    )
+    text = "Requests that may wait at most."
     yield _gauge("llm_backend_queue_limit_requests", text, admission.limits.max_queued)
 
 

@@ -30,52 +30,52 @@ class GatewayMetrics:
         self._model_of = {target: spec.name for target, spec in settings.targets.items()}
         self.requests = self._counter(
             "llm_backend_requests",
-            "Requests by how they ended: complete, error (also at the end of a stream that began "
-            "with 200), or left by the client.",
+            "Requests by outcome: complete, error (also one that ends a stream with status 200), or "
+            "left (the client closed the connection).",
             ["route", "model", "status", "outcome"],
         )
         self.errors = self._counter(
             "llm_backend_errors",
-            "Errors told to clients, by the code in their body.",
+            "Errors sent to clients, by the code in the body.",
             ["code"],
         )
         self.duration = self._histogram(
             "llm_backend_request_duration_seconds",
-            "From a request's arrival to its last byte; requests that name a model.",
+            "Seconds from a request's arrival to its last byte, for requests that name a model.",
             ["route", "model"],
             _TOTAL_BUCKETS,
         )
         self.first_token = self._histogram(
             "llm_backend_time_to_first_token_seconds",
-            "From a request's arrival to the first event of its stream, waiting included.",
+            "Seconds from a request's arrival to the first event of its stream, waiting included.",
             ["model"],
             _TTFT_BUCKETS,
         )
         self.inter_token = self._histogram(
             "llm_backend_inter_token_seconds",
-            "Between two pieces of a stream as they leave; a piece is a token, or a few.",
+            "Seconds between two pieces of a stream; a piece holds one token or a few.",
             ["model"],
             _TOKEN_BUCKETS,
         )
         self.queue_wait = self._histogram(
             "llm_backend_queue_wait_seconds",
-            "From a request's arrival to its admission, a switch included; admitted requests.",
+            "Seconds from an admitted request's arrival to its admission, a switch included.",
             ["model"],
             _WAIT_BUCKETS,
         )
         self.prompt_tokens = self._counter(
             "llm_backend_prompt_tokens",
-            "Tokens read, from the usage in answers; a stream without one adds none.",
+            "Prompt tokens, from the usage in answers; a stream without usage adds none.",
             ["model"],
         )
         self.generated_tokens = self._counter(
             "llm_backend_generated_tokens",
-            "Tokens made, from the usage in answers; of a stream without one, its events.",
+            "Generated tokens, from the usage in answers; for a stream without usage, its events.",
             ["model"],
         )
         self.cache_lookups = self._counter(
             "llm_backend_cache_lookups",
-            "Requests that met the response cache, by what came of it (X-Cache).",
+            "Requests that reached the response cache, by result (X-Cache).",
             ["model", "result"],
         )
         self.switches_avoided = self._counter(
@@ -85,7 +85,7 @@ class GatewayMetrics:
         )
         self.engine_scrape_errors = self._counter(
             "llm_backend_engine_scrape_errors",
-            "Times that the resident engine's own metrics could not be had for this page.",
+            "Failed attempts to read the resident engine's own metrics for this page.",
             [],
         )
         info = Gauge("llm_backend_info", "Which profile runs.", ["profile"], registry=self.registry)
