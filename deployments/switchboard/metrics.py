@@ -83,8 +83,8 @@ class SwitchMetrics:
         self._free_bytes: int | None = None
         self._switches = self._counter(
             "llm_backend_switches",
-            "Switches by source, target and result. An engine that dies on probation counts as done "
-            "first, and then as rolled back.",
+            "Switches by source, target and result. An engine that dies on probation counts as "
+            "done first, and then as rolled back.",
             ["from", "to", "result"],
         )
         self._causes = self._counter(
@@ -126,7 +126,7 @@ class SwitchMetrics:
         )
         self._starts = self._counter(
             "llm_backend_engine_starts",
-            "Engines started: forked by the fork server (standby), started plainly (exec), or woken.",
+            "Engines started: by the fork server (standby), plainly (exec), or woken.",
             ["model", "way"],
         )
         self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])

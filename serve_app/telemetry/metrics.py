@@ -30,8 +30,8 @@ class GatewayMetrics:
         self._model_of = {target: spec.name for target, spec in settings.targets.items()}
         self.requests = self._counter(
             "llm_backend_requests",
-            "Requests by outcome: complete, error (also one that ends a stream with status 200), or "
-            "left (the client closed the connection).",
+            "Requests by outcome: complete, error (also one that ends a stream with status 200), "
+            "or left (the client closed the connection).",
             ["route", "model", "status", "outcome"],
         )
         self.errors = self._counter(
