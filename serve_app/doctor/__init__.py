@@ -1,1 +1,1 @@
-"""`llm-backend doctor`: what this machine is (gather), and what is wrong with it (checks)."""
+"""`llm-backend doctor`: collects facts about this machine (gather), then judges them (checks)."""
