@@ -1,6 +1,6 @@
 """The command line, `llm-backend`.
 
-Nothing heavy is imported before a command needs it: `--help` and completion answer at once.
+Heavy modules are imported only by the commands that need them: `--help` and completion are fast.
 
 start.py       `start`, `stop`
 status.py      `health`, `status`, `models`, `events`
@@ -38,8 +38,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Three models, one GPU: start the server, see and switch what is resident, talk to it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing answers.",
+    help="Three models on one GPU: start the server, see and switch the resident model, chat.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no server answers.",
 )
 start.register(app)
 status.register(app)
@@ -52,5 +52,4 @@ for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
 
 
 def main() -> None:
-    """Entry point."""
     app()

@@ -1,4 +1,4 @@
-"""`llm-backend bench`: starts the benchmark of a source checkout."""
+"""`llm-backend bench`: runs the benchmark of a source checkout (`tests/bench`)."""
 
 import subprocess
 import sys
@@ -11,22 +11,26 @@ from deployments.settings import PROJECT
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Run one short round.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure one short round instead of two.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report. Default: tests/artifacts/bench.")
     ] = None,
     peer_env: Annotated[
         Path | None,
-        typer.Option(help="Python of an environment with `ray[llm]`, measured as a peer."),
+        typer.Option(
+            help="Also measure Ray Serve LLM: the python of an environment with Ray's extra `llm`."
+        ),
     ] = None,
 ) -> None:
-    """Measure this server against bare vLLM on this machine, in two rounds; stop other programs
-    first. Writes a report with tables, JSON and pictures. The exit code is 1 if a target is missed
-    or a part fails."""
+    """Measure this server against bare vLLM on this machine, in two rounds.
+
+    Run no other program meanwhile. The report has tables, JSON and pictures. The exit code is 1 if
+    a target is missed or a part fails.
+    """
     if not (PROJECT / "tests" / "bench").is_dir():
-        typer.echo(
-            "The benchmark is part of the source checkout: run `make bench` there.", err=True
-        )
+        typer.echo("The benchmark needs the source checkout: run `make bench` in it.", err=True)
         raise typer.Exit(2)
     command = [sys.executable, "-m", "tests.bench"]
     command += ["--quick"] if quick else []
@@ -34,5 +38,5 @@ def bench(
     command += [f"--peer-env={peer_env.absolute()}"] if peer_env else []
     try:
         raise typer.Exit(subprocess.run(command, cwd=PROJECT, check=False).returncode)
-    except KeyboardInterrupt:  # the child had it too, and has stopped what it had started
+    except KeyboardInterrupt:  # the child has received SIGINT too, and has stopped its processes
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""`llm-backend doctor`: finds what is wrong with this machine, and names the remedy."""
+"""`llm-backend doctor`: reports problems of this machine, each with its remedy."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ def doctor(
     config: Annotated[Path, typer.Option(help="The deployment file to check.")] = PROJECT
     / "serve_config.yaml",
 ) -> None:
-    """Check the GPU, the software, the checkpoints and the machine; changes nothing.
+    """Check the GPU, the software, the checkpoints and the machine; change nothing.
 
-    Exits with 1 where there is a problem; a warning is none.
+    The exit code is 1 if there is a problem; warnings do not count.
     """
     from serve_app.doctor.gather import gather
     from serve_app.doctor.report import diagnose, exit_code, json_of, lines_of

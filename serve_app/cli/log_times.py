@@ -1,4 +1,4 @@
-"""Reads the time of a log line, in the format of each program that logs."""
+"""Reads the time of a log line, in the formats of the programs that write the logs."""
 
 import re
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Ours (JSON, UTC), and Ray's and Serve's (local time).
 _FULL = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:\d\d)?")
 _VLLM = re.compile(r"\b[A-Z]+ (\d\d-\d\d) (\d\d:\d\d:\d\d) ")  # no year, local time
-_SEARCHED = 200  # characters from the line's beginning
+_SEARCHED = 200  # characters at the line's beginning that are searched for a time
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """What `--since` means: `90s`, `10m`, `2h`, `1d` ago, a time of day, or a date with a time.
+    """Read a `--since` value: `90s`, `10m`, `2h` or `1d` ago, a time of day, or a date with a time.
 
     Raises:
-        ValueError: none of them.
+        ValueError: the text has none of these forms.
     """
     if ago := _AGO.fullmatch(text.strip()):
         return now - timedelta(seconds=float(ago[1]) * _UNITS_S[ago[2]])
@@ -29,7 +29,7 @@ def moment(text: str, now: datetime) -> datetime:
 
 
 def time_of(line: str, now: datetime) -> datetime | None:
-    """When a line was written; None where it does not say."""
+    """Return the time in a log line, None if it has none."""
     head = line[:_SEARCHED]
     try:
         if full := _FULL.search(head):
@@ -39,13 +39,13 @@ def time_of(line: str, now: datetime) -> datetime | None:
             at = datetime.fromisoformat(f"{now.year}-{vllm[1]}T{vllm[2]}")
             at = at.replace(tzinfo=now.tzinfo)
             return at if at <= now + timedelta(days=1) else at.replace(year=now.year - 1)
-    except ValueError:  # digits that are no time
+    except ValueError:  # digits that are not a valid time
         pass
     return None
 
 
 def since(lines: Sequence[str], begin: datetime, now: datetime) -> list[str]:
-    """The lines from the first one on that was written then or later."""
+    """Return the lines from the first line on that was written at or after `begin`."""
     for position, line in enumerate(lines):
         at = time_of(line, now)
         if at is not None and at >= begin.replace(microsecond=0):

@@ -1,4 +1,4 @@
-"""`logs`: shows the logs of every part, also while the server is down."""
+"""`logs`: shows the logs of the server's parts, even after they have died."""
 
 import time
 from contextlib import ExitStack
@@ -10,8 +10,8 @@ import typer
 from serve_app.cli.connection import Connection, connected, fail
 from serve_app.cli.log_times import moment, since
 
-_LOOK_S = 0.3
-_MANY = 5000  # lines that are searched for --since
+_POLL_S = 0.3
+_MAX_LINES = 5000  # also the number of lines that are searched for --since
 
 
 def register(app: typer.Typer) -> None:
@@ -23,19 +23,32 @@ def logs(
     service: Annotated[
         str, typer.Argument(help="gateway, switchboard, serve, standby, redis, a model, or all.")
     ] = "all",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow it until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=_MANY)] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Also print new lines, until Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=_MAX_LINES, help="Lines of each log.")
+    ] = 50,
     begin: Annotated[
-        str | None, typer.Option("--since", help="`10m`, `2h`, `14:30` or a date with a time.")
+        str | None,
+        typer.Option(
+            "--since", help="Print lines since `10m`, `2h` ago, `14:30` or a date with a time."
+        ),
     ] = None,
 ) -> None:
-    """Show the log of a part of the server, from this machine's files or, with --url, from that
-    server."""
+    """Show the logs of the server's parts.
+
+    Without --url they are read from this machine's files, even if the server is dead; with it, from
+    the backend there.
+    """
     now = datetime.now().astimezone()
     try:
         first = moment(begin, now) if begin else None
     except ValueError:
-        raise typer.BadParameter(f"{begin!r} is no time.", param_hint="--since") from None
+        raise typer.BadParameter(
+            f"{begin!r} is not a time; give `10m`, `2h`, `14:30` or a date with a time.",
+            param_hint="--since",
+        ) from None
     if here.is_remote:
         here.run(_print_remote(here, service, follow, lines, first, now))
     else:
@@ -53,10 +66,10 @@ def _print_local(
     models = sorted(path.stem for path in (PROJECT / "configs" / "models").glob("*.yaml"))
     paths = paths_of(service, home, models)
     if not paths:
-        fail(f"There is no such log; there are {', '.join([*SERVICES, *models, 'all'])}.")
+        fail(f"There is no log {service!r}; name one of {', '.join([*SERVICES, *models, 'all'])}.")
     if not follow and not any(path.exists() for path in paths.values()):
-        fail(f"{service} has written nothing in {home / LOGS} yet.")
-    num_read = num_lines if first is None else _MANY
+        fail(f"There is no log of {service} in {home / LOGS} yet.")
+    num_read = num_lines if first is None else _MAX_LINES
     with ExitStack() as opened:
         followers = {}
         for name, path in paths.items():
@@ -70,7 +83,7 @@ def _print_local(
             for name, follower in followers.items():
                 for line in follower.new_lines():
                     _print(name, line, service)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
 
 def _print(name: str, line: str, service: str) -> None:
@@ -85,9 +98,10 @@ async def _print_remote(
     first: datetime | None,
     now: datetime,
 ) -> None:
-    """With `first`, lines without a time of their own belong to the one before them."""
-    num_read = num_lines if first is None else _MANY
-    begun: set[str] = set()  # whose lines have come to `first`
+    """Print the backend's lines. With `first`, a line without a time is printed if the line before
+    it was."""
+    num_read = num_lines if first is None else _MAX_LINES
+    begun: set[str] = set()  # services whose lines have reached `first`
     async for line in here.client.logs(service, num_read, follow):
         name = line.partition(" | ")[0] if service == "all" else service
         if first is None or name in begun or since([line], first, now):

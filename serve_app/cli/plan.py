@@ -1,4 +1,4 @@
-"""`llm-backend plan`: says what fits into a card, before anything is downloaded."""
+"""`llm-backend plan`: computes which models fit on a card, before a download or a switch."""
 
 import json
 from collections.abc import Sequence
@@ -13,9 +13,14 @@ from deployments.settings import ProfileName, Settings
 
 
 def plan(
-    model: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="The model's name. Default: all models.")
+    ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="The card: 16GB as sold, or 16303MiB. Default: this one's.")
+        str | None,
+        typer.Option(
+            help="The card's memory: 16GB as sold, or 16303MiB. Default: this machine's card."
+        ),
     ] = None,
     profile: Annotated[ProfileName, typer.Option(help="The profile to plan.")] = "rtx5080",
     checkpoint: Annotated[
@@ -23,14 +28,14 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what each model takes of the card's memory, what context fits, and what would help.
+    """Show how much of the card's memory each model takes, which context fits, and what would help.
 
-    The exit code is 1 where a model does not fit.
+    The exit code is 1 if a model does not fit.
     """
     try:
         settings, room, plans = make_plans(model, memory, profile, checkpoint)
     except PlanError as exc:
-        typer.echo(f"No plan: {exc}.", err=True)
+        typer.echo(f"Cannot plan: {exc}.", err=True)
         raise typer.Exit(2) from exc
     asleep_bytes = sum(p.weights_bytes for p in plans)
     if as_json:
@@ -48,16 +53,16 @@ def plan(
 
 
 def _text(settings: Settings, room: Room, plans: Sequence[Plan], asleep_bytes: int) -> str:
-    """A line a model, and below it what is wrong or worth knowing."""
+    """Return one line for each model, then the problems and notes of each."""
     first = plans[0]
-    what, may = "host", f"{gib(room.available_bytes)} free"
+    device, limits = "host", f"{gib(room.available_bytes)} free"
     if room.device == "cuda":
-        what, may = "card", f"an engine may fill {gib(first.limit_bytes)}"
-        may += f", {gib(first.headroom_bytes)} stay for others"
+        device, limits = "card", f"an engine may fill {gib(first.limit_bytes)}"
+        limits += f", {gib(first.headroom_bytes)} stay for others"
     head = ("model", "weights", "overhead", "KV/token", "KV room", "tokens", "wanted", "")
     rows = [head, *(_row(p) for p in plans)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [f"{settings.profile}: {what} {gib(room.total_bytes)}; {may}", ""]
+    lines = [f"{settings.profile}: {device} {gib(room.total_bytes)}; {limits}", ""]
     for row in rows:
         cells = [c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells, row[-1]]).rstrip())

@@ -1,4 +1,4 @@
-"""Shows a switch: finished phases as lines, the current one as a bar."""
+"""Shows the progress of a switch: finished phases as lines, the current phase as a bar."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -9,9 +9,10 @@ Ticket = dict[str, Any]
 
 
 class SwitchProgress:
-    """Shows each ticket it is given. Without a terminal: lines only.
+    """Shows the tickets of a switch. Without a terminal it prints lines only.
 
-    `is_result`: the lines are what the command has to say, and go to standard output.
+    `is_result`: the lines are the command's result and go to standard output, else to standard
+    error.
     """
 
     def __init__(self, is_result: bool = False) -> None:
@@ -31,7 +32,7 @@ class SwitchProgress:
         )
         self._task = self._bar.add_task("asking", total=None, eta="")
         self._ticket_id: str | None = None
-        self._num_told = 0
+        self._num_printed = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -45,26 +46,26 @@ class SwitchProgress:
     ) -> None:
         self._bar.stop()
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
+    def print(self, line: str) -> None:
+        """Print a line above the bar."""
         if self._bar.disable:
             typer.echo(line, err=not self._is_result)
         else:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def wait(self, what: str) -> None:
-        """The bar says what is waited for where there is no ticket."""
-        self._bar.update(self._task, description=what, total=None, eta="")
+    def wait(self, description: str) -> None:
+        """Show a description in the bar, while there is no ticket."""
+        self._bar.update(self._task, description=description, total=None, eta="")
 
     def show(self, ticket: Ticket) -> None:
-        """The phases that have ended since the last look, and where it stands now."""
+        """Print the phases that have ended since the last call, and update the bar."""
         if ticket["id"] != self._ticket_id:
-            self._ticket_id, self._num_told = ticket["id"], 0
+            self._ticket_id, self._num_printed = ticket["id"], 0
         is_over = ticket["state"] not in ("queued", "running")
         ended = ticket["phases"] if is_over else ticket["phases"][:-1]
-        for phase in ended[self._num_told :]:
-            self.say(f"  {phase['phase']:<10}{phase['seconds']:6.1f} s")
-        self._num_told = max(self._num_told, len(ended))
+        for phase in ended[self._num_printed :]:
+            self.print(f"  {phase['phase']:<10}{phase['seconds']:6.1f} s")
+        self._num_printed = max(self._num_printed, len(ended))
         estimate_s, eta_s = ticket["estimate_s"], ticket["eta_s"]
         has_eta = estimate_s is not None and eta_s is not None
         self._bar.update(
@@ -77,8 +78,8 @@ class SwitchProgress:
 
 
 def _waits(waits_for: dict[str, int]) -> str:
-    what = ", ".join(f"{num} {name.replace('_', ' ')}" for name, num in waits_for.items())
-    return f" (waits for {what})" if what else ""
+    items = ", ".join(f"{num} {name.replace('_', ' ')}" for name, num in waits_for.items())
+    return f" (waits for {items})" if items else ""
 
 
 def _eta(eta_s: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`llm-backend pull`: downloads the models' checkpoints."""
+"""`llm-backend pull`: downloads the models' checkpoints to this machine."""
 
 import sys
 from pathlib import Path
@@ -13,27 +13,33 @@ from serve_app.launcher.preflight import PreflightError, local_settings, read_de
 
 
 def pull(
-    model: Annotated[str | None, typer.Argument(help="Default: all models.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="The model's name. Default: all models.")
+    ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Move to the newest revision, and say what changed.")
+        bool, typer.Option("--update", help="Move to the newest revision, and print the changes.")
     ] = False,
     default: Annotated[
         bool,
-        typer.Option("--default", help="Only the default model, if files of it are missing."),
+        typer.Option(
+            "--default",
+            help="Only the model that the server loads at its start, and only if a file of it is "
+            "missing.",
+        ),
     ] = False,
     config: Annotated[Path, typer.Option(help="The deployment file.")] = PROJECT
     / "serve_config.yaml",
 ) -> None:
-    """Download the checkpoints that the models' files name; goes on where it was interrupted.
+    """Download the checkpoints named in the models' files; resume an interrupted download.
 
-    Every hash is checked. Refused are checkpoints with code of their own, pickles, or links out of
-    their folder. Serving never downloads anything.
+    Every hash is checked. A checkpoint that contains code, pickles, or links out of its folder is
+    refused. Serving never downloads anything.
     """
     try:
         settings = _settings(config)
         specs = _wanted(settings, settings.default_model if default else model, default)
     except (PreflightError, SettingsError) as exc:
-        typer.echo(f"Can not pull: {exc}.", err=True)
+        typer.echo(f"Cannot pull: {exc}.", err=True)
         raise typer.Exit(2) from exc
     if default and not update:
         specs = [spec for spec in specs if not _is_whole(spec, settings.home)]
@@ -49,23 +55,24 @@ def _wanted(settings: Settings, name: str | None, is_default: bool) -> list[Mode
     if name is None:
         return [] if is_default else list(settings.models.values())
     if name not in settings.models:
-        raise SettingsError(f"no model named {name!r}; there are {', '.join(settings.models)}")
+        models = ", ".join(settings.models)
+        raise SettingsError(f"there is no model named {name!r}; name one of {models}")
     return [settings.models[name]]
 
 
 def _is_whole(spec: ModelSpec, home: Path) -> bool:
-    """Whether the checkpoint can be loaded as it lies here."""
+    """Whether the model's checkpoint is complete on this machine, downloaded by `pull` or not."""
     try:
         folder = checkpoint.check(spec, home)
     except CheckpointError:
         return False
     revision = f" ({folder.name[:12]})" if checkpoint.is_on_hub(spec) else ""
-    typer.echo(f"{spec.name}: {spec.checkpoint}{revision} is here")
+    typer.echo(f"{spec.name}: {spec.checkpoint}{revision} is already on this machine")
     return True
 
 
 def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
-    """Returns the exit code: 1 when one of them could not be had; the others are, all the same."""
+    """Download every checkpoint, also after a failure; return the exit code, 1 if any failed."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from deployments.checkpoints.hub import Hub, PullError
@@ -78,7 +85,7 @@ def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
         key = (spec.checkpoint, spec.revision)
         if not checkpoint.is_on_hub(spec):
             remedy = "`make models` makes the demo models"
-            typer.echo(f"{spec.name}: {spec.checkpoint} is from no hub; {remedy}")
+            typer.echo(f"{spec.name}: {spec.checkpoint} is not on the Hugging Face Hub; {remedy}")
         elif key not in done:
             done.add(key)
             try:
@@ -87,6 +94,6 @@ def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
                 typer.echo(f"{spec.name}: {exc}.", err=True)
                 code = 1
             except KeyboardInterrupt:
-                typer.echo("\nStopped; the next pull goes on from here.", err=True)
+                typer.echo("\nStopped; the next pull resumes here.", err=True)
                 return 130
     return code

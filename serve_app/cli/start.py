@@ -1,4 +1,4 @@
-"""`start` and `stop`."""
+"""`start` and `stop`: the server on this machine."""
 
 import asyncio
 import signal
@@ -21,17 +21,23 @@ Config = Annotated[Path, typer.Option(help="The deployment file.")]
 
 def start(
     model: Annotated[
-        str | None, typer.Option(help="Model to load, or `none`. In a terminal, `start` asks.")
+        str | None,
+        typer.Option(
+            help="The model to load, or `none`. Default: a question in a terminal, else the model "
+            "of the last run or of the file."
+        ),
     ] = None,
     profile: Annotated[
-        Literal["rtx5080", "cpu-demo"] | None, typer.Option(help="Default: the deployment file's.")
+        Literal["rtx5080", "cpu-demo"] | None,
+        typer.Option(help="The profile. Default: the deployment file's."),
     ] = None,
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Run until Ctrl-C; ask nothing.")
+        bool,
+        typer.Option("--foreground", help="Run until Ctrl-C, without asking for the model."),
     ] = False,
     config: Config = _CONFIG,
 ) -> None:
-    """Start the server, and wait until it is ready; `llm-backend stop` ends it."""
+    """Start the server and wait until it is ready; `llm-backend stop` stops it."""
     from serve_app.launcher.background import choose
     from serve_app.launcher.foreground import run_server
     from serve_app.launcher.preflight import PreflightError
@@ -46,12 +52,12 @@ def start(
             raise typer.Exit(run_server(chosen, typer.echo))
         _start_in_background(chosen)
     except PreflightError as exc:
-        typer.echo(f"Can not start: {exc}.")
+        typer.echo(f"Cannot start: {exc}.")
         raise typer.Exit(FAILED) from None
 
 
 def stop(config: Config = _CONFIG) -> None:
-    """Stop the server: every process that `start` started, and no other."""
+    """Stop the server: every process that `start` has started, and no other."""
     from serve_app.launcher import pidfile
     from serve_app.launcher.background import home_of
     from serve_app.launcher.preflight import PreflightError
@@ -62,7 +68,7 @@ def stop(config: Config = _CONFIG) -> None:
         fail(f"{exc}.")
     server = pidfile.find(home)
     if server is None:
-        typer.echo(f"No server of {home} is running.")
+        typer.echo(f"No server is running on {home}.")
         return
     typer.echo(f"Stopping {server.url}")
     left = pidfile.stop(home, server, typer.echo)
@@ -77,7 +83,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _ask_for_model(config: Path, profile: str | None) -> str:
-    """Which model to load; Enter takes the one that was wanted last, else the default."""
+    """Ask which model to load; Enter chooses the saved model, else the default."""
     from serve_app.launcher.background import models_of
 
     names, default = models_of(config, profile)
@@ -89,14 +95,14 @@ def _ask_for_model(config: Path, profile: str | None) -> str:
             return answer
         if answer.isdecimal() and 1 <= int(answer) <= len(names):
             return names[int(answer) - 1]
-        typer.echo(f"There is no {answer}.")
+        typer.echo(f"There is no model {answer!r}; type a number or a name from the list.")
 
 
 def _start_in_background(config: Path) -> None:
     from serve_app.launcher import background
 
-    # Python's own handler, which `asyncio.run` replaces by a cancellation of its task, loses one
-    # that comes as the task ends.
+    # `asyncio.run` replaces Python's own handler by one that cancels its task, and loses a SIGINT
+    # that arrives while the task ends.
     interrupts: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     steps = background.start(config)
@@ -109,13 +115,13 @@ def _start_in_background(config: Path) -> None:
                 raise typer.Exit(INTERRUPTED)
     if not step.is_ready:
         raise typer.Exit(step.exit_code or FAILED)
-    typer.echo("`llm-backend stop` stops it; `llm-backend logs all -f` shows what it does.")
+    typer.echo("`llm-backend stop` stops it; `llm-backend logs all -f` shows its logs.")
 
 
 def _show(step: "Progress", shown: SwitchProgress) -> None:
     for line in step.lines:
         if line:
-            shown.say(line)
+            shown.print(line)
     if step.url is None:
         return shown.wait("starting")
     ticket = asyncio.run(_running_ticket(step.url))
@@ -123,7 +129,7 @@ def _show(step: "Progress", shown: SwitchProgress) -> None:
 
 
 async def _running_ticket(url: str) -> Ticket | None:
-    """Of the switch that is under way, as far as one may know."""
+    """Return the ticket of the running switch; None if there is none, or without permission."""
     from serve_app.client import LLMClient, LLMError
 
     async with LLMClient(url, timeout_s=2) as client:

@@ -1,4 +1,4 @@
-"""`health`, `status`, `models`, `events`: show the server's state; they change nothing."""
+"""`health`, `status`, `models`, `events`: show the server's state and change nothing."""
 
 import json
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from serve_app.cli.connection import FAILED, Connection, Json, connected
 if TYPE_CHECKING:
     from serve_app.client import Event
 
-_LOOK_S = 5.0  # a part that says nothing so long is not well
+_TIMEOUT_S = 5.0  # a part that does not answer within this time is reported as a problem
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 
 def health(here: Connection, as_json: Json = False) -> None:
-    """Show each part's health, one line each. The exit code is 1 if a part is down."""
+    """Show the state of each part of the server, one line each.
+
+    The exit code is 1 if a part has a problem.
+    """
     parts = here.run(_parts(here))
     if as_json:
         typer.echo(json.dumps(parts))
@@ -34,16 +37,16 @@ def health(here: Connection, as_json: Json = False) -> None:
 async def _parts(here: Connection) -> list[dict[str, str]]:
     from serve_app.client import LLMError
 
-    health = await here.client.health_check(_LOOK_S)
+    health = await here.client.health_check(_TIMEOUT_S)
     counts = f"{health['in_flight']} in flight, {health['queued']} queued"
     parts = [_part("gateway", "ok", f"{here.url}, {counts}")]
-    parts.append(_part("place", *_place(health)))
-    for model in await here.client.models(_LOOK_S):
-        is_well = model["status"] != "failed"
+    parts.append(_part("place", *_residency(health)))
+    for model in await here.client.models(_TIMEOUT_S):
+        has_failed = model["status"] == "failed"
         detail = model.get("reason") or model["status"]
-        parts.append(_part(model["id"], "ok" if is_well else "problem", detail))
+        parts.append(_part(model["id"], "problem" if has_failed else "ok", detail))
     try:
-        status = await here.client.status(_LOOK_S)
+        status = await here.client.status(_TIMEOUT_S)
         parts.append(_part("switchboard", "ok", f"epoch {status['epoch']}"))
         parts.append(_part("dashboard", "ok", str(status["dashboard"])))
     except LLMError as exc:
@@ -51,7 +54,7 @@ async def _parts(here: Connection) -> list[dict[str, str]]:
     return parts
 
 
-def _place(health: dict[str, Any]) -> tuple[str, str]:
+def _residency(health: dict[str, Any]) -> tuple[str, str]:
     if health["state"] == "failed":
         return "problem", "no model could be loaded"
     if health["state"] == "serving":
@@ -64,25 +67,28 @@ def _part(part: str, state: str, detail: str) -> dict[str, str]:
 
 
 def status(here: Connection, as_json: Json = False) -> None:
-    """Show which model is resident, since when and until when."""
-    status = here.run(here.client.status(_LOOK_S))
+    """Show the resident model, since when it serves, and until when."""
+    status = here.run(here.client.status(_TIMEOUT_S))
     if as_json:
         typer.echo(json.dumps(status))
         return
-    listed = here.run(here.client.models(_LOOK_S))
-    typer.echo(residency_table(status, {model["id"]: model for model in listed}))
+    listed = here.run(here.client.models(_TIMEOUT_S))
+    typer.echo(_residency_table(status, {model["id"]: model for model in listed}))
     for ticket in [status["switch"], *status["queued_switches"]]:
         if ticket:
             eta = "" if ticket["eta_s"] is None else f", about {ticket['eta_s']:.0f} s left"
             typer.echo(f"switch to {ticket['to'] or 'no model'}: {ticket['phase']}{eta}")
     for model, waiting in status["waiting"].items():
-        typer.echo(f"{waiting['requests']} wait for {model}, the longest {waiting['oldest_s']} s")
+        typer.echo(
+            f"{waiting['requests']} requests wait for {model}, the longest for "
+            f"{waiting['oldest_s']} s"
+        )
     for model, failure in status["failures"].items():
         typer.echo(f"{model} failed: {failure['message']}")
 
 
-def residency_table(status: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
-    """The resident model, in the form of `ollama ps`."""
+def _residency_table(status: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
+    """Return the resident model as a table, like that of `ollama ps`."""
     header = ("MODEL", "TASK", "STATE", "SINCE", "SIZE", "UNTIL")
     if status["resident"] is None:
         return tables.columns([header, ("-", "-", status["state"], "-", "-", "-")])
@@ -102,7 +108,7 @@ def residency_table(status: dict[str, Any], models: dict[str, dict[str, Any]]) -
 
 def _until(lease: dict[str, Any] | None, resident: str) -> str:
     if lease is None or lease["model"] != resident:
-        return "another is wanted"
+        return "another model is requested"
     if lease["until"] is None:
         return f"leased to {lease['owner']}"
     left = (datetime.fromisoformat(lease["until"]) - datetime.now(UTC)).total_seconds()
@@ -110,8 +116,8 @@ def _until(lease: dict[str, Any] | None, resident: str) -> str:
 
 
 def models(here: Connection, as_json: Json = False) -> None:
-    """List the models: status, tasks, and the checkpoint behind each name."""
-    listed = here.run(here.client.models(_LOOK_S))
+    """List the models with status, tasks, context length and checkpoint."""
+    listed = here.run(here.client.models(_TIMEOUT_S))
     if as_json:
         typer.echo(json.dumps(listed))
         return
@@ -127,29 +133,31 @@ def models(here: Connection, as_json: Json = False) -> None:
 def events(
     here: Connection,
     as_json: Json = False,
-    after: Annotated[str | None, typer.Option(help="Start after the event with this id.")] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Print the events after the event with this id.")
+    ] = None,
 ) -> None:
-    """Follow what happens to the models, until Ctrl-C."""
+    """Print events (switches, failures, leases) as they happen, until Ctrl-C."""
 
     async def follow() -> None:
         async for event in here.client.events(after):
             if as_json:
                 value = {"id": event.id, "event": event.kind, "data": event.data}
                 typer.echo(json.dumps(value))
-            elif line := event_line(event):
+            elif line := _event_line(event):
                 typer.echo(f"{datetime.now():%H:%M:%S}  {line}")
 
     here.run(follow())
 
 
-def event_line(event: "Event") -> str | None:
-    """One event for people; None for one that says nothing to them."""
+def _event_line(event: "Event") -> str | None:
+    """Return one event as a line of text, None for one that is not shown."""
     data = event.data
     match event.kind:
         case "switch":
             error = f": {data['error']['message']}" if data["error"] else ""
-            way = f"{data['from'] or 'no model'} -> {data['to'] or 'no model'}"
-            return f"{data['id']}  {way}  {data['phase']} after {data['seconds']:.1f} s{error}"
+            models = f"{data['from'] or 'no model'} -> {data['to'] or 'no model'}"
+            return f"{data['id']}  {models}  {data['phase']} after {data['seconds']:.1f} s{error}"
         case "failure":
             return f"{data['model']} failed: {data['message']}"
         case "lease":

@@ -1,4 +1,4 @@
-"""`switch`, `unload`, `lease`: change which model is resident, and for how long."""
+"""`switch`, `unload`, `lease`: change the resident model, and keep it resident."""
 
 import getpass
 import json
@@ -13,12 +13,12 @@ from serve_app.cli.connection import FAILED, Connection, Json, connected, fail
 from serve_app.cli.progress import SwitchProgress, Ticket
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
-Force = Annotated[bool, typer.Option("--force", help="Cut requests in flight.")]
+Force = Annotated[bool, typer.Option("--force", help="Cut the requests in flight.")]
 Drain = Annotated[
     float | None, typer.Option(min=0, help="Seconds until requests in flight are cut.")
 ]
 Task = Annotated[
-    str | None, typer.Option(help="generate or embed; default: the model's first task.")
+    str | None, typer.Option(help="generate or embed. Default: the model's first task.")
 ]
 
 
@@ -32,16 +32,16 @@ def switch(
     model: Model,
     task: Task = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")
+        bool, typer.Option("--dry-run", help="Print what would happen, and change nothing.")
     ] = False,
     force: Force = False,
     drain_timeout_s: Drain = None,
     as_json: Json = False,
 ) -> None:
-    """Make a model resident, and watch it. Ctrl-C ends the watching, not the switch."""
+    """Make a model resident and show the progress. Ctrl-C does not stop the switch."""
     if dry_run:
-        would = here.run(here.client.would_switch(model, task=task))
-        typer.echo(json.dumps(would) if as_json else _describe(would))
+        forecast = here.run(here.client.would_switch(model, task=task))
+        typer.echo(json.dumps(forecast) if as_json else _describe(forecast))
         return
 
     def ask(on_progress: Callable[[Ticket], None]) -> Coroutine[Any, Any, Ticket]:
@@ -55,7 +55,7 @@ def switch(
 def unload(
     here: Connection, force: Force = False, drain_timeout_s: Drain = None, as_json: Json = False
 ) -> None:
-    """Empty the GPU until a model is requested."""
+    """Unload the resident model; the next request for a model loads it."""
 
     def ask(on_progress: Callable[[Ticket], None]) -> Coroutine[Any, Any, Ticket]:
         return here.client.unload(on_progress, drain_timeout_s=drain_timeout_s, force=force)
@@ -66,34 +66,43 @@ def unload(
 def lease(
     here: Connection,
     model: Annotated[str | None, typer.Argument(metavar="MODEL")] = None,
-    minutes: Annotated[float | None, typer.Option(help="How long, from when it serves.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="The same in seconds.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Shown to others; default: user@host.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes from when the model serves. Default: 10.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds from when the model serves.")
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="The name shown to other users. Default: user@host.")
+    ] = None,
     task: Task = None,
     end: Annotated[
         bool, typer.Option("--end", help="End the lease, whichever owner holds it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Keep a model resident for a time (default: 10 minutes). An admin's switch ends the lease."""
+    """Keep a model resident for a time; only an admin's switch replaces it."""
     if end:
         ended = here.run(here.client.end_lease())
-        said = f"The lease of {ended['model']} has ended." if ended else "There was no lease."
-        typer.echo(json.dumps(ended) if as_json else said)
+        line = f"The lease of {ended['model']} has ended." if ended else "There was no lease."
+        typer.echo(json.dumps(ended) if as_json else line)
         return
     if model is None:
-        raise typer.BadParameter("Name a model, or say --end.")
+        raise typer.BadParameter("Give a MODEL, or --end.")
     if minutes is not None and seconds is not None:
-        raise typer.BadParameter("Say --minutes or --seconds, not both.")
+        raise typer.BadParameter("Give --minutes or --seconds, not both.")
     duration_s = seconds if seconds is not None else 60 * (10 if minutes is None else minutes)
-    who = owner or f"{getpass.getuser()}@{socket.gethostname()}"
+    lease_owner = owner or f"{getpass.getuser()}@{socket.gethostname()}"
 
     def ask(on_progress: Callable[[Ticket], None]) -> Coroutine[Any, Any, Ticket]:
-        return here.client.take_lease(model, duration_s, who, on_progress, task=task)
+        return here.client.take_lease(model, duration_s, lease_owner, on_progress, task=task)
 
     watch(here, ask, as_json)
     if not as_json:
-        typer.echo(f"{model} stays for {tables.duration(duration_s)}; `lease --end` ends that.")
+        typer.echo(
+            f"{model} stays resident for {tables.duration(duration_s)}; "
+            "`llm-backend lease --end` ends the lease."
+        )
 
 
 def watch(
@@ -101,7 +110,7 @@ def watch(
     ask: Callable[[Callable[[Ticket], None]], Coroutine[Any, Any, Ticket]],
     as_json: bool,
 ) -> None:
-    """Follow a switch to its end, and say how it ended; fails if it did not do what it should."""
+    """Follow a switch to its end and print the result; the exit code is 1 if it failed."""
     from serve_app.client import DeadlineExceeded, SwitchFailed
 
     try:
@@ -116,22 +125,24 @@ def watch(
         typer.echo(json.dumps(exc.ticket))
         raise typer.Exit(FAILED) from None
     except DeadlineExceeded:
-        fail("The switch goes on, and is no longer watched.")
-    what = f"{ticket['to']} serves" if ticket["to"] else "No model is resident"
-    is_new = any(phase["phase"] != "queued" for phase in ticket["phases"])
-    had_to = f", after {ticket['seconds']:.1f} s" if is_new else " already"
-    typer.echo(f"{what}{had_to}")
+        fail("The time to wait is over; the switch continues in the background.")
+    result = f"{ticket['to']} serves" if ticket["to"] else "No model is resident"
+    has_run = any(phase["phase"] != "queued" for phase in ticket["phases"])
+    duration = f", after {ticket['seconds']:.1f} s" if has_run else " already"
+    typer.echo(f"{result}{duration}")
 
 
-def _describe(would: dict[str, Any]) -> str:
-    estimate = would["estimate_s"]
+def _describe(forecast: dict[str, Any]) -> str:
+    estimate = forecast["estimate_s"]
     lines = [
-        f"{would['from'] or 'no model'} -> {would['to']}",
-        f"{would['in_flight']} in flight would end first",
-        f"{would['queued_behind']} switches would come before it",
-        "how long it takes is not known yet" if estimate is None else f"some {estimate:.0f} s",
+        f"{forecast['from'] or 'no model'} -> {forecast['to']}",
+        f"{forecast['in_flight']} requests in flight would end first",
+        f"{forecast['queued_behind']} switches would run before it",
+        "the duration is not known yet"
+        if estimate is None
+        else f"it would take about {estimate:.0f} s",
     ]
-    for blocker in would["blockers"]:
+    for blocker in forecast["blockers"]:
         lines.append(f"in the way: {_describe_blocker(blocker)}")
     return "\n".join(lines)
 

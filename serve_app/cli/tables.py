@@ -1,11 +1,11 @@
-"""Formats values as lines of text, the same in a terminal and in a pipe."""
+"""Formats values as lines of text, the same for a terminal and a pipe."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """The rows below each other, each column as wide as its widest cell."""
+    """Align the rows: each column is as wide as its widest cell."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -15,7 +15,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`, `2 days`."""
+    """Format seconds as `40 s`, `12 min`, `3 h 20 min` or `2 days`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -27,14 +27,14 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """In MB or GB, as disks are sold."""
+    """Format bytes in decimal MB or GB; `-` for None."""
     if num_bytes is None:
         return "-"
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def fields(value: dict[str, Any]) -> str:
-    """An object's plain values, one a line."""
+    """Format an object's fields, one on each line."""
     return columns([(name.replace("_", " "), _plain(v)) for name, v in value.items()])
 
 

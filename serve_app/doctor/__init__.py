@@ -1,4 +1,4 @@
-"""`llm-backend doctor`: what this machine is (gather), and what is wrong with it (checks).
+"""`llm-backend doctor`: collects facts about this machine (gather), then judges them (checks).
 
 gather.py       looks at the machine
 facts.py        what it found, as values

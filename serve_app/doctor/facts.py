@@ -1,4 +1,4 @@
-"""The facts about this machine, and the findings that the checks make of them."""
+"""The facts about a machine, which are all gathered before any check, and the checks' findings."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,11 +11,11 @@ from serve_app.launcher.private import Exposure
 
 
 class Level(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  # it starts, with something less than it could have
-    PROBLEM = "problem"  # it does not start, or not as it should
+    WARNING = "warning"  # the server starts, but slower, or with fewer models or less protection
+    PROBLEM = "problem"  # the server does not start, or does not work as it should
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Finding:
     check: str
     level: Level
     text: str
-    remedy: str | None = None  # what to do; a command where there is one
+    remedy: str | None = None  # for a warning or problem: a command, or what to change
 
 
 @dataclass(frozen=True)
 class Card:
-    """The GPU that would be used."""
+    """The GPU that the server would use."""
 
     reading: GpuReading
     capability: tuple[int, int] | None  # (12, 0) is sm_120
@@ -39,33 +39,33 @@ class Card:
 
 @dataclass(frozen=True)
 class Torch:
-    """The installed PyTorch, as a process of its own says."""
+    """The installed PyTorch, read by a separate process."""
 
     version: str
-    cuda: str | None  # what it is built for; None for the CPU
-    archs: tuple[str, ...]  # as sm_120, compute_120
+    cuda: str | None  # the CUDA version it is built for; None for the CPU
+    archs: tuple[str, ...]  # the architectures it has kernels for, as sm_120, compute_120
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A folder that something is written to."""
+    """A folder that the server or its libraries write to."""
 
     purpose: str
     path: Path
     free_bytes: int
-    filesystem: str | None  # as ext4, tmpfs; None where it is not known
+    filesystem: str | None  # as ext4, tmpfs; None if unknown
     can_write: bool
 
 
 @dataclass(frozen=True)
 class Port:
-    """A TCP port that something of ours listens on."""
+    """A TCP port that a part of this project uses."""
 
     number: int
     purpose: str
-    is_needed: bool  # nothing starts without it
-    holder: str | None = None  # who listens there now, as `prometheus (process 17)`
-    is_backend: bool = False  # and answers as a server of this project does
+    is_needed: bool  # the server does not start without it
+    holder: str | None = None  # the program that uses it now, as `prometheus (process 17)`
+    is_backend: bool = False  # the holder answers like a server of this project
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,35 @@ class Weights:
 
     model: str
     checkpoint: str
-    problem: str | None  # why it cannot be loaded; None when it is present and whole
-    size_bytes: int = 0  # of its weights
+    problem: str | None  # why it cannot be loaded; None if it is complete
+    size_bytes: int = 0  # of the weights
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Everything the checks look at; they look at nothing else."""
+    """Everything that the checks read; they read nothing else."""
 
-    settings: Settings | None  # None where they cannot be used
-    settings_problem: str | None
+    settings: Settings | None  # None if they cannot be loaded
+    settings_problem: str | None  # why they cannot be loaded
     host: str  # the address that the server binds
     card: Card | None
-    card_problem: str | None  # why there is none
+    card_problem: str | None  # why the card cannot be read
     has_nvidia_hardware: bool  # on the PCI bus, or given by WSL2
     torch: Torch | None
-    torch_problem: str | None
-    packages: dict[str, str]  # those that matter, where installed -> version
-    environment: dict[str, str]  # the variables that matter, where set
+    torch_problem: str | None  # why PyTorch cannot be imported
+    packages: dict[str, str]  # the relevant installed packages -> version
+    environment: dict[str, str]  # the relevant variables that are set
     is_wsl2: bool
     has_nvcc: bool
     memory_total_bytes: int
     memory_available_bytes: int
     disks: tuple[Disk, ...] = ()
     ports: tuple[Port, ...] = ()
-    is_serving: bool = False  # a server of ours runs on this home
-    ray_address: str | None = None  # of a cluster that RAY_ADDRESS names
+    is_serving: bool = False  # a server runs on this home
+    ray_address: str | None = None  # the cluster that RAY_ADDRESS names
     exposures: tuple[Exposure, ...] = ()
     weights: tuple[Weights, ...] = ()
-    plans: tuple[Plan, ...] = ()  # of the models whose shape is known, here or not
+    plans: tuple[Plan, ...] = ()  # of all models whose shape is known, downloaded or not
 
     @property
     def is_gpu_profile(self) -> bool:

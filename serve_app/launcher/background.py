@@ -1,4 +1,4 @@
-"""Starts the server in the background, with a chosen model and profile."""
+"""Starts the server in the background, with the chosen model and profile."""
 
 import contextlib
 import subprocess
@@ -20,28 +20,28 @@ from serve_app.launcher.preflight import (
     read_deployment,
 )
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 _STOP_S = 120.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a start has come: the lines said since the last look, and where to ask for more."""
+    """One step of a start: the log lines since the previous step, and the server's address."""
 
     lines: list[str]
-    url: str | None  # of a server that answers already, if it does
+    url: str | None  # None until Serve has been started
     is_ready: bool = False
-    exit_code: int | None = None  # it has ended
+    exit_code: int | None = None  # None while the launcher runs
 
 
 def choose(config: Path, model: str | None, profile: str | None) -> Path:
-    """The deployment to start: `config`, or a copy of it with this model and profile.
+    """Return the deployment file to start: `config`, or a copy of it with this model and profile.
 
-    The model is also what the server is to remember as wanted: that outlives a restart, and counts
-    for more than the file's.
+    The model is also written to the saved state: the server loads the model saved there rather than
+    the file's default, after a restart too.
 
     Raises:
-        PreflightError: it cannot be read.
+        PreflightError: `config` cannot be used, or the copy cannot be written.
     """
     home = home_of(config)
     chosen = {"default_model": model, "profile": profile}
@@ -66,22 +66,23 @@ def choose(config: Path, model: str | None, profile: str | None) -> Path:
 
 
 def models_of(config: Path, profile: str | None) -> tuple[list[str], str]:
-    """The models of a deployment, and the one that it would load.
+    """Return the names of a deployment's models, and the name of the model that a start would load
+    (`none` for none).
 
     Raises:
-        PreflightError: it cannot be read.
+        PreflightError: `config` cannot be used.
     """
     _, _, args = read_deployment(config)
     if profile:
         args = args.model_copy(update={"profile": profile})
-    found = local_settings(args)
-    saved = load_state(found.home / paths.RESIDENCY)
-    wanted = saved.desired if saved and saved.desired in found.models else None
-    return [*found.models], wanted or found.default_model or "none"
+    settings = local_settings(args)
+    saved = load_state(settings.home / paths.RESIDENCY)
+    desired = saved.desired if saved and saved.desired in settings.models else None
+    return [*settings.models], desired or settings.default_model or "none"
 
 
 def home_of(config: Path) -> Path:
-    """Where a deployment keeps its state. Raises PreflightError."""
+    """Return the folder in which a deployment keeps its state. Raises PreflightError."""
     _, _, args = read_deployment(config)
     try:
         return settings.home_of(args)
@@ -90,37 +91,39 @@ def home_of(config: Path) -> Path:
 
 
 def start(config: Path) -> Generator[Progress, None, None]:
-    """Start the server in a session of its own, which no terminal's end reaches; yields a few times
-    a second until it is ready or has ended. Closed before that, it ends what it has started.
+    """Start the server in its own session, so that closing the terminal does not end it.
+
+    Yields a few times a second until the server is ready or has ended. Closing the generator
+    before that stops the server.
 
     Raises:
-        PreflightError: it cannot be started.
+        PreflightError: a check before the start has failed.
     """
     home = check_all(config).home
     log = home / paths.log("start")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with log.open("w") as output:
-        keeper = subprocess.Popen(
+        launcher = subprocess.Popen(
             [sys.executable, "-m", "serve_app.launcher.foreground", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    num_said = 0
+    num_lines = 0
     is_settled = False
     try:
         while not is_settled:
-            exit_code = keeper.poll()
+            exit_code = launcher.poll()
             server = pidfile.find(home)
             *lines, _ = log.read_text(errors="replace").split("\n")
             is_ready = server is not None and server.is_ready
             is_settled = is_ready or exit_code is not None
-            yield Progress(lines[num_said:], server.url if server else None, is_ready, exit_code)
-            num_said = len(lines)
+            yield Progress(lines[num_lines:], server.url if server else None, is_ready, exit_code)
+            num_lines = len(lines)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                keeper.wait(0 if is_settled else _LOOK_S)
+                launcher.wait(0 if is_settled else _POLL_S)
     finally:
         if not is_settled:
-            keeper.terminate()
-            keeper.wait(_STOP_S)
+            launcher.terminate()
+            launcher.wait(_STOP_S)

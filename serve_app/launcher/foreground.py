@@ -1,6 +1,7 @@
-"""Runs `serve run`: says what happens, and stops everything it started on Ctrl-C or SIGTERM.
+"""Runs `serve run`, reports its progress, and stops everything it started on Ctrl-C or SIGTERM.
 
-As a program, `python -m serve_app.launcher.foreground CONFIG`, it keeps a server in the background.
+`llm-backend start` runs this module as a program (`python -m serve_app.launcher.foreground CONFIG`)
+to launch a server in the background.
 """
 
 import contextlib
@@ -32,93 +33,98 @@ from serve_app.launcher.preflight import PreflightError, check_all, claim, read_
 
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
-_DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller, in its log
+_DEPLOY_FAILED = "Deploying app 'llm-backend' failed"  # Serve's controller writes this to its log
 
 _RAY = {
-    # Ray's workers run at 15 otherwise, and with them engines, behind whatever else is busy.
+    # Ray's default is 15: its workers, and the engines they start, would run behind every other
+    # busy program.
     "RAY_worker_niceness": "0",
-    # What a model's replica needs, in the worker that is kept ready for it (`prestart.py`).
+    # The worker that Ray keeps ready for the next replica (`prestart.py`) imports what it needs.
     "RAY_preload_python_modules": "ray.serve._private.replica,deployments.model_server.deployment",
-    # Ray's name for "this machine is the whole cluster": its ports, of which those with metrics
-    # need no token, are then on loopback. Else they are on all interfaces.
+    # Ray's name for "this machine is the whole cluster": Ray then listens on loopback. Otherwise
+    # its ports, of which those with metrics need no token, are on all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
-    # A log of Ray's grows to 512 MiB otherwise, and five such are kept.
+    # By default each of Ray's logs grows to 512 MiB, and Ray keeps five old ones.
     "RAY_ROTATION_MAX_BYTES": str(logs.FILE_BYTES),
     "RAY_ROTATION_BACKUP_COUNT": str(logs.NUM_OLD_FILES),
 }
 
 _HOW_TO_STOP = "Ctrl-C stops it."
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 class _Stopped(Exception):
-    """SIGINT, SIGTERM or SIGHUP came."""
+    """The launcher has received SIGINT, SIGTERM or SIGHUP."""
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP, noted, and looked for between two steps: a step that one of them
-    broke off could leave a process that no note names."""
+    """Records SIGINT, SIGTERM and SIGHUP; `check` raises between two steps of the start. A signal
+    that interrupted a step could leave a process that the launcher does not know of."""
 
     def __init__(self) -> None:
-        self._has_one_come = False
+        self._is_received = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+            signal.signal(number, self._record)
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self._has_one_come = True
+    def _record(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_received = True
 
     def check(self) -> None:
-        """Raises _Stopped: one has come."""
-        if self._has_one_come:
+        """Raise _Stopped if a signal has been received."""
+        if self._is_received:
             raise _Stopped
 
 
-def run_server(config: Path, say: Say) -> int:
-    """Check, start, report until ready, then stay until stopped; returns the exit code."""
+def run_server(config: Path, report: Reporter) -> int:
+    """Check the machine, start the server, report until it is ready, and run until it is stopped.
+
+    Returns:
+        The exit code: 0 after Ctrl-C or SIGTERM, 1 after a failure.
+    """
     private.close_to_others()
-    say = _unfailing(say)
+    report = _unfailing(report)
     try:
         host, port, args = read_deployment(config)
         export_file(args.env_path)
         settings = check_all(config)
         with claim(settings.home):
-            return _run(config, settings, host, port, say)
+            return _run(config, settings, host, port, report)
     except PreflightError as exc:
-        say(f"Can not start: {exc}.")
+        report(f"Cannot start: {exc}.")
         return 1
 
 
-def _run(config: Path, settings: Settings, host: str, port: int, say: Say) -> int:
+def _run(config: Path, settings: Settings, host: str, port: int, report: Reporter) -> int:
     home = settings.home
     deployed = with_address(config, host, port, home)
     log = home / paths.log("serve")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     logs.set_aside(log)
     signals = _Signals()
-    say(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
+    report(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
     for exposure in private.exposures(home, os.environ):
         if exposure.is_used:
-            say(f"Not private: {exposure.text} ({exposure.remedy})")
+            report(f"Not private: {exposure.text} ({exposure.remedy})")
     with _environment(home) as environment, _early_standby(settings):
         address = f"http://{host}:{port}"
-        return _run_serve(deployed, settings, address, log, environment, signals, say)
+        return _run_serve(deployed, settings, address, log, environment, signals, report)
 
 
-def _unfailing(say: Say) -> Say:
-    """Who read the lines may be gone, with the terminal or the pipe: that is to end nothing."""
+def _unfailing(report: Reporter) -> Reporter:
+    """Return `report` without its errors: a closed terminal or pipe must not stop the server."""
 
-    def attempt(line: str) -> None:
+    def try_to_report(line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the file is closed
-            say(line)
+            report(line)
 
-    return attempt
+    return try_to_report
 
 
 @contextlib.contextmanager
 def _environment(home: Path) -> Iterator[dict[str, str]]:
-    """What Serve is started in, with the folders of which it speaks."""
+    """Give Serve's environment variables; the folders they name exist while the block runs."""
     with (
         private.folder(home, "haproxy", Path(tempfile.gettempdir())) as haproxy_folder,
         private.folder(home, "ray", private.temporary_parent(os.environ)) as ray_folder,
@@ -134,7 +140,7 @@ def _environment(home: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def _early_standby(settings: Settings) -> Iterator[None]:
-    """Where there is to be one, begin its imports before Ray's own."""
+    """Start the standby, if the settings want one, so that its imports begin before Ray's."""
     if not settings.standby:
         yield
         return
@@ -145,7 +151,7 @@ def _early_standby(settings: Settings) -> Iterator[None]:
         yield
     finally:
         os.close(lifeline)
-        process.terminate()  # it may be at its imports
+        process.terminate()  # it may still be importing
         reaper.join()
 
 
@@ -156,10 +162,11 @@ def _run_serve(
     log: Path,
     environment: dict[str, str],
     signals: _Signals,
-    say: Say,
+    report: Reporter,
 ) -> int:
     with log.open("a") as output:
-        # A session of its own: Ctrl-C reaches this process alone, which then stops Serve in order.
+        # In its own session Serve does not get the terminal's Ctrl-C: this process gets it, and
+        # stops Serve in order.
         server = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
             stdout=output,
@@ -170,29 +177,30 @@ def _run_serve(
     home = settings.home
     try:
         pidfile.note(home, server.pid, address, settings.profile)
-        if not _wait_until_ready(address, settings, server, log, signals, say):
-            say(_last_lines(log))
+        if not _wait_until_ready(address, settings, server, log, signals, report):
+            report(_last_lines(log))
             return 1
         pidfile.note_ready(home)
-        say(_HOW_TO_STOP)
+        report(_HOW_TO_STOP)
         while not _has_ended(server, _POLL_S):
             signals.check()
-        say(f"Serve ended by itself with exit code {server.returncode}; its log is {log}")
+        report(f"Serve ended unexpectedly with exit code {server.returncode}; its log is {log}")
         return 1
     except _Stopped:
         return 0
     finally:
-        _stop_server(server, settings, say)
+        _stop_server(server, settings, report)
         pidfile.forget(home)
 
 
 def with_address(config: Path, host: str, port: int, home: Path) -> Path:
-    """The file to deploy: `config`, or a copy where the environment names another address."""
+    """Return the file to deploy: `config`, or a copy of it in `home` if `host` or `port` (which the
+    environment can set) differ from the file's."""
     raw = yaml.safe_load(config.read_text())
-    wanted = {"host": host, "port": port}
-    if raw["http_options"] | wanted == raw["http_options"]:
+    address = {"host": host, "port": port}
+    if raw["http_options"] | address == raw["http_options"]:
         return config
-    raw["http_options"] |= wanted
+    raw["http_options"] |= address
     copy = home / paths.SERVE_CONFIG
     copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     copy.write_text(yaml.safe_dump(raw))
@@ -200,7 +208,7 @@ def with_address(config: Path, host: str, port: int, home: Path) -> Path:
 
 
 def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    """Whether it has, once it has or `timeout_s` are over."""
+    """Wait up to `timeout_s` for the process to end; return whether it has ended."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout_s)
     return process.returncode is not None
@@ -212,42 +220,50 @@ def _wait_until_ready(
     server: subprocess.Popen[bytes],
     log: Path,
     signals: _Signals,
-    say: Say,
+    report: Reporter,
 ) -> bool:
-    """Follow the start; True once a model serves, or nothing should. Raises _Stopped."""
+    """Report the start until it is over.
+
+    Returns:
+        True once a model serves, no model should, or the model's load has failed while the server
+        itself runs. False if the server has ended, or was not ready in time.
+
+    Raises:
+        _Stopped
+    """
     is_up = False
     began = time.monotonic()
     deadline = began + settings.switching.load_timeout_s + 120
     while time.monotonic() < deadline:
         signals.check()
         if _has_ended(server, _POLL_S):
-            say(f"Serve ended with exit code {server.returncode}:")
+            report(f"Serve ended with exit code {server.returncode}:")
             return False
         if _DEPLOY_FAILED in log.read_text(errors="replace"):
-            say("Serve could not build the graph:")
+            report("Serve could not deploy the application:")
             return False
         health = _get(f"{address}/health")
         state = health.get("state") if health else None
         if health and not is_up:
             is_up = True
-            say(f"The graph is up after {time.monotonic() - began:.0f} s; loading a model")
+            report(f"The server is up after {time.monotonic() - began:.0f} s; loading a model")
         if state == "serving" and health:
-            _say_ready(address, health["resident"], say)
+            _report_ready(address, health["resident"], report)
             return True
         if state == "idle" and not settings.default_model:
-            say(f"Ready on {address} with no model resident.")
+            report(f"Ready on {address} with no model resident.")
             return True
         if state == "failed":
-            say(f"Ready on {address}, but no model is resident: {_failure(address)}.")
+            report(f"Ready on {address}, but no model is resident: {_failure(address)}.")
             return True
-    say("It did not become ready in time:")
+    report(f"The server was not ready within {deadline - began:.0f} s:")
     return False
 
 
-def _say_ready(address: str, resident: str, say: Say) -> None:
+def _report_ready(address: str, resident: str, report: Reporter) -> None:
     body = {"model": resident, "messages": [{"role": "user", "content": "Hello"}]}
-    say(f"\nReady: {resident} serves on {address}\n")
-    say(
+    report(f"\nReady: {resident} serves on {address}\n")
+    report(
         f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{json.dumps(body)}'\n"
     )
@@ -269,29 +285,29 @@ def _get(url: str) -> dict[str, Any] | None:
 
 def _last_lines(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return "\n".join([*lines[-15:], f"(all of it: {log})"])
+    return "\n".join([*lines[-15:], f"(the whole log: {log})"])
 
 
-def _stop_server(server: subprocess.Popen[bytes], settings: Settings, say: Say) -> None:
-    """End Serve and Ray, and see that the engine is gone too."""
+def _stop_server(server: subprocess.Popen[bytes], settings: Settings, report: Reporter) -> None:
+    """Stop Serve and Ray, then wait until the engine has released the GPU lock."""
     if server.poll() is None:
         server.terminate()
-        say("\nStopping")
+        report("\nStopping")
         if not _has_ended(server, _STOP_TIMEOUT_S):
             server.kill()
     home = settings.home
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while gpu_lock.is_held(home) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    say(
+    report(
         "Stopped; nothing is left running."
         if not gpu_lock.is_held(home)
-        else f"An engine of {home} is still running"
+        else f"An engine that uses {home} is still running"
     )
 
 
 def _print(line: str) -> None:
-    if line != _HOW_TO_STOP:  # in the background it does not
+    if line != _HOW_TO_STOP:  # Ctrl-C does not stop a server in the background
         print(line, flush=True)
 
 

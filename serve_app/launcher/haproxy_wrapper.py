@@ -1,7 +1,7 @@
-"""Mends the configuration that Ray wrote for HAProxy, then becomes HAProxy.
+"""Patches the configuration that Ray has written for HAProxy, then becomes HAProxy.
 
-Run as `python -I -S haproxy_guard.py <the real binary> <its arguments>`; knows nothing but the
-standard library, for it runs at each reload.
+Ray runs it as `python -I -S haproxy_wrapper.py <the real binary> <its arguments>`. It imports the
+standard library only, because it runs at each reload and must start fast.
 """
 
 import os
@@ -9,42 +9,43 @@ import re
 import sys
 from pathlib import Path
 
-_HEAD_TIMEOUT_S = 30  # for a request's head: a slower client holds a connection for nothing
-_PAGES = (400, 408, 413, 500, 501, 502, 503, 504)  # beside the private folder's own folders
-# Heads past the gateway's 32 KiB still fit, so that the gateway can refuse them in words.
+_HEAD_TIMEOUT_S = 30  # a client that sends a request's head slower occupies a connection uselessly
+_PAGES = (400, 408, 413, 500, 501, 502, 503, 504)
+# Larger than the gateway's limit of 32 KiB, so that the gateway can refuse a large head in words.
 _MAX_HEAD_BYTES, _MAX_HEADERS = 65_536, 1_000
 _METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
-# Serve obeys or reads these from any client: the first cuts a stream without an error event.
-_STEERING = "^(x-request-timeout-seconds|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
-# Serve gives back any name that a client gives its request, and fails on one that is not UTF-8.
-_HARMLESS_ID = (
+# Serve obeys these headers from every client; the first one cuts a stream without an error.
+_CONTROL = "^(x-request-timeout-seconds|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
+# Serve returns a client's request id unchanged, and fails on one that is not UTF-8.
+_SAFE_ID = (
     "{ req.fhdr_cnt(x-request-id) 1 } { req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }"
 )
 _RULES = f"""
     http-request deny deny_status 501 unless {{ method {_METHODS} }}
     http-request deny deny_status 400 unless {{ path_beg / }}
-    http-request del-header {_STEERING} -m reg
-    http-request del-header x-request-id unless {_HARMLESS_ID}"""
+    http-request del-header {_CONTROL} -m reg
+    http-request del-header x-request-id unless {_SAFE_ID}"""
 
 
 class UnknownConfig(Exception):
-    """Not the configuration that is known: it might leave something open."""
+    """A line to patch is missing. HAProxy does not start then: a listener might stay open."""
 
 
-def mend(text: str, folder: Path) -> str:
-    """The configuration, with its private listeners on sockets in `folder`, whose parent holds the
-    error pages. Their names are short: a socket's path has 107 bytes, and HAProxy adds to it.
+def patch_config(text: str, folder: Path) -> str:
+    """Return the configuration with its private listeners on sockets in `folder`; the error pages
+    are in the parent of `folder`. The sockets' names are short, because a socket's path has 107
+    bytes at most and HAProxy adds a suffix.
 
     Raises:
-        UnknownConfig: a line to be mended is not there.
+        UnknownConfig: a line to patch is missing, or occurs more than once.
     """
     pages = folder.parent
     own_pages = "".join(f"    errorfile {page} {pages}/{page}.http\n" for page in _PAGES)
     away = f"content-type application/json hdr Retry-After 2 file {pages}/503.json"
     slow = f"    timeout http-request {_HEAD_TIMEOUT_S}s"
     for pattern, replacement in (
-        # With it and `abortonclose`, HAProxy 2.8.25 does not see a client leave whose body came in
-        # another segment than its head, and spins until the answer is done.
+        # With this option and `abortonclose`, HAProxy 2.8.25 does not notice that a client left if
+        # its body came in another segment than its head, and spins until the answer is done.
         (r"^    option splice-request\n", ""),
         (
             r"(?<=^    tune\.bufsize )\d+$",
@@ -61,8 +62,8 @@ def mend(text: str, folder: Path) -> str:
             f"    http-request return status 503 {away}",
         ),
     ):
-        text, num_mended = re.subn(pattern, replacement, text, flags=re.MULTILINE)
-        if num_mended != 1:
+        text, num_patched = re.subn(pattern, replacement, text, flags=re.MULTILINE)
+        if num_patched != 1:
             raise UnknownConfig(pattern)
     return text
 
@@ -70,7 +71,7 @@ def mend(text: str, folder: Path) -> str:
 def main(arguments: list[str]) -> None:
     binary, *options = arguments
     config = Path(options[options.index("-f") + 1])
-    config.write_text(mend(config.read_text(), config.parent))
+    config.write_text(patch_config(config.read_text(), config.parent))
     os.execv(binary, [binary, *options])  # noqa: S606  the binary that Ray would have started
 
 

@@ -1,7 +1,8 @@
-"""The PID file of the server that uses a home folder, and stopping exactly that server.
+"""PID file of the server that uses one LLM_BACKEND_HOME, and stopping exactly that server.
 
-`llm-backend start` writes the note to `<home>/run/server.json`: its own process, which ends Serve,
-Ray and the engine in order, and Serve's, whose session holds the rest should the first be killed.
+The launcher writes it to `<home>/run/server.json`. It names the launcher, which ends Serve, Ray and
+the engine in order, and the process of `serve run`, whose session holds all the others: `stop` uses
+that session if the launcher was killed.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.engine import gpu_lock
 from deployments.host import processes
@@ -21,84 +22,98 @@ from deployments.settings import paths
 from serve_app.launcher import private
 
 _POLL_S = 0.1
-_KEEPER_S = 90.0  # it gives Serve 40 s, and as long to the engine
+_LAUNCHER_S = 90.0  # the launcher waits up to 40 s for Serve, and 40 s for the engine
 _SERVE_S = 40.0
 _GRACE_S = 10.0
 
 
 class RunningServer(BaseModel):
-    """The note."""
+    """The PID file's content.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A process ID alone is not enough, because the system reuses it: `…_ticks` is the start time of
+    the process in clock ticks since boot.
+    """
 
-    numbering: str  # the boot and container in which the process numbers mean something
-    keeper: int
-    keeper_ticks: int
-    serve: int
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True
+    )
+
+    numbering: str  # the boot and container in which the process IDs are valid
+    # In the file under their older names: a newer `llm-backend stop` stops an older server.
+    launcher_pid: int = Field(alias="keeper")
+    launcher_ticks: int = Field(alias="keeper_ticks")
+    serve_pid: int = Field(alias="serve")
     serve_ticks: int
     url: str
     profile: str
     is_ready: bool = False
 
     @property
-    def is_kept(self) -> bool:
-        """Whether the process lives that ends all the others in order."""
-        return _is_alive(self.numbering, self.keeper, self.keeper_ticks)
+    def has_launcher(self) -> bool:
+        """Whether the launcher lives, which ends all other processes in order."""
+        return _is_alive(self.numbering, self.launcher_pid, self.launcher_ticks)
+
+    @property
+    def has_serve(self) -> bool:
+        return _is_alive(self.numbering, self.serve_pid, self.serve_ticks)
 
     @property
     def is_alive(self) -> bool:
-        return self.is_kept or _is_alive(self.numbering, self.serve, self.serve_ticks)
+        return self.has_launcher or self.has_serve
 
 
-def note(home: Path, serve: int, url: str, profile: str) -> None:
-    """Write down that this process keeps `serve`."""
-    keeper = os.getpid()
-    running = RunningServer(
+def note(home: Path, serve_pid: int, url: str, profile: str) -> None:
+    """Write the PID file: this process is the launcher of the Serve process `serve_pid`."""
+    launcher_pid = os.getpid()
+    server = RunningServer(
         numbering=processes.numbering(),
-        keeper=keeper,
-        keeper_ticks=processes.start_ticks(keeper) or 0,
-        serve=serve,
-        serve_ticks=processes.start_ticks(serve) or 0,
+        launcher_pid=launcher_pid,
+        launcher_ticks=processes.start_ticks(launcher_pid) or 0,
+        serve_pid=serve_pid,
+        serve_ticks=processes.start_ticks(serve_pid) or 0,
         url=url,
         profile=profile,
     )
-    _write(home, running)
+    _write(home, server)
 
 
 def note_ready(home: Path) -> None:
-    """Write down that the server which this process keeps has come up."""
+    """Record in the PID file that this process's server is ready."""
     _write(home, _read(home).model_copy(update={"is_ready": True}))
 
 
 def forget(home: Path) -> None:
-    """There is no server any more."""
+    """Delete the PID file."""
     _path(home).unlink(missing_ok=True)
 
 
 def find(home: Path) -> RunningServer | None:
-    """The server that runs on `home`."""
+    """Return the server that uses `home`, None if none runs."""
     try:
-        running = _read(home)
+        server = _read(home)
     except (OSError, ValidationError):
         return None
-    return running if running.is_alive else None
+    return server if server.is_alive else None
 
 
-def stop(home: Path, running: RunningServer, say: Callable[[str], None]) -> list[str]:
-    """End the server with all it started; returns what is left of it, a line each.
+def stop(home: Path, server: RunningServer, report: Callable[[str], None]) -> list[str]:
+    """Stop the server and every process that it started.
 
-    (1) The keeper ends everything in order. (2) Where it was killed, or does not, Serve ends its
-    own cluster. (3) What then still lives of them is killed.
+    (1) The launcher ends everything in order. (2) If the launcher was killed, or does not do so,
+    Serve ends its own cluster. (3) Processes that still live after that are killed.
+
+    Returns:
+        One line for each process that still runs.
     """
-    members = _members(running)
-    if running.is_kept:  # (1)
-        os.kill(running.keeper, signal.SIGTERM)
-        _wait_until(lambda: not running.is_kept, _KEEPER_S)
-    if _is_alive(running.numbering, running.serve, running.serve_ticks):  # (2)
-        say("The process that kept Serve has not ended it; ending it now")
-        members |= _members(running)
-        os.kill(running.serve, signal.SIGTERM)
-        _wait_until(lambda: not running.is_alive, _SERVE_S)
+    members = _members(server)
+    if server.has_launcher:  # (1)
+        os.kill(server.launcher_pid, signal.SIGTERM)
+        _wait_until(lambda: not server.has_launcher, _LAUNCHER_S)
+    if server.has_serve:  # (2)
+        report("The launcher has not stopped Serve; stopping Serve directly")
+        members |= _members(server)
+        os.kill(server.serve_pid, signal.SIGTERM)
+        _wait_until(lambda: not server.is_alive, _SERVE_S)
     _wait_until(lambda: not _living(members), _GRACE_S)
     for member in _living(members):  # (3)
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -106,25 +121,28 @@ def stop(home: Path, running: RunningServer, say: Callable[[str], None]) -> list
     _wait_until(lambda: not _living(members), _GRACE_S)
     lines = [f"process {member.pid} ({_name(member)})" for member in _living(members)]
     if not _wait_until(lambda: not gpu_lock.is_held(home), _GRACE_S):
-        lines.append(f"an engine, which holds its place in {home}")
+        lines.append(f"an engine, which holds the GPU lock in {home}")
     if not lines:
         forget(home)
         private.remove_folders(home)
     return lines
 
 
-def _members(running: RunningServer) -> set[psutil.Process]:
-    """Serve's session, and what the two of the note have started."""
+def _members(server: RunningServer) -> set[psutil.Process]:
+    """Return the launcher, Serve, their descendants, and every process in Serve's session."""
     members: set[psutil.Process] = set()
-    if running.numbering != processes.numbering():
+    if server.numbering != processes.numbering():
         return members
-    known = ((running.keeper, running.keeper_ticks), (running.serve, running.serve_ticks))
+    known = (
+        (server.launcher_pid, server.launcher_ticks),
+        (server.serve_pid, server.serve_ticks),
+    )
     for pid, ticks in known:
         with contextlib.suppress(psutil.NoSuchProcess):
             if processes.start_ticks(pid) == ticks:
                 parent = psutil.Process(pid)
                 members |= {parent, *parent.children(recursive=True)}
-                members |= set(gpu_lock.session_members(running.serve))
+                members |= set(gpu_lock.session_members(server.serve_pid))
     return members
 
 
@@ -138,7 +156,7 @@ def _is_alive(numbering: str, pid: int, ticks: int) -> bool:
 
 
 def _living(processes: set[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; a zombie only waits for its parent."""
+    """Return the processes that have not ended; a zombie has ended."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -171,7 +189,7 @@ def _read(home: Path) -> RunningServer:
     return RunningServer.model_validate_json(_path(home).read_text())
 
 
-def _write(home: Path, running: RunningServer) -> None:
+def _write(home: Path, server: RunningServer) -> None:
     path = _path(home)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_whole(path, running.model_dump_json(indent=1) + "\n")
+    write_whole(path, server.model_dump_json(indent=1) + "\n")

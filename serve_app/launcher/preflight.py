@@ -1,4 +1,4 @@
-"""Finds what would make a start fail, before anything is started; one sentence each."""
+"""Checks made before anything starts; each failure is one sentence that names the fix."""
 
 import fcntl
 import os
@@ -24,21 +24,21 @@ _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its obje
 
 
 class PreflightError(Exception):
-    """A reason not to start; the text is one sentence with the remedy."""
+    """A reason not to start. The text is one sentence with the remedy, without a full stop."""
 
 
 def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
-    """Host, port and application arguments of a Serve config file; LLM_BACKEND_HOST and
-    LLM_BACKEND_PORT beat the file's.
+    """Return host, port and application arguments of a Serve config file. LLM_BACKEND_HOST and
+    LLM_BACKEND_PORT take precedence over the file.
 
     Raises:
-        PreflightError: it cannot be read as one.
+        PreflightError: the file, or `.env`, cannot be read or is invalid.
     """
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
         http, args = raw["http_options"], AppArgs(**raw["applications"][0].get("args", {}))
-        machine = read_environment(args.env_path)
-        return machine.host or http["host"], machine.port or int(http["port"]), args
+        environment = read_environment(args.env_path)
+        return environment.host or http["host"], environment.port or int(http["port"]), args
     except SettingsError as exc:
         raise PreflightError(str(exc)) from exc
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as exc:
@@ -46,7 +46,7 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
 
 
 def local_settings(args: AppArgs) -> Settings:
-    """The settings as they hold on this machine. Raises PreflightError."""
+    """Load the settings for this machine. Raises PreflightError."""
     try:
         return load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
     except SettingsError as exc:
@@ -54,10 +54,10 @@ def local_settings(args: AppArgs) -> Settings:
 
 
 def check_all(path: Path) -> Settings:
-    """Check everything that a start of `path` needs.
+    """Check everything that a start of the deployment file `path` needs.
 
     Raises:
-        PreflightError: the first thing that is wrong.
+        PreflightError: the first check that fails.
     """
     host, port, args = read_deployment(path)
     settings = local_settings(args)
@@ -67,7 +67,7 @@ def check_all(path: Path) -> Settings:
         raise PreflightError(str(exc)) from exc
     home = settings.home
     _check_disk(home)
-    _check_place(home)
+    _check_not_running(home)
     _check_port(host, port)
     _check_ray()
     if settings.default_model:
@@ -86,10 +86,14 @@ def _check_disk(home: Path) -> None:
     except OSError as exc:
         raise PreflightError(f"{home} cannot be written: {exc.strerror}") from exc
     if not os.access(home, os.W_OK):
-        raise PreflightError(f"{home} cannot be written; name another with LLM_BACKEND_HOME")
+        raise PreflightError(
+            f"{home} cannot be written; set LLM_BACKEND_HOME to a folder that you can write"
+        )
     if free < _MIN_FREE_BYTES:
         raise PreflightError(
-            f"{home} has {free / 2**30:.1f} GiB free; at least {_MIN_FREE_BYTES >> 30} are needed"
+            f"the disk of {home} has {free / 2**30:.1f} GiB free, and the server needs "
+            f"{_MIN_FREE_BYTES >> 30} GiB; free some space, or set LLM_BACKEND_HOME to a folder on "
+            "another disk"
         )
 
 
@@ -100,15 +104,16 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as exc:
             holder = port_holder(port)
-            by_whom = f" by {holder}" if holder else ""
+            by_holder = f" by {holder}" if holder else ""
             raise PreflightError(
-                f"port {port} is taken{by_whom}; stop that, or change http_options.port "
+                f"port {port} is taken{by_holder}; stop that program, or change http_options.port "
                 "in serve_config.yaml"
             ) from exc
 
 
 def port_holder(port: int) -> str | None:
-    """The program that listens on a port, as `python3 (process 17)`; None where none is seen."""
+    """Return the program that uses a port, as `python3 (process 17)`. None if there is none, or it
+    belongs to another user."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
@@ -120,8 +125,8 @@ def port_holder(port: int) -> str | None:
 
 
 def named_ray() -> str | None:
-    """The address of the Ray cluster that the environment names. One that only runs here is not
-    met: a server's own has a temporary folder of its own."""
+    """Return the address of the Ray cluster that RAY_ADDRESS names. Other clusters on this machine
+    do not matter: a server's own cluster has its own temporary folder."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
@@ -130,31 +135,35 @@ def _check_ray() -> None:
     if address:
         raise PreflightError(
             f"RAY_ADDRESS names a Ray cluster ({address}), and this server starts its own; unset "
-            "it, or deploy to that cluster with `serve deploy serve_config.yaml`"
+            "RAY_ADDRESS, or deploy to that cluster with `serve deploy serve_config.yaml`"
         )
     parent = private.temporary_parent(os.environ)
     if private.is_too_long(parent):
-        raise PreflightError(f"{parent} is too long a path for Ray's sockets; set RAY_TMPDIR=/tmp")
+        raise PreflightError(
+            f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR=/tmp"
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PreflightError(f"{parent} cannot be written; name another folder with RAY_TMPDIR")
+        raise PreflightError(
+            f"{parent} cannot be written; set RAY_TMPDIR to a folder that you can write"
+        )
 
 
 def is_serving(home: Path) -> bool:
-    """Whether a server on `home` runs: an engine holds its place, or its note names a process."""
+    """Whether a server runs on `home`: an engine holds the GPU lock, or the PID file is in use."""
     return gpu_lock.is_held(home) or pidfile.find(home) is not None
 
 
-def _check_place(home: Path) -> None:
+def _check_not_running(home: Path) -> None:
     if is_serving(home):
         raise _already_running(home)
 
 
 @contextmanager
 def claim(home: Path) -> Iterator[None]:
-    """Start a server on `home`, and keep others from starting one meanwhile.
+    """Hold the start lock of `home`, so that no second server starts on it.
 
     Raises:
-        PreflightError: another one is started, or runs.
+        PreflightError: another server holds it.
     """
     lock = home / paths.START_LOCK
     lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -168,6 +177,6 @@ def claim(home: Path) -> Iterator[None]:
 
 def _already_running(home: Path) -> PreflightError:
     return PreflightError(
-        f"a server on {home} is already running; stop it with `llm-backend stop`, or name another "
-        "folder with LLM_BACKEND_HOME"
+        f"a server on {home} is already running; stop it with `llm-backend stop`, or set "
+        "LLM_BACKEND_HOME to another folder"
     )

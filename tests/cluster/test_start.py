@@ -192,7 +192,7 @@ def test_start_in_a_terminal_outlives_it_and_stop_ends_all(desk: Desk) -> None:
     assert stopped.stdout.endswith("Stopped; nothing is left running.\n"), stopped
     assert desk.family() == []
     again = desk.run("stop", "--config", desk.config)
-    assert again.stdout == f"No server of {desk.home} is running.\n"
+    assert again.stdout == f"No server is running on {desk.home}.\n"
     assert desk.run("health").returncode == 3
 
 
@@ -216,4 +216,4 @@ def test_what_is_in_the_way_is_said_at_the_terminal_too(desk: Desk) -> None:
         assert terminal.process.wait(60) == 1
     terminal.close()
     assert "1  qwen-14b  (Enter)" in terminal.shown
-    assert f"Can not start: port {desk.port} is taken by" in terminal.shown
+    assert f"Cannot start: port {desk.port} is taken by" in terminal.shown

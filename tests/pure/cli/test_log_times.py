@@ -1,4 +1,4 @@
-"""`--since`, and the times in the lines of four programs."""
+"""`--since`, and the times in the log lines of four programs."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -11,7 +11,7 @@ NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=HERE)
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "expected"),
     [
         ("90s", NOW - timedelta(seconds=90)),
         ("10m", NOW - timedelta(minutes=10)),
@@ -23,20 +23,20 @@ NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=HERE)
         ("2026-01-01T08:00:00Z", datetime(2026, 1, 1, 8, tzinfo=UTC)),
     ],
 )
-def test_a_moment_is_meant_as_people_write_it(text: str, meant: datetime) -> None:
-    """Ago, a time of the last day, or a date."""
-    assert moment(text, NOW) == meant
+def test_since_takes_a_duration_a_time_of_day_or_a_date(text: str, expected: datetime) -> None:
+    """A time of day is the last one before now."""
+    assert moment(text, NOW) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "10", "m", "25:00", "-5m", "11:"])
-def test_what_is_no_moment_is_refused(text: str) -> None:
-    """Rather than read as some other one."""
+def test_text_that_is_not_a_time_is_refused(text: str) -> None:
+    """It is not read as another time."""
     with pytest.raises(ValueError):  # noqa: PT011  the text is the standard library's
         moment(text, NOW)
 
 
 @pytest.mark.parametrize(
-    ("line", "written"),
+    ("line", "expected"),
     [
         ('{"time": "2026-01-02T09:59:00.123+00:00", "level": "info"}', NOW - timedelta(minutes=1)),
         (
@@ -50,13 +50,13 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         ("INFO 13-45 99:00:00 [x] no time", None),
     ],
 )
-def test_a_line_tells_its_time(line: str, written: datetime | None) -> None:
-    """Ours, vLLM's, Ray's and Serve's."""
+def test_time_is_read_from_the_lines_of_each_program(line: str, expected: datetime | None) -> None:
+    """This project's, vLLM's, Ray's and Serve's lines."""
     at = time_of(line, NOW)
-    assert (at and at.replace(microsecond=0)) == written
+    assert (at and at.replace(microsecond=0)) == expected
 
 
-def test_lines_without_a_time_belong_to_those_before() -> None:
+def test_lines_without_a_time_belong_to_the_line_before() -> None:
     """A traceback is shown with the line it explains, or not at all."""
     lines = ["ERROR 01-02 10:00:00 [a] x", "  File 1", "ERROR 01-02 11:58:00 [b] y", "  File 2"]
     assert since(lines, NOW - timedelta(minutes=5), NOW) == lines[2:]

@@ -1,4 +1,4 @@
-"""The doctor's judgements, on machines made by hand; and a look at this one."""
+"""The doctor's checks, on made-up machines and on this one."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ from serve_app.doctor.report import diagnose, exit_code, json_of, lines_of
 from serve_app.launcher.private import Exposure
 
 GIB = 2**30
-EVERYWHERE = "0.0.0.0"  # noqa: S104  judged, not bound
+EVERYWHERE = "0.0.0.0"  # noqa: S104  checked, not bound
 READING = GpuReading(
     name="NVIDIA GeForce RTX 5080",
     driver="580.95.05",
@@ -40,7 +40,7 @@ def settings(profile: str, **changes: object) -> Settings:
 
 
 def plans(profile: str, room: Room) -> tuple[Plan, ...]:
-    """As for checkpoints that are not here yet; the demo's are not known before they are made."""
+    """The plans of checkpoints that are not downloaded; demo checkpoints have none until built."""
     known = known_checkpoints(PROJECT / "configs")
     return tuple(
         plan_on_paper(spec, shape_of(known[spec.checkpoint]), room, Path("/nonexistent"))
@@ -51,7 +51,7 @@ def plans(profile: str, room: Room) -> tuple[Plan, ...]:
 
 @pytest.fixture(scope="module")
 def workstation() -> HostFacts:
-    """A machine with the card on which all is well."""
+    """A machine with the card and without a problem."""
     return HostFacts(
         settings=settings("rtx5080"),
         settings_problem=None,
@@ -79,7 +79,7 @@ def workstation() -> HostFacts:
 
 @pytest.fixture(scope="module")
 def laptop(workstation: HostFacts) -> HostFacts:
-    """One without a GPU on which all is well."""
+    """A machine without a GPU and without a problem."""
     return replace(
         workstation,
         settings=settings("cpu-demo"),
@@ -103,7 +103,7 @@ def worst(machine: HostFacts, check: str) -> Finding:
 
 
 def test_healthy_machines_have_no_finding_but_ok(workstation, laptop):
-    """And each of the things that are looked at has its line."""
+    """And each check has its line."""
     for machine in (workstation, laptop):
         findings = diagnose(machine)
         assert {finding.level for finding in findings} == {Level.OK}
@@ -137,13 +137,13 @@ def test_every_warning_and_problem_comes_with_its_remedy(workstation, laptop):
     assert exit_code(findings) == 1
 
 
-def test_machine_without_a_gpu_says_so_and_is_fine(laptop):
+def test_machine_without_a_gpu_is_ok(laptop):
     [finding] = of(laptop, "gpu")
     assert finding.level is Level.OK
     assert finding.text.startswith("no NVIDIA GPU")
 
 
-def test_card_without_a_driver_is_not_taken_for_no_card(laptop):
+def test_card_without_a_driver_is_a_problem(laptop):
     finding = worst(replace(laptop, has_nvidia_hardware=True), "gpu")
     assert finding.level is Level.PROBLEM
     assert "driver" in (finding.remedy or "")
@@ -215,8 +215,8 @@ def test_xformers_is_a_problem(workstation):
 # --- the older platform's notes ---
 
 
-def test_older_attention_variable_is_explained_and_replaced(workstation):
-    """Why it could not start, and what is used in its place."""
+def test_older_attention_variable_is_explained_with_its_replacement(workstation):
+    """Why it could not start, and what to set instead."""
     machine = replace(workstation, environment={"VLLM_ATTENTION_BACKEND": "TORCH_SDPA"})
     [finding] = of(machine, "older notes")
     assert finding.level is Level.WARNING
@@ -225,14 +225,14 @@ def test_older_attention_variable_is_explained_and_replaced(workstation):
     assert "mm_encoder_attn_backend" in (finding.remedy or "")
 
 
-def test_other_value_of_that_variable_is_not_taken_for_the_notes(workstation):
+def test_other_value_of_that_variable_does_not_mention_the_notes(workstation):
     machine = replace(workstation, environment={"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
     [finding] = of(machine, "older notes")
     assert "does nothing" in finding.text
     assert "2.7.0" not in finding.text
 
 
-def test_older_variable_in_a_models_file_is_met_too(workstation):
+def test_older_variable_in_a_models_file_is_found_too(workstation):
     name, spec = next(iter(workstation.settings.models.items()))
     changed = spec.model_copy(update={"env": {"XFORMERS_DISABLED": "1"}})
     changed_settings = workstation.settings.model_copy(update={"models": {name: changed}})
@@ -240,7 +240,7 @@ def test_older_variable_in_a_models_file_is_met_too(workstation):
     assert "XFORMERS_DISABLED" in finding.text
 
 
-def test_older_pytorch_is_left_alone_and_replaced_in_an_environment_of_our_own(workstation):
+def test_older_pytorch_is_a_problem_whose_remedy_is_a_new_environment(workstation):
     machine = replace(workstation, torch=Torch("2.7.0+cu128", "12.8", ARCHS))
     [finding] = of(machine, "older notes")
     assert finding.level is Level.PROBLEM
@@ -250,8 +250,8 @@ def test_older_pytorch_is_left_alone_and_replaced_in_an_environment_of_our_own(w
 # --- memory, attention, WSL2 ---
 
 
-def test_memory_that_others_hold_names_them(workstation):
-    """vLLM refuses to start unless its share of the whole is free."""
+def test_processes_that_use_the_gpus_memory_are_named(workstation):
+    """vLLM refuses to start unless its share of the card's memory is free."""
     holders = (GpuProcess(7, "blender", 6 * GIB),)
     reading = replace(READING, free_bytes=9 * GIB, used_bytes=7 * GIB, processes=holders)
     machine = replace(workstation, card=Card(reading, (12, 0), (13, 0)))
@@ -262,15 +262,17 @@ def test_memory_that_others_hold_names_them(workstation):
     assert worst(serving, "gpu memory").level is Level.OK
 
 
-def test_smaller_card_is_told_before_it_fails(workstation):
+def test_smaller_card_is_a_warning(workstation):
     reading = replace(READING, total_bytes=12 * GIB, free_bytes=11 * GIB)
     machine = replace(workstation, card=Card(reading, (8, 9), (13, 0)))
     assert "12.00 GiB" in worst(machine, "gpu memory").text
 
 
-def test_attention_of_each_model_is_said_with_its_reason(workstation, laptop):
+def test_attention_of_each_model_is_reported_with_its_reason(workstation, laptop):
     lines = {f.text.split(":")[0]: f.text for f in of(workstation, "attention")}
-    assert "TRITON_ATTN, as its file says, which takes an fp8 KV cache" in lines["qwen-14b"]
+    assert (
+        "TRITON_ATTN, set in the model's file, which supports an fp8 KV cache" in lines["qwen-14b"]
+    )
     assert "native PyTorch SDPA" in lines["qwen-vl"]
     assert all("CPU_ATTN" in finding.text for finding in of(laptop, "attention"))
 
@@ -284,7 +286,7 @@ def test_attention_that_would_refuse_to_start_is_a_problem(workstation):
     assert worst(replace(workstation, settings=changed), "attention").level is Level.PROBLEM
 
 
-def test_wsl2_asks_for_pinned_memory(workstation, laptop):
+def test_wsl2_without_pinned_memory_is_a_warning(workstation, laptop):
     wsl2 = replace(workstation, is_wsl2=True)
     assert worst(wsl2, "pinned memory").level is Level.WARNING
     switched_on = replace(wsl2, environment={"VLLM_WSL2_ENABLE_PIN_MEMORY": "1"})
@@ -306,23 +308,23 @@ def test_wsl2_asks_for_pinned_memory(workstation, laptop):
         ({"filesystem": None}, Level.OK),
     ],
 )
-def test_disks_are_judged_by_room_right_and_permanence(workstation, changes, level):
+def test_disks_are_judged_by_space_permission_and_permanence(workstation, changes, level):
     machine = replace(workstation, disks=(replace(DISK, **changes),))
     assert worst(machine, "disk").level is level
 
 
-def test_warm_switching_wants_host_memory_for_the_sleepers(workstation):
+def test_warm_switching_needs_host_memory_for_sleeping_models(workstation):
     little = replace(workstation, memory_available_bytes=12 * GIB)
     assert worst(little, "host memory").level is Level.OK
     warm = replace(little, settings=settings("rtx5080", residency="warm"))
     finding = worst(warm, "host memory")
     assert finding.level is Level.WARNING
     asleep = sorted(plan.weights_bytes for plan in workstation.plans)[-2:]
-    assert f"{sum(asleep) / GIB:.1f} GiB asleep" in finding.text
+    assert f"{sum(asleep) / GIB:.1f} GiB of sleeping models" in finding.text
 
 
-def test_model_that_the_host_can_not_hold_is_told_with_what_would_help(workstation, laptop):
-    """A problem where the start would refuse it, for it comes first."""
+def test_model_that_the_host_cannot_hold_is_reported_with_a_remedy(workstation, laptop):
+    """A problem if it is the default model, because a start refuses it then."""
     unfit = replace(
         workstation.plans[0], device="cpu", fits=False, reason="9.00 GiB are needed", advice=("a",)
     )
@@ -334,17 +336,17 @@ def test_model_that_the_host_can_not_hold_is_told_with_what_would_help(workstati
     assert worst(other, "host memory").remedy == "a"
 
 
-def test_disk_that_can_not_take_the_missing_checkpoints_is_told(workstation):
-    """Before a pull of many gigabytes, not in the midst of it."""
+def test_disk_without_space_for_the_missing_checkpoints_is_a_warning(workstation):
+    """Before a pull of many gigabytes, not in the middle of it."""
     missing = tuple(replace(w, problem="not there") for w in workstation.weights)
     disk = replace(DISK, purpose="checkpoints", free_bytes=20 * GIB)
     assert worst(replace(workstation, disks=(disk,)), "disk").level is Level.OK
     finding = worst(replace(workstation, disks=(disk,), weights=missing), "disk")
     assert finding.level is Level.WARNING
-    assert "that are missing take" in finding.text
+    assert "the missing checkpoints take" in finding.text
 
 
-def test_taken_port_matters_as_much_as_what_it_is_for(workstation):
+def test_taken_port_is_a_problem_only_for_the_servers_address(workstation):
     taken = tuple(replace(port, holder="nginx (process 5)") for port in workstation.ports)
     machine = replace(workstation, ports=taken)
     assert [f.level for f in of(machine, "port")] == [Level.PROBLEM, Level.WARNING]
@@ -363,8 +365,8 @@ def test_taken_port_matters_as_much_as_what_it_is_for(workstation):
         (EVERYWHERE, 1, 1, Level.OK),
     ],
 )
-def test_wider_address_wants_keys(workstation, host, num_api, num_admin, level):
-    """As the start does: an admin's key alone leaves the models open."""
+def test_address_beyond_loopback_needs_keys(workstation, host, num_api, num_admin, level):
+    """As a start requires: an admin key alone leaves the models open."""
     key = (SecretStr("secret"),)
     keys = {"api_keys": key * num_api, "admin_keys": key * num_admin}
     changed = workstation.settings.model_copy(update=keys)
@@ -385,7 +387,7 @@ def test_missing_weights_are_a_problem_for_the_default_model_only(workstation):
     assert worst(offline, "offline").level is Level.WARNING
 
 
-def test_settings_that_can_not_be_used_leave_the_rest_to_be_checked(workstation):
+def test_invalid_settings_do_not_prevent_the_other_checks(workstation):
     machine = replace(
         workstation, settings=None, settings_problem="qwen-14b.yaml: nam: unknown key", weights=()
     )
@@ -397,32 +399,32 @@ def test_settings_that_can_not_be_used_leave_the_rest_to_be_checked(workstation)
 # --- the command ---
 
 
-def test_port_of_another_server_of_ours_is_told_as_that(workstation):
-    """Not as any program: it is stopped otherwise. This home's own is none."""
+def test_port_of_another_llm_backend_is_named_as_such(workstation):
+    """Because it is stopped by another command. This home's own server is no problem."""
     ports = (Port(7000, "the server's address", True, "haproxy (process 5)", is_backend=True),)
     machine = replace(workstation, ports=ports)
     finding = worst(machine, "port")
-    assert (finding.level, "an llm-backend" in finding.text) == (Level.PROBLEM, True)
+    assert (finding.level, "another llm-backend" in finding.text) == (Level.PROBLEM, True)
     assert worst(replace(machine, is_serving=True), "port").level is Level.OK
 
 
-def test_what_other_users_can_reach_is_a_problem_where_a_start_uses_it(workstation):
-    """What only a bare `serve run` uses is worth a warning."""
+def test_exposed_file_is_a_problem_if_a_start_uses_it(workstation):
+    """A file that only a bare `serve run` uses is a warning."""
     for is_used, level in ((True, Level.PROBLEM), (False, Level.WARNING)):
         exposure = Exposure("the token can be read", "chmod go= token", is_used)
         finding = worst(replace(workstation, exposures=(exposure,)), "other users")
         assert (finding.level, finding.remedy) == (level, "chmod go= token")
 
 
-def test_report_has_a_line_a_finding_and_the_remedy_under_it(workstation):
+def test_report_has_one_line_for_each_finding_and_the_remedy_below(workstation):
     machine = replace(workstation, host=EVERYWHERE)
     lines = lines_of(diagnose(machine))
     index = next(i for i, line in enumerate(lines) if line.startswith("problem  keys"))
     assert lines[index + 1].strip().startswith("-> ")
-    assert "1 problem: will not start" in lines[-1]
+    assert "1 problem: the server will not start" in lines[-1]
 
 
-def test_json_is_what_the_lines_say(workstation):
+def test_json_has_every_finding(workstation):
     findings = diagnose(workstation)
     value = json.loads(json.dumps(json_of(findings)))
     assert value["ok"] is True
@@ -430,8 +432,8 @@ def test_json_is_what_the_lines_say(workstation):
     assert set(value["findings"][0]) == {"check", "level", "text", "remedy"}
 
 
-def test_command_looks_at_this_machine(monkeypatch, tmp_path):
-    """Whatever it is: each check answers, and the exit code follows."""
+def test_command_runs_every_check_on_this_machine(monkeypatch, tmp_path):
+    """The exit code follows the findings, whatever machine this is."""
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "TORCH_SDPA")
     result = CliRunner().invoke(app, ["doctor", "--json"])
     value = json.loads(result.output)
@@ -441,8 +443,8 @@ def test_command_looks_at_this_machine(monkeypatch, tmp_path):
     assert "cannot start" in by_check["older notes"]["text"]
 
 
-def test_server_that_runs_is_seen_by_its_lock(monkeypatch, tmp_path):
-    """Its ports and its Ray are then no problem."""
+def test_running_server_is_recognized_by_its_gpu_lock(monkeypatch, tmp_path):
+    """Its ports and its Ray cluster are then no problem."""
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "place-qwen-14b.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -451,9 +453,30 @@ def test_server_that_runs_is_seen_by_its_lock(monkeypatch, tmp_path):
     assert not gather(PROJECT / "serve_config.yaml").is_serving
 
 
-def test_command_says_what_is_wrong_with_the_settings(tmp_path):
+def test_command_names_the_error_in_the_settings(tmp_path):
     (tmp_path / "serve_config.yaml").write_text("nothing: here\n")
     config = str(tmp_path / "serve_config.yaml")
     result = CliRunner().invoke(app, ["doctor", "--config", config])
     assert result.exit_code == 1
     assert "cannot be used" in result.output
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("Traceback\nImportError: libcudart.so.13: no such file\n", "ImportError: libcudart.so.13"),
+        ("", "its import ended with exit code 1"),
+    ],
+)
+def test_pytorch_that_cannot_be_imported_is_reported_with_the_reason(
+    workstation, monkeypatch, tmp_path, stderr, reason
+):
+    """The last line of the import's error, or its exit code."""
+    python = tmp_path / "python"
+    (tmp_path / "stderr").write_text(stderr)
+    python.write_text(f"#!/bin/sh\ncat {tmp_path / 'stderr'} >&2\nexit 1\n")
+    python.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(python))
+    found = gather(PROJECT / "serve_config.yaml")
+    assert found.torch is None
+    assert reason in worst(found, "torch").text

@@ -1,4 +1,4 @@
-"""The launcher and a stub in Serve's place: whatever comes, nothing that it started is left."""
+"""The launcher, with a stub in place of Serve: however it ends, no process of its own is left."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from serve_app.launcher.ports import free_port
 DEADLINE_S = 30
 _MARK = "LLMB_TEST_HOME"
 
-# Forks a launcher a round, and signals it as soon as its child is seen, some steps later each time.
+# Each round forks a launcher and signals it once its child exists, some steps later each time.
 ROUNDS = """
 import os, signal, sys
 from pathlib import Path
@@ -49,7 +49,7 @@ sys.exit(run_server(Path(sys.argv[1]), _print))
 
 
 class Stubbed:
-    """A deployment that starts empty, and a program in the place of `serve`."""
+    """A deployment that starts without a model, and a program in place of `serve`."""
 
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
@@ -74,7 +74,7 @@ class Stubbed:
 
     @property
     def left(self) -> list[psutil.Process]:
-        """Its processes that live."""
+        """The processes of this deployment that still live."""
         found = [
             process
             for process in psutil.process_iter(["environ", "status"])
@@ -93,7 +93,7 @@ def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stubbed:
 
 
 def test_signal_at_any_moment_of_a_start_leaves_nothing(stubbed: Stubbed) -> None:
-    """From the first process on; each launcher ends in order, with code 0."""
+    """From the first process on; each launcher ends in order, with exit code 0."""
     result = subprocess.run(
         stubbed.command(ROUNDS, str(stubbed.home), "60"),
         capture_output=True,
@@ -108,7 +108,7 @@ def test_signal_at_any_moment_of_a_start_leaves_nothing(stubbed: Stubbed) -> Non
 
 @pytest.fixture
 def launcher(stubbed: Stubbed, request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]:
-    """One whose output is a pipe with a reader that has gone, or is closed from the start."""
+    """A launcher whose output is a pipe that its reader has closed, or is closed from the start."""
     command = stubbed.command(LAUNCH)
     if request.param == "closed":
         command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
@@ -125,10 +125,10 @@ def launcher(stubbed: Stubbed, request: pytest.FixtureRequest) -> Iterator["subp
 
 @pytest.mark.parametrize("launcher", ["its reader gone", "closed"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_launcher_without_a_reader_still_ends_all_in_order(
+def test_launcher_without_a_reader_still_stops_everything_in_order(
     stubbed: Stubbed, launcher: "subprocess.Popen[str]", number: signal.Signals
 ) -> None:
-    """What it has to say goes nowhere; Serve, and the note, are gone when it is."""
+    """Its output is lost; Serve and the PID file are gone when it ends."""
     while not (stubbed.home / "run" / "server.json").exists():
         assert launcher.poll() is None
     assert len(stubbed.left) == 2  # the launcher and what it started
@@ -139,7 +139,7 @@ def test_launcher_without_a_reader_still_ends_all_in_order(
 
 
 def test_second_start_is_refused_while_the_first_is_under_way(stubbed: Stubbed) -> None:
-    """Before it takes anything from the first."""
+    """Before it touches any file or port of the first."""
     with subprocess.Popen(stubbed.command(LAUNCH), stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout
         first.stdout.readline()
@@ -152,8 +152,8 @@ def test_second_start_is_refused_while_the_first_is_under_way(stubbed: Stubbed) 
         assert first.wait(DEADLINE_S) == 0
 
 
-def test_what_is_open_to_others_is_said_at_the_start(stubbed: Stubbed, tmp_path: Path) -> None:
-    """With the command that closes it; the server starts all the same."""
+def test_start_reports_files_that_other_users_can_reach(stubbed: Stubbed, tmp_path: Path) -> None:
+    """With the command that protects them; the server starts all the same."""
     shared = Path("/tmp") / f"llmb-shared-{os.getpid()}"
     shared.mkdir()
     try:
@@ -169,6 +169,4 @@ def test_what_is_open_to_others_is_said_at_the_start(stubbed: Stubbed, tmp_path:
             first.terminate()
     finally:
         shared.rmdir()
-    assert lines[1] == (
-        f"Not private: {shared} can be written by other users (chmod go-w {shared})\n"
-    )
+    assert lines[1] == (f"Not private: other users can write to {shared} (chmod go-w {shared})\n")

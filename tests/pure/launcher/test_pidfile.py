@@ -1,5 +1,6 @@
-"""The note of a running server, and ending what it names: with real processes, and no server."""
+"""The PID file, and stopping the server that it names: with real processes, and no server."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,15 +18,15 @@ from deployments.switchboard.state_file import SavedState, load_state, save_stat
 from serve_app.launcher import background, pidfile
 from serve_app.launcher.preflight import PreflightError
 
-# Keeps a session with a child, as the launcher keeps Serve's; a SIGTERM ends it in order, or not.
-KEEPER = """
+# Starts a session with a child, as the launcher starts Serve's; SIGTERM ends it in order, or not.
+LAUNCHER = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from serve_app.launcher import pidfile as running
+from serve_app.launcher import pidfile
 home, obeys, serve_obeys = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3] == "True"
 script = "trap '' TERM; " * (not serve_obeys) + "sleep 600 & wait; sleep 600"
 serve = subprocess.Popen(["sh", "-c", script], start_new_session=True)
-running.note(home, serve.pid, "http://127.0.0.1:1", "cpu-demo")
+pidfile.note(home, serve.pid, "http://127.0.0.1:1", "cpu-demo")
 def end(*_):
     if obeys:
         os.killpg(serve.pid, signal.SIGKILL)
@@ -38,19 +39,19 @@ while True:
 """
 
 
-class Kept:
-    """A keeper and what it keeps."""
+class Launched:
+    """A launcher and the session that it started."""
 
     def __init__(self, home: Path, obeys: bool = True, serve_obeys: bool = True) -> None:
         self.home = home
-        self.keeper = subprocess.Popen(
-            [sys.executable, "-c", KEEPER, str(home), str(obeys), str(serve_obeys)],
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(home), str(obeys), str(serve_obeys)],
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        assert self.keeper.stdout
-        serve = psutil.Process(int(self.keeper.stdout.readline()))
-        self.family = [psutil.Process(self.keeper.pid), serve, *serve.children(recursive=True)]
+        assert self.launcher.stdout
+        serve = psutil.Process(int(self.launcher.stdout.readline()))
+        self.family = [psutil.Process(self.launcher.pid), serve, *serve.children(recursive=True)]
 
     def stop(self) -> list[str]:
         server = pidfile.find(self.home)
@@ -59,23 +60,23 @@ class Kept:
 
     @property
     def is_over(self) -> bool:
-        self.keeper.poll()
+        self.launcher.poll()
         return not any(p.is_running() and p.status() != "zombie" for p in self.family)
 
     def clear(self) -> None:
         for process in self.family:
             if process.is_running():
                 process.kill()
-        self.keeper.wait()
-        assert self.keeper.stdout
-        self.keeper.stdout.close()
+        self.launcher.wait()
+        assert self.launcher.stdout
+        self.launcher.stdout.close()
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
-    kept = Kept(tmp_path)
-    yield kept
-    kept.clear()
+def launched(tmp_path: Path) -> Iterator[Launched]:
+    launched = Launched(tmp_path)
+    yield launched
+    launched.clear()
 
 
 @pytest.fixture
@@ -86,58 +87,62 @@ def bystander() -> Iterator[psutil.Process]:
     process.wait()
 
 
-def test_stop_ends_all_of_it_and_nothing_else(kept: Kept, bystander: psutil.Process) -> None:
-    """In order, by its keeper; then there is no server."""
-    assert kept.stop() == []
-    assert kept.is_over
+def test_stop_ends_all_of_it_and_nothing_else(
+    launched: Launched, bystander: psutil.Process
+) -> None:
+    """The launcher ends everything in order; then there is no server."""
+    assert launched.stop() == []
+    assert launched.is_over
     assert bystander.is_running()
-    assert pidfile.find(kept.home) is None
-    assert not (kept.home / "run" / "server.json").exists()
+    assert pidfile.find(launched.home) is None
+    assert not (launched.home / "run" / "server.json").exists()
 
 
-def test_stop_ends_what_a_killed_keeper_left(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve lives on then, in a session of its own."""
+def test_stop_ends_what_a_killed_launcher_left(
+    launched: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve lives on then, in its own session."""
     monkeypatch.setattr(pidfile, "_GRACE_S", 0.3)
-    kept.keeper.kill()
-    kept.keeper.wait()
-    assert pidfile.find(kept.home)
-    assert kept.stop() == []
-    assert kept.is_over
+    launched.launcher.kill()
+    launched.launcher.wait()
+    assert pidfile.find(launched.home)
+    assert launched.stop() == []
+    assert launched.is_over
 
 
 def test_stop_kills_what_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its deadlines."""
-    for name in ("_KEEPER_S", "_SERVE_S", "_GRACE_S"):
+    """After the deadlines of the launcher and of Serve."""
+    for name in ("_LAUNCHER_S", "_SERVE_S", "_GRACE_S"):
         monkeypatch.setattr(pidfile, name, 0.3)
-    kept = Kept(tmp_path, obeys=False, serve_obeys=False)
+    launched = Launched(tmp_path, obeys=False, serve_obeys=False)
     try:
-        assert kept.stop() == []
-        assert kept.is_over
+        assert launched.stop() == []
+        assert launched.is_over
     finally:
-        kept.clear()
+        launched.clear()
 
 
-def test_stop_names_what_is_left(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an engine that holds its place."""
+def test_stop_names_what_is_left(launched: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example an engine that holds the GPU lock."""
     monkeypatch.setattr(pidfile, "_GRACE_S", 0.1)
     monkeypatch.setattr(pidfile.gpu_lock, "is_held", lambda home: True)
-    assert kept.stop() == [f"an engine, which holds its place in {kept.home}"]
+    assert launched.stop() == [f"an engine, which holds the GPU lock in {launched.home}"]
 
 
-@pytest.mark.parametrize("change", [{"numbering": "another boot"}, {"keeper_ticks": 1}])
-def test_a_number_that_was_given_again_is_no_server(tmp_path: Path, change: dict[str, str]) -> None:
-    """After a reboot, or when the same number is another process."""
+@pytest.mark.parametrize("change", [{"numbering": "another boot"}, {"launcher_ticks": 1}])
+def test_a_reused_process_id_is_no_server(tmp_path: Path, change: dict[str, str]) -> None:
+    """After a reboot, or when the same ID belongs to another process."""
     pidfile.note(tmp_path, 2**22, "http://127.0.0.1:1", "cpu-demo")
     server = pidfile.find(tmp_path)
     assert server
     other = server.model_copy(update=change)
     assert not other.is_alive
-    assert os.getpid() == server.keeper
+    assert os.getpid() == server.launcher_pid
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "\x00"])
-def test_a_broken_note_is_no_server(tmp_path: Path, text: str) -> None:
-    """Nothing is ended on its word."""
+def test_a_broken_pid_file_is_no_server(tmp_path: Path, text: str) -> None:
+    """No process is ended because of it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "server.json").write_text(text)
     assert pidfile.find(tmp_path) is None
@@ -145,7 +150,7 @@ def test_a_broken_note_is_no_server(tmp_path: Path, text: str) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A deployment of its own that starts empty, so that no checkpoint is looked for."""
+    """A deployment that starts without a model, so that no checkpoint is looked for."""
     raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
     raw["http_options"]["port"] = 0
     args = {"home": str(tmp_path / "home"), "profile": "cpu-demo", "default_model": "qwen-vl"}
@@ -156,10 +161,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_chosen_model_counts_for_more_than_the_one_remembered(
-    config: Path, tmp_path: Path
-) -> None:
-    """Both in the deployment and in what the Switchboard brings back; its epoch stays."""
+def test_a_chosen_model_replaces_the_saved_one(config: Path, tmp_path: Path) -> None:
+    """Both in the deployment and in the Switchboard's saved state; the saved epoch stays."""
     state = tmp_path / "home" / "run" / "residency.json"
     save_state(state, SavedState("qwen-coder", 7))
     copy = background.choose(config, "none", "cpu-demo")
@@ -168,7 +171,7 @@ def test_a_chosen_model_counts_for_more_than_the_one_remembered(
     assert load_state(state) == SavedState(None, 7)
 
 
-def test_a_chosen_model_leaves_the_rest_that_is_remembered(config: Path, tmp_path: Path) -> None:
+def test_a_chosen_model_leaves_the_rest_of_the_saved_state(config: Path, tmp_path: Path) -> None:
     """The lease and the tickets outlive a start with another model."""
     state = tmp_path / "home" / "run" / "residency.json"
     lease = LeaseView("qwen-coder", "me", 60, 1.5)
@@ -178,30 +181,32 @@ def test_a_chosen_model_leaves_the_rest_that_is_remembered(config: Path, tmp_pat
     assert load_state(state) == replace(saved, desired=None)
 
 
-def test_the_environments_home_beats_the_files(
+def test_the_environments_home_takes_precedence_over_the_files(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For stopping a server as for starting it."""
+    """For stopping a server and for starting it."""
     assert background.home_of(config) == tmp_path / "home"
     monkeypatch.setenv("LLM_BACKEND_HOME", str(tmp_path / "other"))
     assert background.home_of(config) == tmp_path / "other"
 
 
 def test_without_a_choice_the_file_itself_is_started(config: Path, tmp_path: Path) -> None:
-    """And what is remembered stays so."""
+    """And the saved state is not written."""
     assert background.choose(config, None, None) == config
     assert not (tmp_path / "home").exists()
 
 
-def test_an_unknown_model_is_refused_and_nothing_remembered(config: Path, tmp_path: Path) -> None:
-    """With those there are."""
+def test_an_unknown_model_is_refused_and_not_saved(config: Path, tmp_path: Path) -> None:
+    """The error names the models that exist."""
     with pytest.raises(PreflightError, match=r"no model named 'nope'; there are qwen-14b, qwen"):
         background.choose(config, "nope", None)
     assert not (tmp_path / "home" / "run" / "residency.json").exists()
 
 
-def test_the_question_offers_what_would_be_loaded(config: Path, tmp_path: Path) -> None:
-    """The one that was wanted last, before the deployment's own."""
+def test_the_start_question_offers_the_model_that_would_be_loaded(
+    config: Path, tmp_path: Path
+) -> None:
+    """The saved model, else the deployment's default."""
     names = ["qwen-14b", "qwen-coder", "qwen-vl"]
     assert background.models_of(config, None) == (names, "qwen-vl")
     save_state(tmp_path / "home" / "run" / "residency.json", SavedState("qwen-coder", 7))
@@ -209,9 +214,9 @@ def test_the_question_offers_what_would_be_loaded(config: Path, tmp_path: Path) 
 
 
 @pytest.fixture
-def keeper(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is started in place of the launcher: a script for the test to write."""
-    script = tmp_path / "keeper"
+def launcher(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script that is started in place of the launcher; each test writes it."""
+    script = tmp_path / "launcher"
     script.touch(mode=0o700)
     raw = yaml.safe_load(config.read_text())
     raw["applications"][0]["args"]["default_model"] = "none"
@@ -220,20 +225,20 @@ def keeper(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return script
 
 
-def test_a_start_that_fails_says_what_was_said(config: Path, keeper: Path) -> None:
+def test_a_start_that_fails_yields_the_launchers_lines(config: Path, launcher: Path) -> None:
     """And its exit code."""
-    keeper.write_text("#!/bin/sh\necho starting; echo 'no memory' >&2; exit 3\n")
+    launcher.write_text("#!/bin/sh\necho starting; echo 'no memory' >&2; exit 3\n")
     *_, last = steps = list(background.start(config))
     assert [line for step in steps for line in step.lines] == ["starting", "no memory"]
     assert (last.exit_code, last.is_ready, last.url) == (3, False, None)
 
 
 def test_a_start_that_is_given_up_ends_what_it_started(
-    config: Path, keeper: Path, tmp_path: Path
+    config: Path, launcher: Path, tmp_path: Path
 ) -> None:
-    """In order, and it is waited for."""
+    """It sends SIGTERM, and waits for the end."""
     ended = tmp_path / "ended"
-    keeper.write_text(
+    launcher.write_text(
         f"#!/bin/sh\ntrap 'kill $!; touch {ended}; exit' TERM\necho up\nsleep 600 & wait\n"
     )
     steps = background.start(config)
@@ -241,3 +246,14 @@ def test_a_start_that_is_given_up_ends_what_it_started(
         pass
     steps.close()
     assert ended.exists()
+
+
+def test_a_server_of_an_older_version_is_found(tmp_path: Path) -> None:
+    """Its PID file names the launcher `keeper`: so does a new one, for an older `stop`."""
+    pidfile.note(tmp_path, 2**22, "http://127.0.0.1:1", "cpu-demo")
+    path = tmp_path / "run" / "server.json"
+    written = json.loads(path.read_text())
+    assert (written["keeper"], written["serve"]) == (os.getpid(), 2**22)
+    server = pidfile.find(tmp_path)
+    assert server
+    assert server.launcher_pid == os.getpid()

@@ -1,4 +1,4 @@
-"""What of a server other users of the machine could reach, and that a start closes it."""
+"""What other users of the machine can reach of a server, and that a start makes it private."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from serve_app.launcher import private
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """One as a start leaves it, below folders that all users may enter, as /home is."""
+    """A home as a start leaves it, below folders that all users may enter, like /home."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o711)
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """What this process writes is for all to read, as with most users' shells."""
+    """Let all users read what this process writes, as most shells do."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -36,7 +36,7 @@ def texts(home: Path, **environment: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_is_made_is_for_this_user_alone(home: Path, tmp_path: Path) -> None:
+def test_token_and_folders_are_for_this_user_alone(home: Path, tmp_path: Path) -> None:
     """Whatever the umask."""
     token = private.make_ray_token(home)
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
@@ -50,7 +50,7 @@ def test_what_is_made_is_for_this_user_alone(home: Path, tmp_path: Path) -> None
 
 
 def test_token_stays_unless_others_could_read_it(home: Path) -> None:
-    """Scripts that were given it go on; one that may be known is no token any more."""
+    """Scripts that have the token go on; a token that others may know is replaced."""
     first = private.make_ray_token(home).read_text()
     assert private.make_ray_token(home).read_text() == first
     private.ray_token(home).chmod(0o644)
@@ -58,8 +58,10 @@ def test_token_stays_unless_others_could_read_it(home: Path) -> None:
     assert texts(home) == []
 
 
-def test_folder_that_a_killed_launcher_left_goes_with_the_next(home: Path, tmp_path: Path) -> None:
-    """And nothing else that a link may lead to."""
+def test_next_start_removes_the_folder_that_a_killed_launcher_left(
+    home: Path, tmp_path: Path
+) -> None:
+    """And no other folder that a link may lead to."""
     killed = private.folder(home, "ray", tmp_path)
     left = killed.__enter__()
     (left / "session").mkdir()
@@ -74,7 +76,7 @@ def test_folder_that_a_killed_launcher_left_goes_with_the_next(home: Path, tmp_p
     assert others.exists()
 
 
-def test_longest_folder_still_takes_rays_sockets(tmp_path: Path) -> None:
+def test_longest_folder_still_has_room_for_rays_sockets(tmp_path: Path) -> None:
     """A socket's path has 107 bytes; Ray's own name for its longest is bound here."""
     name = "ray/session_2026-11-25_11-05-38_322814_4194304/sockets/plasma_store"
     room = 107 - len(f"/{name}") - len("/llmb-12345678")
@@ -86,33 +88,33 @@ def test_longest_folder_still_takes_rays_sockets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "mode", "said"),
+    ("path", "mode", "verb"),
     [
-        (".", 0o775, "can be written by other users"),
-        ("run", 0o755, "can be read by other users"),
-        ("logs", 0o750, "can be read by other users"),
-        ("run/ray_token", 0o640, "can be read by other users"),
+        (".", 0o775, "write to"),
+        ("run", 0o755, "read"),
+        ("logs", 0o750, "read"),
+        ("run/ray_token", 0o640, "read"),
     ],
 )
-def test_what_others_can_reach_is_named(home: Path, path: str, mode: int, said: str) -> None:
-    """With the command that closes it."""
+def test_files_that_others_can_reach_are_named(home: Path, path: str, mode: int, verb: str) -> None:
+    """With the command that protects them."""
     private.make_ray_token(home)
     if path == "run/ray_token":
-        (home / "run").chmod(0o711)  # else nobody gets as far
+        (home / "run").chmod(0o711)  # else other users cannot enter it
     (home / path).chmod(mode)
     found = [e for e in private.exposures(home, {}) if e.is_used][-1]
-    assert found.text == f"{home / path} {said}"
+    assert found.text == f"other users can {verb} {home / path}"
     assert found.remedy.startswith("chmod go")
 
 
 def test_open_file_in_a_closed_folder_is_no_exposure(home: Path) -> None:
-    """Nobody gets as far."""
+    """Other users cannot enter the folder."""
     private.make_ray_token(home).chmod(0o644)
     assert texts(home) == []
 
 
-def test_rays_own_variables_are_believed_and_told(home: Path, tmp_path: Path) -> None:
-    """A user's token file, temporary folder and mode count, and what is open of them is said."""
+def test_files_named_by_rays_variables_are_checked(home: Path, tmp_path: Path) -> None:
+    """The user's own token file, temporary folder and mode, as Ray's variables name them."""
     token = tmp_path / "token"
     token.write_text("t")
     token.chmod(0o644)
@@ -122,19 +124,19 @@ def test_rays_own_variables_are_believed_and_told(home: Path, tmp_path: Path) ->
     said = texts(
         home, RAY_AUTH_TOKEN_PATH=str(token), RAY_TMPDIR=str(shared), RAY_AUTH_MODE="disabled"
     )
-    assert [line.split(" can ")[0] for line in said] == [
-        str(shared),
-        str(token),
-        "RAY_AUTH_MODE is disabled: other users",
+    assert said == [
+        f"other users can write to {shared}",
+        f"other users can read {token}",
+        "RAY_AUTH_MODE is disabled: other users can run programs as this user",
     ]
-    shared.chmod(0o1777)  # sticky, as /tmp: what is mine stays mine
+    shared.chmod(0o1777)  # sticky, like /tmp: other users cannot replace files
     assert texts(home, RAY_TMPDIR=str(shared)) == []
 
 
-def test_token_of_a_bare_serve_run_is_told_by_the_doctor(
+def test_token_of_a_bare_serve_run_is_reported_but_not_used_by_a_start(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray writes it for all to read; a start of ours does not use it."""
+    """Ray writes it so that all users can read it; `llm-backend start` does not use it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()

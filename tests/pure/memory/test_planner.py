@@ -78,7 +78,7 @@ def test_another_checkpoint_can_be_planned():
 def test_what_can_not_be_planned_is_one_sentence(arguments, told):
     code, output = run(*arguments)
     assert code == 2
-    assert output.startswith("No plan: ")
+    assert output.startswith("Cannot plan: ")
     assert told in output
 
 
