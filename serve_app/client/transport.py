@@ -104,7 +104,7 @@ class Transport:
         json: object = None,
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """Give a successful response whose body has not been read; raises like `ask`."""
+        """Yield a successful response whose body has not been read; raises like `ask`."""
         response = await self._send(method, path, deadline, json, headers)
         try:
             yield response
