@@ -1,25 +1,25 @@
-# make run    install what is missing, then serve on http://127.0.0.1:7000 until Ctrl-C
-# make test   install what is missing, then lint, types, import contracts and all tests
-# make check  the same without a real engine or browser: some four minutes, for every change
-# make bench  this server measured against bare vLLM, two rounds; ARGS=--quick for one
-# make drill  kills every part in every phase of a switch, then at random: what was lost is printed;
-#             and thousands of spoilt requests
-# make soak   20 minutes (MINUTES=) of mixed clients, switches, kills and a busy machine: what was
-#             lost and what grew is printed
-# make observe  Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
-# make test-gpu   on a machine with the card: its models, switches and speeds, with a report
-# make lock   after a version in pyproject.toml has changed: writes it into requirements-*.lock
+# make run       install missing packages, then serve on http://127.0.0.1:7000 until Ctrl-C
+# make test      install missing packages, then run linter, type checker, import contracts and tests
+# make check     run linter, type checker and import contracts only
+# make bench     measure this server against bare vLLM in two rounds; ARGS=--quick for one
+# make drill     kill every part in every phase of a switch, then at random, and print the losses;
+#                then send thousands of malformed requests
+# make soak      run mixed clients, switches, kills and a busy machine for 20 minutes (MINUTES=), and
+#                print what was lost and what grew
+# make observe   run Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
+# make test-gpu  on a machine with a GPU: test its models, switches and speeds, and write a report
+# make lock      after a change of a version in pyproject.toml: write it into requirements-*.lock
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 UV := uv==0.13.9
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# The very files that a lock lists, by their hashes: no others, and nothing that runs code to be built.
+# Install exactly the files that a lock lists, by hash, and no source package, which would run code.
 LOCKED := $(PIP) install --quiet --no-deps --require-hashes --only-binary :all:
 PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 
-# What Debian has and pip has not; each is a package of its own name.
+# Programs from Debian that pip does not have; each package has the program's name.
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
@@ -46,8 +46,8 @@ pytest: .venv/.dev models
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)
 
-# Tests need these and are skipped without. Their packages would start services: policy-rc.d forbids
-# that while they are installed, and they are not to come up with the machine either.
+# Tests that need these programs are skipped without them. The packages would start services:
+# policy-rc.d forbids this during the installation, and `systemctl disable` after a reboot.
 system:
 	@missing=$$(for tool in $(SYSTEM_TOOLS); do command -v $$tool >/dev/null || echo $$tool; done); \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -76,7 +76,7 @@ drill: .venv/.dev models
 soak: .venv/.dev models
 	@exec $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
 
-# Without a GPU it skips, saying why.
+# Without a GPU the tests are skipped with the reason.
 test-gpu: .venv/.dev
 ifeq ($(DEVICE),gpu)
 	@$(BIN)/llm-backend pull
@@ -85,8 +85,8 @@ endif
 
 env: .venv/.$(DEVICE)
 
-# Without a GPU the demo models, built once into ~/.cache/llm-backend; with one, what the default
-# model lacks, after saying how much that is.
+# Without a GPU, build the demo models once into ~/.cache/llm-backend. With a GPU, download what the
+# default model lacks, after printing its size.
 models: env
 ifeq ($(DEVICE),cpu)
 	@PYTHONPATH=deployments/engine/site $(BIN)/python -m deployments.checkpoints.demo
@@ -94,8 +94,8 @@ else
 	@$(BIN)/llm-backend pull --default
 endif
 
-# A .venv whose making was cut short is made again; a package whose installing was cut short (pip
-# writes RECORD last) is installed again.
+# An incomplete .venv is made again. A package without RECORD, which pip writes last, is incomplete
+# and is installed again.
 .PHONY: venv
 venv:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
@@ -107,16 +107,16 @@ venv:
 
 .venv/.gpu: requirements-gpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
-	@echo "Installing Ray and vLLM for the GPU (some 4 GB)"
+	@echo "Installing Ray and vLLM for the GPU (about 4 GB)"
 	@{ $(LOCKED) -r requirements-gpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
-# PyPI does not carry torch's CPU build. Where pip knows another source for it, that one is used; else
-# PyTorch's own index: it has to be the same file. The packages that go with it are PyPI's everywhere,
-# which deployments/engine/site lets vLLM import.
+# PyPI does not have torch's CPU build. It comes from pip's configured index if that has it, else from
+# PyTorch's own index; the hash requires the same file. The packages that belong to torch always come
+# from PyPI; deployments/engine/site lets vLLM import them.
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
 	@$(MAKE) --no-print-directory venv
-	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (some 1.1 GB, four to ten minutes)"
+	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (about 1.1 GB, four to ten minutes)"
 	@{ { $(LOCKED) -r requirements-torch-cpu.lock || \
 	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
 	$(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
@@ -124,14 +124,15 @@ venv:
 
 .venv/.dev: .venv/.$(DEVICE) requirements-dev.lock
 	@$(MAKE) --no-print-directory venv
-	@echo "Installing what the tests need"
+	@echo "Installing the packages for the tests"
 	@$(LOCKED) -r requirements-dev.lock 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
-# The CPU's packages and the tests' are chosen together, then written into a file each; the GPU's follow
-# the tests'. What is locked stays as it is while it fits; for the newest of all, delete the three files
-# first. torch's CPU build is locked by hand in requirements-torch-cpu.lock: uv gets an empty wheel of
-# that version, for its own cannot be had everywhere, and what it needs from pyproject.toml.
+# uv resolves the packages for the CPU and for the tests together, then writes one file each; the file
+# for the GPU follows the versions of the tests' file. Locked versions stay while they fit: for the
+# newest ones, delete the three files first. torch's CPU build is locked by hand in
+# requirements-torch-cpu.lock. uv gets an empty wheel of that version, because the real one is not
+# available everywhere; pyproject.toml lists what torch needs.
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
   --generate-hashes --only-binary :all: --custom-compile-command 'make lock'
 CPU_EXTRAS := --extra cpu --group demo --find-links .venv/lock --no-emit-package torch

@@ -36,8 +36,12 @@ def chat(
         typer.Option(exists=True, dir_okay=False, help="A picture to send with the prompt."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="The sampling temperature.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The largest number of tokens of an answer.")
+    ] = None,
 ) -> None:
     """Talk to a model.
 

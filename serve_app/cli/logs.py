@@ -32,7 +32,8 @@ def logs(
     begin: Annotated[
         str | None,
         typer.Option(
-            "--since", help="Print lines since `10m`, `2h` ago, `14:30` or a date with a time."
+            "--since",
+            help="Only lines since a time: `10m` or `2h` ago, `14:30`, or a date with a time.",
         ),
     ] = None,
 ) -> None:

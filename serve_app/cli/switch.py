@@ -65,7 +65,9 @@ def unload(
 
 def lease(
     here: Connection,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model's name; not with --end.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Minutes from when the model serves. Default: 10.")
     ] = None,

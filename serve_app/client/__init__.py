@@ -1,6 +1,6 @@
 """The Python client: `from serve_app.client import LLMClient`.
 
-It needs httpx and nothing else: neither Ray nor vLLM, nor the rest of this project.
+It needs httpx only: neither Ray nor vLLM, nor the rest of this project.
 
 llm_client.py  `LLMClient`
 errors.py      every error it raises

@@ -1,16 +1,16 @@
 """Every error the client raises.
 
 LLMError
-├── Unreachable            no connection, or it broke before there was an answer
-├── DeadlineExceeded       the call's own time is over
-├── AnswerCut              a stream ended before its end
-├── SwitchFailed           a switch ended with `rolled_back` or `failed`
+├── Unreachable            no connection, or it broke before the answer was complete
+├── DeadlineExceeded       the call took longer than its `timeout_s`
+├── AnswerCut              a stream ended before the answer was complete
+├── SwitchFailed           a switch ended as `rolled_back` or `failed`
 └── APIError               the backend answered with an error
-    ├── NotAllowed         401, 403: the key
-    ├── NotFound           404: no such model, route or ticket
+    ├── NotAllowed         401, 403: the key is missing, wrong, or not an admin key
+    ├── NotFound           404: the model, route or ticket does not exist
     ├── LeaseHeld          409: another owner has a lease
     ├── Overloaded         429: the queue is full
-    ├── ModelNotResident   503: and the request was not to wait, or another model has a lease
+    ├── ModelNotResident   503: the request does not wait for its model, or another model is leased
     └── ModelLoadFailed    503: the model could not be loaded
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class LLMError(Exception):
-    """Whatever keeps the client from an answer; its text is one sentence."""
+    """Base of all errors of the client; the text is one sentence."""
 
 
 class Unreachable(LLMError):
@@ -33,7 +33,8 @@ class DeadlineExceeded(LLMError):
 
 
 class AnswerCut(LLMError):
-    """What came before stands; `code` is the error event's, None where the stream just ended."""
+    """A stream ended before the answer was complete; the chunks so far are valid. `code`: the code
+    of the backend's error event, None if the stream ended without one."""
 
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -41,20 +42,26 @@ class AnswerCut(LLMError):
 
 
 class SwitchFailed(LLMError):
-    """`ticket` tells its phases, and in `error` the cause."""
+    """A switch failed. `ticket`: the finished ticket, with its phases, and the cause in `error`."""
 
     def __init__(self, ticket: dict[str, Any]) -> None:
         error = ticket.get("error") or {}
-        why = error.get("message") or "no reason is known"
-        what = f"The switch to {ticket['to']}" if ticket.get("to") else "The unloading"
-        end = ticket["state"].replace("_", " ")
-        back = f" to {ticket['from']}" if end == "rolled back" and ticket.get("from") else ""
-        super().__init__(f"{what} {'was' if back else 'has'} {end}{back}: {why}")
+        reason = error.get("message") or "the backend gives no reason"
+        switch = f"The switch to {ticket['to']}" if ticket.get("to") else "The unload"
+        if ticket["state"] == "rolled_back":
+            end = f"was rolled back to {ticket.get('from') or 'no model'}"
+        else:
+            end = f"has {ticket['state'].replace('_', ' ')}"
+        super().__init__(f"{switch} {end}: {reason}")
         self.ticket = ticket
 
 
 class APIError(LLMError):
-    """The backend's own error; `code` and `type` as OpenAI words them."""
+    """The backend answered with an error.
+
+    `message`, `type`, `param` and `code` have OpenAI's meaning. `status`: the HTTP status.
+    `retry_after_s`: the seconds of the `Retry-After` header, None without one.
+    """
 
     def __init__(
         self,
@@ -104,7 +111,8 @@ _BY_STATUS = {401: NotAllowed, 403: NotAllowed, 404: NotFound, 429: Overloaded}
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> APIError:
-    """The error that an answer is; a body that is not ours, as a proxy's, is told by its status."""
+    """Turn an error response into an exception. A body that is not this project's, for example a
+    proxy's, gives an error with the status only."""
     error = _error_object(body)
     message = error.get("message") or f"The backend answered with status {status}."
     code = error.get("code")

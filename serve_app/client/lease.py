@@ -23,7 +23,7 @@ logger = logging.getLogger("llm_backend.client")
 
 @dataclass
 class HeldLease:
-    """A lease as its holder sees it. `lost`: why it ended early, None while it stands."""
+    """A lease that this client holds. `lost`: why it ended early; None while it is held."""
 
     model: str
     owner: str
@@ -33,69 +33,74 @@ class HeldLease:
 
 
 def lease_body(model: str, seconds: float, owner: str, task: str | None) -> dict[str, Any]:
-    """The body of `POST /admin/lease`."""
+    """Return the body of `POST /admin/lease`."""
     body = {"model": model, "seconds": seconds, "owner": owner}
     return body | ({"task": task} if task else {})
 
 
 def unique_owner() -> str:
-    """Name this use of this process for people who see the lease; no other lease has the name."""
+    """Return an owner that users can read (user, host, process) and that no other lease has."""
     return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}.{next(_number)}"
 
 
 @asynccontextmanager
 async def hold(
-    line: Transport, held: HeldLease, take: Callable[[], Awaitable[object]]
+    transport: Transport, held: HeldLease, take: Callable[[], Awaitable[object]]
 ) -> AsyncIterator[HeldLease]:
-    """The lease that `take` asks for, for the length of a `with`.
+    """Hold the lease that `take` requests until the `async with` block ends.
 
-    An admin's switch to another model ends a lease for good: it is not taken again.
+    An admin's switch to another model ends the lease; it is not taken again then.
     """
     try:
         await take()
-        renewing = asyncio.create_task(_renew(line, held))
+        renewing = asyncio.create_task(_renew(transport, held))
         try:
             yield held
         finally:
             renewing.cancel()
             await asyncio.wait({renewing})
     finally:
-        await _end(line, held)
+        await _end(transport, held)
 
 
-async def _renew(line: Transport, held: HeldLease) -> None:
-    """Ask for the lease anew at each third of its time, while it still stands."""
+async def _renew(transport: Transport, held: HeldLease) -> None:
+    """Renew the lease each time a third of its time has passed, until it is lost."""
     body = lease_body(held.model, held.seconds, held.owner, held.task)
     pause_s = held.seconds / 3
     while held.lost is None:
-        await line.clock.sleep(pause_s)
-        deadline = Deadline(line.clock, held.seconds / 3)
+        await transport.clock.sleep(pause_s)
+        deadline = Deadline(transport.clock, held.seconds / 3)
         try:
-            if await _is_ours(line, held, deadline):
-                await line.ask("POST", "/admin/lease", deadline, json=body)
+            if await _is_ours(transport, held, deadline):
+                await transport.ask("POST", "/admin/lease", deadline, json=body)
             else:
-                held.lost = "an admin has switched, or the model could not be kept"
+                held.lost = "an admin switched to another model, or the model could not be kept"
         except LeaseHeld as exc:
             held.lost = exc.message
-        except LLMError as exc:  # it stands for two thirds of its time yet
-            logger.warning("the lease of %s is not renewed: %s", held.model, exc)
+        except LLMError as exc:  # the lease is valid for two thirds of its time yet
+            logger.warning("the lease of %s could not be renewed: %s", held.model, exc)
             pause_s = min(_RETRY_S, held.seconds / 3)
             continue
         pause_s = held.seconds / 3
     logger.warning("the lease of %s is lost: %s", held.model, held.lost)
 
 
-async def _end(line: Transport, held: HeldLease) -> None:
-    """End the lease where it is still ours; unreachable, it ends with its time."""
-    deadline = Deadline(line.clock, _END_S)
+async def _end(transport: Transport, held: HeldLease) -> None:
+    """End the lease if this client still holds it. If the backend is unreachable, it expires."""
+    deadline = Deadline(transport.clock, _END_S)
     try:
-        if await _is_ours(line, held, deadline):
-            await line.ask("DELETE", "/admin/lease", deadline)
+        if await _is_ours(transport, held, deadline):
+            await transport.ask("DELETE", "/admin/lease", deadline)
     except LLMError as exc:
-        logger.warning("the lease of %s ends with its time only: %s", held.model, exc)
+        logger.warning(
+            "the lease of %s could not be ended and expires in at most %g s: %s",
+            held.model,
+            held.seconds,
+            exc,
+        )
 
 
-async def _is_ours(line: Transport, held: HeldLease, deadline: Deadline) -> bool:
-    status: dict[str, Any] = await line.ask("GET", "/admin/status", deadline)
+async def _is_ours(transport: Transport, held: HeldLease, deadline: Deadline) -> bool:
+    status: dict[str, Any] = await transport.ask("GET", "/admin/status", deadline)
     lease = status.get("lease") or {}
     return bool(lease.get("owner") == held.owner)

@@ -1,4 +1,4 @@
-"""Reads server-sent events."""
+"""Parses server-sent events."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a stream, up to its empty line; an empty `data` is a comment or a position."""
+    """One block of a stream, up to its empty line. A block with a comment or an id only has an
+    empty `data`."""
 
     event: str = "message"
     data: str = ""
@@ -15,7 +16,7 @@ class Block:
 
 
 async def blocks(lines: AsyncIterator[str]) -> AsyncGenerator[Block, None]:
-    """The blocks of a stream; one that the stream's end cuts is dropped, as the standard says."""
+    """Yield the blocks of a stream. The standard says that an incomplete last block is dropped."""
     fields: dict[str, str] = {}
     data: list[str] = []
     async for line in lines:
@@ -27,7 +28,7 @@ async def blocks(lines: AsyncIterator[str]) -> AsyncGenerator[Block, None]:
         value = value.removeprefix(" ")
         if name == "data":
             data.append(value)
-        elif name:  # a comment has none
+        elif name:  # the name of a comment is empty
             fields[name] = value
 
 

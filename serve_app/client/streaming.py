@@ -1,4 +1,4 @@
-"""Reads a streamed answer, chunk by chunk."""
+"""Reads a streamed answer chunk by chunk."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -13,17 +13,18 @@ from serve_app.client.transport import Deadline, Transport
 
 
 async def chunks(
-    line: Transport, path: str, body: object, headers: dict[str, str], deadline: Deadline
+    transport: Transport, path: str, body: object, headers: dict[str, str], deadline: Deadline
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The chunks of the stream that answers a request; ends after `[DONE]`, else raises.
+    """Yield the chunks of a streamed answer until `[DONE]`.
 
     Raises:
-        AnswerCut: there were chunks, and then no proper end.
+        AnswerCut: the stream ended without `[DONE]`, its connection broke, or it reported an error
+            after the first chunk.
         Unreachable, DeadlineExceeded, APIError
     """
     has_begun = False
     async with (
-        line.open("POST", path, deadline, json=body, headers=headers) as response,
+        transport.open("POST", path, deadline, json=body, headers=headers) as response,
         aclosing(_data(response, deadline)) as stream,
     ):
         async for data in stream:
@@ -35,17 +36,17 @@ async def chunks(
                 raise AnswerCut(error.message, error.code) if has_begun else error
             has_begun = True
             yield chunk
-    raise AnswerCut("The stream ended before it was complete.")
+    raise AnswerCut("The stream ended before the answer was complete.")
 
 
 async def _data(response: httpx.Response, deadline: Deadline) -> AsyncGenerator[str, None]:
-    """The data of a stream's events; its heartbeats are dropped."""
+    """Yield the data of a stream's events, without its heartbeats."""
     async with aclosing(blocks(response.aiter_lines())) as stream:
         while True:
             try:
                 block = await deadline.bound(anext(stream, None))
             except httpx.TransportError as exc:
-                raise AnswerCut("The connection broke during the answer.") from exc
+                raise AnswerCut("The connection broke before the answer was complete.") from exc
             if block is None:
                 return
             if block.data:

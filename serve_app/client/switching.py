@@ -10,74 +10,74 @@ from serve_app.client.errors import SwitchFailed, Unreachable
 from serve_app.client.events import Event, follow
 from serve_app.client.transport import Deadline, Transport
 
-_LOOK_S = 1.0  # between phases: what the ticket waits for, and what is left of the estimate
+_POLL_S = 1.0  # within a phase, `waits_for` and `eta_s` of the ticket change without an event
 
 Ticket = dict[str, Any]
 OnProgress = Callable[[Ticket], object]  # may be a coroutine function
 
 
 async def follow_switch(
-    line: Transport,
+    transport: Transport,
     begin: Callable[[], Awaitable[Ticket]],
     deadline: Deadline,
     on_progress: OnProgress | None,
 ) -> Ticket:
-    """The finished ticket of the switch that `begin` asks for.
+    """Begin a switch with `begin`, follow it to its end, and return the finished ticket.
 
-    `on_progress` gets the ticket in each phase as it is entered, and about once a second between.
-    The event stream is opened first, so that no phase is missed.
+    `on_progress` gets the ticket as each phase begins, and about once a second in between. The
+    event stream is opened before the switch begins, so that no phase is missed.
 
     Raises:
-        SwitchFailed: it was rolled back, or failed.
-        DeadlineExceeded: it goes on, and is no longer followed.
+        SwitchFailed: the switch was rolled back or failed.
+        DeadlineExceeded: the time is over; the switch continues.
         Unreachable, APIError
     """
-    async with aclosing(follow(line, None, deadline.left_s)) as events:
+    async with aclosing(follow(transport, None, deadline.left_s)) as events:
         await deadline.bound(anext(events))
         ticket = await begin()
-        await _tell(on_progress, ticket)
-        async with aclosing(_news(line, events, ticket["id"], deadline)) as tickets:
+        await _report(on_progress, ticket)
+        async with aclosing(_updates(transport, events, ticket["id"], deadline)) as tickets:
             while not _is_over(ticket):
                 new = await anext(tickets)
                 if _is_later(new, ticket):
                     ticket = new
-                    await _tell(on_progress, ticket)
+                    await _report(on_progress, ticket)
     if ticket["state"] != "done":
         raise SwitchFailed(ticket)
     return ticket
 
 
-async def _news(
-    line: Transport, events: AsyncGenerator[Event, None], ticket_id: str, deadline: Deadline
+async def _updates(
+    transport: Transport, events: AsyncGenerator[Event, None], ticket_id: str, deadline: Deadline
 ) -> AsyncGenerator[Ticket, None]:
-    """The ticket, whenever there is something new of it to be seen or a second has passed."""
-    coming = asyncio.ensure_future(_next(events))
+    """Yield the ticket whenever an event changes it, and after each second without an event."""
+    next_event = asyncio.ensure_future(_next(events))
     try:
         while True:
-            await deadline.bound(asyncio.wait({coming}, timeout=_LOOK_S))
+            await deadline.bound(asyncio.wait({next_event}, timeout=_POLL_S))
             event = None
-            if coming.done():
-                event = coming.result()
-                coming = asyncio.ensure_future(_next(events))
+            if next_event.done():
+                event = next_event.result()
+                next_event = asyncio.ensure_future(_next(events))
             if event is None or event.kind in ("connected", "gap"):
-                with suppress(Unreachable):  # the stream comes again, or gives up
-                    yield await line.ask("GET", f"/admin/switch/{ticket_id}", deadline)
+                with suppress(Unreachable):  # the event stream reconnects, or raises
+                    yield await transport.ask("GET", f"/admin/switch/{ticket_id}", deadline)
             elif event.kind == "switch" and event.data["id"] == ticket_id:
                 yield event.data
     finally:
-        coming.cancel()
-        await asyncio.wait({coming})
+        next_event.cancel()
+        await asyncio.wait({next_event})
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event:
     return await anext(events)
 
 
-async def _tell(on_progress: OnProgress | None, ticket: Ticket) -> None:
+async def _report(on_progress: OnProgress | None, ticket: Ticket) -> None:
     if on_progress:
-        told = on_progress(ticket)
-        if inspect.isawaitable(told):
-            await told
+        result = on_progress(ticket)
+        if inspect.isawaitable(result):
+            await result
 
 
 def _is_over(ticket: Ticket) -> bool:
@@ -85,5 +85,5 @@ def _is_over(ticket: Ticket) -> bool:
 
 
 def _is_later(new: Ticket, old: Ticket) -> bool:
-    """An event may come after a look at the ticket that has seen more."""
+    """Whether `new` is at least as recent: an event may arrive after a poll has seen more."""
     return _is_over(new) or len(new["phases"]) >= len(old["phases"])

@@ -1,4 +1,4 @@
-"""Sends requests with a deadline, and again when the server says when."""
+"""Sends requests to the backend within a deadline, and retries them after `Retry-After`."""
 
 import asyncio
 import json as json_module
@@ -13,11 +13,12 @@ import httpx
 
 from serve_app.client.errors import APIError, DeadlineExceeded, Unreachable, error_of
 
-_MAX_CONNECTIONS = 200  # the backend queues 256; more of ours wait here, without a socket each
+_MAX_CONNECTIONS = 200  # the backend queues 256; further requests wait here, without a socket each
 _CONNECT_S = 10.0
-_KEEP_ALIVE_S = 2.0  # less than any server's: a connection it closes just now loses a request
-_JITTER = 0.25  # so that a hundred that were sent away together do not come back together
-# Not sent again: a fault that a person has to see, and a refusal that the caller asked for.
+# Less than any server's: a request is lost if the server closes its connection just then.
+_KEEP_ALIVE_S = 2.0
+_JITTER = 0.25  # so that a hundred requests refused together do not return together
+# Not retried: a failure that the caller must see, and a refusal that the caller asked for.
 _FINAL_CODES = {"model_load_failed", "model_not_resident"}
 
 _T = TypeVar("_T")
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Clock:
-    """The time, and waiting for it; another one in tests."""
+    """The time and how to wait; tests replace it."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
@@ -33,7 +34,7 @@ class Clock:
 
 
 class Deadline:
-    """The end of one call's time."""
+    """The time at which one call must have ended."""
 
     def __init__(self, clock: Clock, timeout_s: float) -> None:
         self.clock, self.timeout_s = clock, timeout_s
@@ -44,7 +45,7 @@ class Deadline:
         return self._ends_at - self.clock.now()
 
     async def bound(self, work: Awaitable[_T]) -> _T:
-        """The outcome of `work`. Raises DeadlineExceeded."""
+        """Return the result of `work`. Raises DeadlineExceeded."""
         try:
             async with asyncio.timeout(self.left_s):
                 return await work
@@ -53,7 +54,7 @@ class Deadline:
 
 
 class Transport:
-    """A connection pool with one key."""
+    """A pool of connections to one backend with one key."""
 
     def __init__(self, base_url: str, key: str | None, clock: Clock) -> None:
         self.base_url, self.clock = base_url, clock
@@ -61,10 +62,10 @@ class Transport:
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),  # a deadline bounds the rest
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),  # a Deadline limits the rest
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE_S),
-            verify=url.scheme == "https",  # saves reading the certificates where none is met
-            trust_env=not _is_loopback(url.host),  # no proxy on the way to this machine
+            verify=url.scheme == "https",  # with plain HTTP, the certificates need not be read
+            trust_env=not _is_loopback(url.host),  # no HTTP proxy for this machine's own server
         )
 
     async def close(self) -> None:
@@ -79,7 +80,7 @@ class Transport:
         json: object = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """The JSON object that the backend answers with.
+        """Send a request and return the JSON object of the answer.
 
         Raises:
             Unreachable, DeadlineExceeded, APIError
@@ -90,7 +91,8 @@ class Transport:
             answer = json_module.loads(body)
             if isinstance(answer, dict):
                 return answer
-        raise APIError(f"{self.base_url} does not answer as an llm-backend.", response.status_code)
+        message = f"{self.base_url} did not answer with a JSON object; is it an llm-backend?"
+        raise APIError(message, response.status_code)
 
     @asynccontextmanager
     async def open(
@@ -102,7 +104,7 @@ class Transport:
         json: object = None,
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """A successful response whose body has not been read; raises like `ask`."""
+        """Yield a successful response whose body has not been read; raises like `ask`."""
         response = await self._send(method, path, deadline, json, headers)
         try:
             yield response
@@ -138,7 +140,7 @@ class Transport:
             return await deadline.bound(response.aread())
 
     def _pause_s(self, error: APIError) -> float | None:
-        """How long to wait before the request is sent again; None: it is not."""
+        """Return the seconds to wait before a retry, None for no retry."""
         if error.status not in (429, 503) or error.code in _FINAL_CODES:
             return None
         if error.retry_after_s is None:
@@ -148,7 +150,7 @@ class Transport:
 
 @contextmanager
 def translated(base_url: str) -> Iterator[None]:
-    """Turns httpx's errors into Unreachable."""
+    """Turn httpx's errors into Unreachable."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as exc:

@@ -124,7 +124,7 @@ def _unfailing(report: Reporter) -> Reporter:
 
 @contextlib.contextmanager
 def _environment(home: Path) -> Iterator[dict[str, str]]:
-    """Give Serve's environment variables; the folders they name exist while the block runs."""
+    """Yield Serve's environment variables; the folders they name exist while the block runs."""
     with (
         private.folder(home, "haproxy", Path(tempfile.gettempdir())) as haproxy_folder,
         private.folder(home, "ray", private.temporary_parent(os.environ)) as ray_folder,

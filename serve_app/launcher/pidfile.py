@@ -39,7 +39,8 @@ class RunningServer(BaseModel):
     )
 
     numbering: str  # the boot and container in which the process IDs are valid
-    # In the file under their older names: a newer `llm-backend stop` stops an older server.
+    # The file keeps the older names, so that `llm-backend stop` also stops a server of an older
+    # version.
     launcher_pid: int = Field(alias="keeper")
     launcher_ticks: int = Field(alias="keeper_ticks")
     serve_pid: int = Field(alias="serve")

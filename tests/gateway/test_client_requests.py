@@ -134,7 +134,7 @@ async def test_the_body_holds_what_was_given_and_no_more(llm: LLMClient, script:
 async def test_what_is_no_backend_is_told(llm: LLMClient, script: Scripted, page: bytes) -> None:
     """A typed error, as for everything else."""
     script.answers.append(page)
-    with pytest.raises(client.APIError, match="does not answer as an llm-backend"):
+    with pytest.raises(client.APIError, match="did not answer with a JSON object"):
         await llm.health_check()
 
 

@@ -59,7 +59,7 @@ async def test_a_switch_tells_what_it_waits_for(
     whole: Whole, llm: LLMClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two phases too; and `on_progress` may be a coroutine function."""
-    monkeypatch.setattr("serve_app.client.switching._LOOK_S", 0.02)
+    monkeypatch.setattr("serve_app.client.switching._POLL_S", 0.02)
     whole.engines[A].next_token.clear()
     has_told = asyncio.Event()
 
