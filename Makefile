@@ -1,6 +1,6 @@
 # make run       install missing packages, then serve on http://127.0.0.1:7000 until Ctrl-C
 # make test      install missing packages, then run linter, type checker, import contracts and tests
-# make check     run linter, type checker and import contracts only
+# make check     make test without a real engine or browser: some four minutes, for every change
 # make bench     measure this server against bare vLLM in two rounds; ARGS=--quick for one
 # make drill     kill every part in every phase of a switch, then at random, and print the losses;
 #                then send thousands of malformed requests
