@@ -1,4 +1,4 @@
-"""Makes a store that fails, is slow or is away cost next to nothing: answers are generated anew."""
+"""Keeps a failing, slow or unreachable store from delaying requests: its look-ups are misses."""
 
 import asyncio
 import logging
@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from serve_app.cache.stores import Store, StoreFailed
 
-_NUM_FAILURES = 3  # one late answer is no sign: this process itself may have been busy
+_NUM_FAILURES = 3  # one late reply proves nothing: this process itself may have been busy
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
-_STORE_S = 1.0  # a store may take this long: no request waits for it
+_SET_TIMEOUT_S = 1.0  # longer than a look-up's: no request waits for `set`
 
 logger = logging.getLogger("llm_backend.cache")
 
@@ -20,15 +20,15 @@ _T = TypeVar("_T")
 
 @dataclass
 class Circuit:
-    """Whether a store is worth asking; times are a clock's seconds.
+    """A circuit breaker: decides whether to call a store. All times are seconds of one clock.
 
-    It opens after some failures in a row. Then one call is let through after each pause, which
-    doubles, and the first that succeeds closes it.
+    It opens after `_NUM_FAILURES` failures in a row. While open it lets one call through after
+    each pause; each failure doubles the pause, and the first success closes the circuit.
     """
 
     num_failures: int = 0
     pause_s: float = _FIRST_PAUSE_S
-    next_try_at: float | None = None  # None: all calls pass
+    next_try_at: float | None = None  # None: the circuit is closed, all calls pass
 
     @property
     def is_open(self) -> bool:
@@ -39,7 +39,7 @@ class Circuit:
             return True
         if now < self.next_try_at:
             return False
-        self.next_try_at = now + self.pause_s  # for the others, while this one tries
+        self.next_try_at = now + self.pause_s  # other calls wait while this one tries
         return True
 
     def succeeded(self) -> None:
@@ -54,7 +54,7 @@ class Circuit:
 
 
 class GuardedStore:
-    """A store whose failures are misses, within `timeout_s`."""
+    """Turns a store's failures, and look-ups longer than `timeout_s`, into misses."""
 
     def __init__(self, store: Store, timeout_s: float) -> None:
         self.store = store
@@ -66,13 +66,13 @@ class GuardedStore:
         return await self._try(lambda: self.store.get(key), self._timeout_s)
 
     async def set(self, key: str, value: bytes) -> bool:
-        """Whether it is kept."""
+        """Store a value; return whether the store kept it."""
 
         async def put() -> bool:
             await self.store.set(key, value)
             return True
 
-        return await self._try(put, _STORE_S) or False
+        return await self._try(put, _SET_TIMEOUT_S) or False
 
     async def _try(self, call: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
         if not self.circuit.may_try(time.monotonic()):
@@ -84,7 +84,7 @@ class GuardedStore:
             self._note_failure(exc)
             return None
         if self.circuit.is_open:
-            logger.info("the cache's store answers again")
+            logger.info("the response cache's store works again")
         self.circuit.succeeded()
         return result
 
@@ -93,7 +93,11 @@ class GuardedStore:
         was_open = self.circuit.is_open
         self.circuit.failed(time.monotonic())
         if self.circuit.is_open and not was_open:
-            logger.warning("the cache's store is away (%s): nothing is cached", _name(exc))
+            logger.warning(
+                "the response cache's store is unavailable (%s): no answer is cached until it "
+                "works again",
+                _name(exc),
+            )
 
 
 def _name(exc: Exception) -> str:

@@ -1,10 +1,12 @@
-"""Says which requests are cacheable, route by route.
+"""Decides which answers may be cached, route by route.
 
-An answer is kept where the same request would get the same again: (1) nothing is drawn at random,
-that is a temperature of 0 that the client itself asked for, or where the settings say so a seed;
-(2) there is one choice; (3) it depends on the request alone, not on what lies at an address in it;
-(4) the answer is whole. `stop`, `length` and `tool_calls` are all whole: the limit that cut it is
-part of the request.
+An answer is kept if the same request would get the same answer again:
+(1) nothing is drawn at random: the client itself set a temperature of 0, or, if the settings
+    allow it, a seed;
+(2) the request asks for one choice;
+(3) the answer depends on the request alone, not on the content at an address in it;
+(4) the answer is whole. `stop`, `length` and `tool_calls` all mark a whole answer: the limit
+    behind `length` is part of the request.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,18 +23,18 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True)
 class Route:
-    """What is particular to the requests and answers of one route."""
+    """How the requests and answers of one route are judged."""
 
     is_whole: Callable[[Value], bool]
-    is_whole_stream: Callable[[list[Value]], bool] = lambda _: False  # of its events' data
+    is_whole_stream: Callable[[list[Value]], bool] = lambda _: False  # takes the events' JSON
     is_sampled: bool = True
     ends_with_done: bool = False  # a stream's last event is `[DONE]`
-    # Fields that change neither the answer nor what it repeats of the request.
+    # Fields that change neither the answer nor the parts of the request that it repeats.
     ignored: tuple[str, ...] = ()
 
 
 def is_cacheable(route: Route, request: Value, is_seed_enough: bool) -> bool:
-    """Whether the answer to a checked request may be kept, if it turns out to be whole."""
+    """Whether the answer to a valid request may be kept if it turns out whole (4)."""
     if _has_remote_parts(request):  # (3)
         return False
     if not route.is_sampled:
@@ -49,17 +51,17 @@ def _is_number(value: object) -> bool:
 
 
 def _has_remote_parts(request: Value) -> bool:
-    """Whether it names pictures or files by an address: what lies there may change."""
-    waiting: list[Any] = [request.get("messages"), request.get("input")]
-    while waiting:
-        part = waiting.pop()
+    """Whether the request refers to a picture or file by address: its content may change."""
+    pending: list[Any] = [request.get("messages"), request.get("input")]
+    while pending:
+        part = pending.pop()
         if isinstance(part, list):
-            waiting += part
+            pending += part
         elif isinstance(part, dict):
             addresses = (part.get(name) for name in _ADDRESSES)
             if any(isinstance(a, str) and not a.startswith("data:") for a in addresses):
                 return True
-            waiting += part.values()
+            pending += part.values()
     return False
 
 
@@ -116,7 +118,7 @@ ROUTES = {
     "/v1/messages": Route(
         is_whole=_is_whole_message, is_whole_stream=_is_whole_message_stream, ignored=("metadata",)
     ),
-    "/v1/responses": Route(  # it repeats all fields of the request: none is ignored
+    "/v1/responses": Route(  # an answer repeats all fields of its request: none is ignored
         is_whole=_is_whole_response, is_whole_stream=_is_whole_response_stream
     ),
     "/v1/messages/count_tokens": Route(

@@ -1,4 +1,4 @@
-"""A kept answer: JSON that is checked again when it is read, and sent again as a new answer."""
+"""Records an answer as JSON, checks it again when it is read, and replays it under a new id."""
 
 import json
 import re
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class Recording(BaseModel):
-    """A whole answer."""
+    """A whole answer as the cache keeps it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -33,14 +33,13 @@ class Recording(BaseModel):
         return self.model_dump_json().encode()
 
     def replay(self) -> bytes:
-        """The body of the same answer as one that was made just now: with an id and a time of its
-        own, the same in all events of a stream."""
+        """Return the answer's body with a new id and time, the same in all events of a stream."""
         whole = "".join(f"{part}\n\n" for part in self.parts) if self.is_stream else self.parts[0]
         return IdRewriter().feed(whole.encode(), is_last=True)
 
 
 def load(raw: bytes, route: Route) -> Recording | None:
-    """What was kept, or None if it is not what `record` once made."""
+    """Return the recording in `raw`, or None if `record` cannot have made it."""
     try:
         recording = Recording.model_validate_json(raw)
     except ValueError:
@@ -49,7 +48,7 @@ def load(raw: bytes, route: Route) -> Recording | None:
 
 
 def record(route: Route, messages: Sequence[Message]) -> Recording | None:
-    """The answer that went by in `messages`, if it may be kept."""
+    """Return the answer in these ASGI messages, or None if it is not a whole, successful one."""
     start, *rest = messages or [{}]
     if start.get("status") != 200 or not rest or rest[-1].get("more_body"):
         return None
@@ -70,24 +69,26 @@ def record(route: Route, messages: Sequence[Message]) -> Recording | None:
 
 
 class IdRewriter:
-    """Gives one answer an id and a time of its own."""
+    """Gives one answer a new id and creation time."""
 
     def __init__(self) -> None:
         self._id, self._created = uuid.uuid4().hex, int(time.time())
         self._rest = b""
 
     def feed(self, piece: bytes, *, is_last: bool) -> bytes:
-        """As much of the answer as can be stamped, `piece` being the next of it: whole events of a
-        stream, else nothing before the last piece."""
+        """Take the next piece of the answer and return all that can be rewritten so far.
+
+        That is the whole events of a stream; of a plain answer nothing before its last piece.
+        """
         whole, separator, self._rest = (self._rest + piece).rpartition(b"\n\n")
         if is_last:
             whole, separator, self._rest = whole + separator + self._rest, b"", b""
-        return b"\n\n".join(self._stamp(part) for part in whole.split(b"\n\n")) + separator
+        return b"\n\n".join(self._rewrite(part) for part in whole.split(b"\n\n")) + separator
 
-    def _stamp(self, part: bytes) -> bytes:
-        """Stamp a plain answer's body or one event; what carries no JSON object stays as it is."""
+    def _rewrite(self, part: bytes) -> bytes:
+        """Rewrite a plain body or one event; return a part without a JSON object unchanged."""
         prefix, found, data = part.partition(b"data: ")
-        if not found or (prefix and not prefix.endswith(b"\n")):  # no event
+        if not found or (prefix and not prefix.endswith(b"\n")):  # not an event
             prefix, found, data = b"", b"", part
         try:
             value = json.loads(data)
@@ -95,10 +96,10 @@ class IdRewriter:
             return part
         if not isinstance(value, dict):
             return part
-        return prefix + found + _dumps(self._stamped(value)).encode()
+        return prefix + found + _dumps(self._with_new_id(value)).encode()
 
-    def _stamped(self, value: Value) -> Value:
-        """Responses and Anthropic's messages carry theirs one level further inside an event."""
+    def _with_new_id(self, value: Value) -> Value:
+        """Events of `/v1/responses` and `/v1/messages` carry the id one level deeper."""
         for part in (value, value.get("response"), value.get("message")):
             if isinstance(part, dict):
                 if isinstance(part.get("id"), str):
@@ -126,7 +127,7 @@ def _is_whole(route: Route, is_stream: bool, parts: list[str]) -> bool:
 
 
 def _data(event: str) -> Value:
-    """The JSON of an event's one line of data. Raises ValueError."""
+    """Return the JSON of an event's single data line. Raises ValueError."""
     (line,) = (line for line in event.split("\n") if line.startswith(_DATA))
     value: Value = json.loads(line.removeprefix(_DATA))
     if "error" in value and value["error"] is not None:

@@ -1,15 +1,15 @@
 """One client's answer from the cache, or from a generation that several clients share.
 
-`X-Cache` tells a client how its answer came about:
+The `X-Cache` header says where the answer comes from:
 
-    hit                   given again; with `; switch=avoided` if its model does not serve now
-    miss                  made for this client, and kept if it is whole
-    shared                made once for several who asked the same at the same time
-    uncacheable           made; such a request's answer is not kept
-    off                   made; the client or the settings want no cache
+    hit           a kept answer; with `; switch=avoided` if its model does not serve now
+    miss          generated for this client, and kept if it is whole
+    shared        generated once for several identical requests at the same time
+    uncacheable   generated; answers to such requests are not kept
+    off           generated; the client or the settings turned the cache off
 
-A hit has a new id and time, the usage and `X-Model` of the answer that was kept, and `Age`. It has
-no `X-Epoch`: no load of the model answered.
+A hit has a new id and time, the usage and `X-Model` of the kept answer, and `Age`. It has no
+`X-Epoch`, because no load of the model produced it.
 """
 
 import asyncio
@@ -36,28 +36,28 @@ from serve_app.validation.threads import in_thread_if_large
 
 # Errors that depend on which client asked first, and when: another one asks once more.
 _CALLER_SPECIFIC_ERRORS = (DeadlineExceeded, ModelNotResident)
-_GRACE_S = 5.0  # past the deadline: what is made ends by itself first, with its error
+_GRACE_S = 5.0  # past the deadline: the generation ends first, with its own error
 
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """A checked request, as the cache sees it."""
+    """A valid request, as the cache sees it."""
 
     path: str
     body: dict[str, Any]
     model: str
-    target: str  # the model with the task that the path asks for
-    namespace: str  # of the caller; no other finds its answers
-    terms: tuple[object, ...]  # on which it waits: only who has the same terms is served at once
+    target: str  # the model together with the task that the path asks for
+    namespace: str  # of the caller; callers in other namespaces never get its answers
+    terms: tuple[object, ...]  # of waiting; only requests on the same terms share a generation
     deadline: float  # in the event loop's time
-    epoch: int | None  # in which its target serves, if it does
+    epoch: int | None  # the epoch in which the target serves; None if it does not
     dialect: Dialect
-    is_refused: bool  # the client wants no cache
+    is_refused: bool  # the client turned the cache off for this request
 
 
 @dataclass
 class Counts:
-    """What became of the questions since the start."""
+    """Counts the outcomes of requests to this cache since the gateway started."""
 
     hits: int = 0
     switches_avoided: int = 0  # hits for a model that did not serve
@@ -67,7 +67,7 @@ class Counts:
     off: int = 0
     stored: int = 0
     too_large: int = 0
-    garbage: int = 0  # values in the store that this program did not write
+    garbage: int = 0  # values in the store that are not whole answers in the cache's own form
 
 
 def with_label(send: Send, label: str) -> Send:

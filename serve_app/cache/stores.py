@@ -1,7 +1,7 @@
-"""Stores answers as bytes, in memory, on disk or in Redis; each store bounds itself.
+"""Stores that keep answers as bytes: each bounds its own size and forgets a value after `ttl_s`.
 
-Memory and disk hold `max_bytes`. Redis is bounded by its own `maxmemory`, since others may share
-it; for the same reason only keys with our prefix are ever touched.
+Memory and disk hold at most `max_bytes`. Redis is bounded by its own `maxmemory`, because other
+programs may share it; for the same reason only keys with our prefix are touched.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from deployments.settings import Cache
 
 _PREFIX = "llm-backend:cache:"
-_ENTRY_BYTES = 512  # what Python holds beside a value: its key and its links
+_ENTRY_BYTES = 512  # Python's memory per entry beside the value: the key and the links
 _NUM_CONNECTIONS = 16
 _BATCH = 500
 
@@ -30,25 +30,25 @@ _T = TypeVar("_T")
 
 
 class StoreFailed(Exception):
-    """The store did not do what it was asked; names no key and no address."""
+    """A store's operation failed. The message names no key and no address."""
 
 
 class Store(Protocol):
-    """Each verb raises StoreFailed."""
+    """A key-value store; each method raises StoreFailed when it fails."""
 
     async def get(self, key: str) -> bytes | None: ...
     async def set(self, key: str, value: bytes) -> None: ...
     async def clear(self) -> int | None:
-        """Forget all answers; how many, where that is known."""
+        """Delete all answers; return their number, None if the store does not know it."""
 
     async def size(self) -> tuple[int, int] | None:
-        """Entries and bytes, where they are known at little cost."""
+        """Return the number of entries and bytes, None if counting them would be expensive."""
 
     async def close(self) -> None: ...
 
 
 def open_store(settings: Cache) -> Store | None:
-    """The store that `cache.url` names; nothing is connected or opened before it is used."""
+    """Return the store that `cache.url` names; it connects to nothing before its first use."""
     if settings.url is None:
         return None
     url = settings.url.get_secret_value()
@@ -61,7 +61,7 @@ def open_store(settings: Cache) -> Store | None:
 
 
 class MemoryStore:
-    """In this process; what was not asked for the longest goes first."""
+    """Keeps answers in this process; a full store drops the least recently used answer first."""
 
     def __init__(self, max_bytes: int, ttl_s: float) -> None:
         self._values: TTLCache[str, bytes] = TTLCache(
@@ -90,10 +90,10 @@ class MemoryStore:
 
 
 class DiskStore:
-    """One SQLite file in a folder that only its owner can read; the oldest goes first.
+    """Keeps answers in one SQLite file, in a folder that only its owner can read.
 
-    All work is done in one thread. A file that is no database any more is replaced: it held nothing
-    that cannot be made again.
+    A full store drops the oldest answers first. All work runs in one thread. A damaged file is
+    replaced: all it held can be generated again.
     """
 
     def __init__(self, folder: Path, max_bytes: int, ttl_s: float) -> None:
@@ -115,7 +115,7 @@ class DiskStore:
         return await self._run(lambda db: (_num_entries(db), _used_bytes(db)))
 
     async def close(self) -> None:
-        """Does not wait for a disk that hangs."""
+        """Close the file, without waiting for a disk that hangs."""
         self._thread.submit(self._forget)
         self._thread.shutdown(wait=False)
 
@@ -126,7 +126,7 @@ class DiskStore:
         try:
             with self._opened() as database:
                 return act(database)
-        except sqlite3.OperationalError as exc:  # locked, full, read-only: the file is whole
+        except sqlite3.OperationalError as exc:  # locked, full or read-only: the file is intact
             self._forget()
             raise StoreFailed(type(exc).__name__) from exc
         except sqlite3.DatabaseError as exc:
@@ -137,7 +137,8 @@ class DiskStore:
             raise StoreFailed(type(exc).__name__) from exc
 
     def _opened(self) -> sqlite3.Connection:
-        if self._database is None or not self._path.exists():  # deleted: SQLite would not notice
+        # SQLite does not notice that its file was deleted.
+        if self._database is None or not self._path.exists():
             self._forget()
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
@@ -167,20 +168,20 @@ class DiskStore:
 
 
 class RedisStore:
-    """Redis, over a pool of connections made as they are needed."""
+    """Keeps answers in Redis, over a pool that connects when it needs to."""
 
     def __init__(self, url: str, max_value_bytes: int, ttl_s: float) -> None:
         self._last_byte, self._ttl_ms = max_value_bytes, max(1, int(ttl_s * 1000))
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_NUM_CONNECTIONS,
-            # One at once: a connection kept since before a restart of Redis is dead.
+            # Retry once, immediately: a connection from before a restart of Redis is dead.
             retry=Retry(NoBackoff(), 1),
         )
         self._redis = Redis.from_pool(pool)
 
     async def get(self, key: str) -> bytes | None:
-        """Read at most one byte more than a value can have, whatever the key holds."""
+        """Read at most one byte more than our largest value, since other programs may write too."""
         with _failing_as_store():
             value = await self._redis.getrange(_PREFIX + key, 0, self._last_byte)
         return (value.encode() if isinstance(value, str) else value) or None
@@ -201,7 +202,7 @@ class RedisStore:
         return num_entries
 
     async def size(self) -> None:
-        """Others' keys lie beside ours: to count them would be to read them all."""
+        """Return None: other programs' keys lie beside ours, so counting would scan them all."""
         return
 
     async def close(self) -> None:
@@ -212,7 +213,7 @@ class RedisStore:
 def _failing_as_store() -> Iterator[None]:
     try:
         yield
-    except Exception as exc:  # what is no Redis makes its parser fail in any way
+    except Exception as exc:  # a server that is not Redis can make the parser raise anything
         raise StoreFailed(type(exc).__name__) from exc
 
 
@@ -228,7 +229,7 @@ def _num_entries(database: sqlite3.Connection) -> int:
 
 
 def _used_bytes(database: sqlite3.Connection) -> int:
-    """Of the pages that hold something."""
+    """Return the size of the pages in use, in bytes."""
     names = ("page_count", "freelist_count", "page_size")
     count, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
     return int((count - free) * size)

@@ -312,7 +312,7 @@ async def test_a_refused_password_is_a_miss_and_is_shown_nowhere(
     told = await stats(backend)
     assert told["state"] == "away"
     assert told["url"] == redis_server.url
-    assert "away" in caplog.text
+    assert "unavailable" in caplog.text
     assert str(redis_server.port) not in caplog.text
 
 

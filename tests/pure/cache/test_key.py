@@ -1,4 +1,4 @@
-"""The key: the same for the same question however it is written, another for any other."""
+"""Equivalent requests have the same cache key; all other requests have different keys."""
 
 import copy
 import json
@@ -21,12 +21,12 @@ requests = st.dictionaries(st.text(), values, max_size=6)
 
 
 def key(request: Any, **changes: Any) -> str:
-    said = {"path": CHAT, "ignored": ("user",), "fingerprint": "f", "namespace": "n"} | changes
-    return cache_key(request=request, **said)
+    fields = {"path": CHAT, "ignored": ("user",), "fingerprint": "f", "namespace": "n"} | changes
+    return cache_key(request=request, **fields)
 
 
 def shuffled(value: Any, draw: st.DataObject) -> Any:
-    """The same with the keys of all objects in another order."""
+    """Return the same value with the keys of all objects in another order."""
     if isinstance(value, dict):
         names = draw.draw(st.permutations(list(value)))
         return {name: shuffled(value[name], draw) for name in names}
@@ -34,7 +34,7 @@ def shuffled(value: Any, draw: st.DataObject) -> Any:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where there is a value that holds no others."""
+    """Return the paths of all values that hold no others."""
     if isinstance(value, dict) and value:
         return [p for name, v in value.items() for p in places(v, (*path, name))]
     if isinstance(value, list) and value:
@@ -43,8 +43,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(requests, st.data())
-def test_order_white_space_and_escapes_do_not_count(request: Any, data: st.DataObject) -> None:
-    """What one client's library writes so and another's otherwise."""
+def test_order_white_space_and_escapes_do_not_change_the_key(
+    request: Any, data: st.DataObject
+) -> None:
+    """Client libraries differ in how they write the same JSON."""
     written = json.dumps(
         shuffled(request, data),
         indent=data.draw(st.sampled_from([None, 1, 4])),
@@ -54,8 +56,8 @@ def test_order_white_space_and_escapes_do_not_count(request: Any, data: st.DataO
 
 
 @given(requests, st.data())
-def test_every_value_counts(request: Any, data: st.DataObject) -> None:
-    """One value anywhere inside is another: so is the key."""
+def test_a_change_of_any_value_changes_the_key(request: Any, data: st.DataObject) -> None:
+    """At any depth."""
     assume("user" not in request)
     path = data.draw(st.sampled_from(places(request)))
     assume(path)
@@ -66,20 +68,22 @@ def test_every_value_counts(request: Any, data: st.DataObject) -> None:
     holder[path[-1]] = data.draw(scalars)
     is_inside = len(path) > 1
     old, new = json.dumps(request, sort_keys=True), json.dumps(other, sort_keys=True)
-    assume(is_inside or holder[path[-1]] != request[path[-1]])  # 1 and 1.0 are the same up here
+    assume(
+        is_inside or holder[path[-1]] != request[path[-1]]
+    )  # 1 and 1.0 are the same at the top level
     assume(old != new)
     assert key(other) != key(request)
 
 
 @given(requests, st.text(), values)
-def test_a_field_more_counts(request: Any, name: str, value: Any) -> None:
-    """Also one that nobody here knows: the engine may."""
+def test_an_additional_field_changes_the_key(request: Any, name: str, value: Any) -> None:
+    """Also a field that the gateway does not know: the engine may know it."""
     assume(name not in request and name != "user")
     assert key(request | {name: value}) != key(request)
 
 
-def test_numbers_of_the_request_itself_count_by_value() -> None:
-    """`temperature` is 0, 0.0, -0.0 or 0e0: all the same; true is no number."""
+def test_top_level_numbers_are_compared_by_value() -> None:
+    """0, 0.0, -0.0 and 0e0 are one `temperature`; `true` is not the number 1."""
     written = ["0", "0.0", "-0.0", "0e0", "-0"]
     assert len({key(json.loads(f'{{"temperature":{zero}}}')) for zero in written}) == 1
     assert key({"max_tokens": 16.0}) == key({"max_tokens": 16})
@@ -87,18 +91,18 @@ def test_numbers_of_the_request_itself_count_by_value() -> None:
     assert key({"seed": 2**53 + 1}) != key({"seed": float(2**53)})
 
 
-def test_numbers_inside_count_as_they_are_written() -> None:
-    """A schema's 1.0 may come out as `1.0`."""
+def test_nested_numbers_are_compared_as_written() -> None:
+    """The engine may repeat a schema's 1.0 as `1.0`."""
     assert key({"guided": {"enum": [1.0]}}) != key({"guided": {"enum": [1]}})
 
 
-def test_fields_that_change_nothing_do_not_count() -> None:
-    """The same question of another user of the same caller."""
+def test_ignored_fields_do_not_change_the_key() -> None:
+    """`user` names an end user of the same caller."""
     assert key({"a": 1, "user": "x"}) == key({"a": 1, "user": "y"}) == key({"a": 1})
 
 
-def test_route_fingerprint_and_namespace_count() -> None:
-    """Each alone makes another answer, or another's answer."""
+def test_route_fingerprint_and_namespace_change_the_key() -> None:
+    """A change of one of them alone means another answer, or an answer of another caller."""
     others = [{"path": "/v1/completions"}, {"fingerprint": "g"}, {"namespace": "m"}]
     assert len({key({"a": 1}, **change) for change in [{}, *others]}) == 4
 

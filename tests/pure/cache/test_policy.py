@@ -1,4 +1,4 @@
-"""What may be cached, and when an answer is whole."""
+"""Tests which requests may be cached and which answers are whole."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==
 REMOTE = {"type": "image_url", "image_url": {"url": "https://studio.example/1.png"}}
 
 
-def said(*parts: Any) -> dict[str, Any]:
+def with_content(*parts: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}]}
 
 
@@ -27,7 +27,7 @@ def said(*parts: Any) -> dict[str, Any]:
         (CHAT, {"temperature": 0}, False, True),
         (CHAT, {"temperature": 0.0, "n": 1, "stream": True}, False, True),
         (CHAT, {"temperature": 0, "n": None}, False, True),
-        (CHAT, {}, True, False),  # the model's own default is 0.7
+        (CHAT, {}, True, False),  # the model's own default temperature is 0.7
         (CHAT, {"temperature": None}, True, False),
         (CHAT, {"temperature": False}, True, False),
         (CHAT, {"temperature": "0"}, True, False),
@@ -36,13 +36,13 @@ def said(*parts: Any) -> dict[str, Any]:
         (CHAT, {"temperature": 0.7, "seed": 1}, False, False),
         (CHAT, {"temperature": 0.7, "seed": 1}, True, True),
         (CHAT, {"seed": None}, True, False),
-        (CHAT, {"temperature": 0} | said(PICTURE), False, True),
-        (CHAT, {"temperature": 0} | said(PICTURE, REMOTE), False, False),
+        (CHAT, {"temperature": 0} | with_content(PICTURE), False, True),
+        (CHAT, {"temperature": 0} | with_content(PICTURE, REMOTE), False, False),
         (CHAT, {"temperature": 0, "messages": "no list"}, False, True),
         (MESSAGES, {"temperature": 0}, False, True),
         (
             MESSAGES,
-            {"temperature": 0} | said({"source": {"type": "url", "url": "http://x/"}}),
+            {"temperature": 0} | with_content({"source": {"type": "url", "url": "http://x/"}}),
             False,
             False,
         ),
@@ -51,8 +51,10 @@ def said(*parts: Any) -> dict[str, Any]:
         ("/tokenize", {"prompt": "a"}, False, True),
     ],
 )
-def test_policy(path: str, request_: dict[str, Any], seeded: bool, expected: bool) -> None:
-    """Only what would be answered the same again, and depends on the request alone."""
+def test_only_repeatable_requests_are_cacheable(
+    path: str, request_: dict[str, Any], seeded: bool, expected: bool
+) -> None:
+    """Their answer would be the same again and depends on the request alone."""
     assert is_cacheable(ROUTES[path], request_, seeded) is expected
 
 
@@ -102,7 +104,7 @@ def choice(reason: str | None, index: int = 0) -> dict[str, Any]:
     ],
 )
 def test_only_a_whole_answer_is_kept(path: str, answer: Any, expected: bool) -> None:
-    """By what each route says of its end."""
+    """Each route marks a whole answer in its own way."""
     kept = record(ROUTES[path], messages(json.dumps(answer).encode()))
     assert (kept is not None) is expected
 
@@ -137,7 +139,7 @@ def test_only_a_whole_answer_is_kept(path: str, answer: Any, expected: bool) -> 
     ],
 )
 def test_only_a_whole_stream_is_kept(path: str, body: bytes, expected: bool) -> None:
-    """A politely ended one is not: it must say that it has finished."""
+    """A stream that just ends is not whole: it must say that it has finished."""
     kept = record(ROUTES[path], messages(body, "text/event-stream; charset=utf-8"))
     assert (kept is not None) is expected
     if kept:
@@ -147,14 +149,14 @@ def test_only_a_whole_stream_is_kept(path: str, body: bytes, expected: bool) -> 
 
 @pytest.mark.parametrize("status", [201, 400, 500, 503])
 def test_only_a_200_is_kept(status: int) -> None:
-    """Whatever its body looks like."""
+    """Even if the body looks like a whole answer."""
     assert (
         record(ROUTES[CHAT], messages(json.dumps(choice("stop")).encode(), status=status)) is None
     )
 
 
 def test_an_answer_without_its_last_piece_is_not_kept() -> None:
-    """Its maker was stopped."""
+    """The generation was stopped before its end."""
     assert record(ROUTES[CHAT], messages(json.dumps(choice("stop")).encode())[:-1]) is None
     assert record(ROUTES[CHAT], []) is None
 
@@ -176,16 +178,16 @@ def test_an_answer_without_its_last_piece_is_not_kept() -> None:
         b'{"more":1,"made_at":1,"is_stream":false,"parts":["{}"]}',
     ],
 )
-def test_garbage_in_the_store_is_no_answer(raw: bytes) -> None:
-    """Whoever has written it: what is read is checked as if it had just come."""
+def test_a_corrupt_value_in_the_store_is_a_miss(raw: bytes) -> None:
+    """A value read from the store is checked like one that an engine has just sent."""
     assert load(raw, ROUTES[CHAT]) is None
 
 
-# --- stamps ---
+# --- new ids ---
 
 
 def test_a_replay_has_a_new_id_and_time_and_nothing_else_new() -> None:
-    """The prefix stays, so that the id's kind can be told."""
+    """The id keeps its prefix, which tells its kind."""
     answer = choice("stop") | {"id": "chatcmpl-1", "created": 1, "usage": {"t": 2}, "text": "é"}
     kept = record(ROUTES[CHAT], messages(json.dumps(answer).encode()))
     assert kept
@@ -196,37 +198,39 @@ def test_a_replay_has_a_new_id_and_time_and_nothing_else_new() -> None:
     assert first | {"id": 0, "created": 0} == answer | {"id": 0, "created": 0}
 
 
-def test_the_stamp_is_the_same_in_all_events() -> None:
-    """Also where it stands one level further inside; ids of parts stay."""
+def test_the_new_id_is_the_same_in_all_events() -> None:
+    """Also where the id is nested one level deeper. The ids of parts stay."""
     body = (
         b'event: response.created\ndata: {"response":{"id":"resp_1","created_at":1}}\n\n'
         b'data: {"item":{"id":"item_1"}}\n\n'
         b'data: {"response":{"id":"resp_1","created_at":1}}\n\ndata: [DONE]\n\n'
     )
-    stamped = IdRewriter().feed(body, is_last=True)
-    first, part, last, done, end = stamped.split(b"\n\n")
+    rewritten = IdRewriter().feed(body, is_last=True)
+    first, part, last, done, end = rewritten.split(b"\n\n")
     assert first.startswith(b"event: response.created\ndata: {")
     assert first.partition(b"data: ")[2] == last.partition(b"data: ")[2]
-    assert b'"resp_1"' not in stamped
+    assert b'"resp_1"' not in rewritten
     assert (part, done, end) == (b'data: {"item":{"id":"item_1"}}', b"data: [DONE]", b"")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_pieces_of_any_size_are_stamped_alike(size: int) -> None:
-    """A shared stream may come cut anywhere."""
+def test_pieces_of_any_size_get_the_same_id(size: int) -> None:
+    """The pieces of a shared stream may be cut anywhere."""
     body = stream(": waiting", {"id": "c-1", "text": "data: x"}, {"id": "c-1", "text": "東京"})
-    stamper = IdRewriter()
+    rewriter = IdRewriter()
     pieces = [body[i : i + size] for i in range(0, len(body), size)]
-    stamped = b"".join(stamper.feed(piece, is_last=False) for piece in pieces)
-    stamped += stamper.feed(b"", is_last=True)
-    events = [json.loads(e[6:]) for e in stamped.decode().split("\n\n") if e.startswith("data: {")]
+    rewritten = b"".join(rewriter.feed(piece, is_last=False) for piece in pieces)
+    rewritten += rewriter.feed(b"", is_last=True)
+    events = [
+        json.loads(e[6:]) for e in rewritten.decode().split("\n\n") if e.startswith("data: {")
+    ]
     assert [event["text"] for event in events] == ["data: x", "東京"]
     assert len({event["id"] for event in events}) == 1
-    assert stamped.startswith(b": waiting\n\n")
-    assert stamped.endswith(b"\n\ndata: [DONE]\n\n")
+    assert rewritten.startswith(b": waiting\n\n")
+    assert rewritten.endswith(b"\n\ndata: [DONE]\n\n")
 
 
-def test_what_is_no_object_is_not_stamped() -> None:
-    """It goes on as it came."""
+def test_a_body_that_is_not_an_object_is_not_rewritten() -> None:
+    """It passes unchanged."""
     for body in (b"", b"plain", b"[1]", b'"x"'):
         assert IdRewriter().feed(body, is_last=True) == body

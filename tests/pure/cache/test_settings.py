@@ -1,4 +1,4 @@
-"""Where the cache's address comes from, and that a password in it is told to nobody."""
+"""The sources of the cache's address, and that a password in it is never shown."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ def url(cache: Cache) -> str | None:
 
 
 def test_the_shipped_cache_is_in_memory_and_modest(configs: Path) -> None:
-    """It is on without anybody's doing anything, and takes little."""
+    """The cache is on by default and takes little memory."""
     cache = load(configs)
     assert url(cache) == "memory://"
     assert cache.max_bytes <= 2**26
@@ -50,10 +50,10 @@ def test_the_shipped_cache_is_in_memory_and_modest(configs: Path) -> None:
         ("null", None),
     ],
 )
-def test_addresses(
+def test_an_address_from_the_file_or_the_environment_is_used(
     configs: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str | None
 ) -> None:
-    """In the file or in the environment."""
+    """A path that `disk://` omits is filled in."""
     monkeypatch.setenv(ENV, given)
     assert url(load(configs)) == expected
     monkeypatch.setenv(ENV, "")
@@ -76,7 +76,7 @@ def test_addresses(
 def test_a_wrong_address_is_refused_and_not_repeated(
     configs: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    """It may hold a password: the error names where it stands, and what is valid."""
+    """The address may hold a password: the error names only the setting."""
     monkeypatch.setenv(ENV, given)
     with pytest.raises(SettingsError) as caught:
         load(configs)
@@ -89,8 +89,8 @@ def test_a_wrong_address_is_refused_and_not_repeated(
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_value_larger_than_the_whole_is_refused(configs: Path) -> None:
-    """Nothing of that size would ever be kept."""
+def test_a_value_limit_above_the_store_limit_is_refused(configs: Path) -> None:
+    """A value of that size would never be kept."""
     write(configs, "max_bytes: 67108864", "max_bytes: 1000")
     with pytest.raises(SettingsError, match="max_value_bytes"):
         load(configs)
@@ -99,7 +99,7 @@ def test_a_value_larger_than_the_whole_is_refused(configs: Path) -> None:
 def test_no_representation_of_the_settings_holds_the_password(
     configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray logs what deployments are made with."""
+    """Ray logs the arguments of deployments."""
     monkeypatch.setenv(ENV, "redis://u:s3cret@host")
     cache = load(configs)
     assert "s3cret" not in repr(cache) + str(cache) + cache.model_dump_json()

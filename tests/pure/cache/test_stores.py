@@ -1,4 +1,4 @@
-"""The stores in memory and on disk, and the guard that keeps a bad store from costing anything."""
+"""Tests the stores in memory and on disk, and the guard that bounds what a bad store costs."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ KIB = 1024
 
 @pytest.fixture(params=["memory", "disk"])
 async def store(request, tmp_path):
-    """One that holds 256 KiB for an hour."""
+    """A store that holds 256 KiB for an hour."""
     made = (
         MemoryStore(256 * KIB, 3600)
         if request.param == "memory"
@@ -27,8 +27,8 @@ async def store(request, tmp_path):
     await made.close()
 
 
-async def test_what_was_put_is_found_until_it_is_cleared(store):
-    """Whatever bytes they are; the last value of a key holds."""
+async def test_a_value_is_found_until_the_store_is_cleared(store):
+    """Values may be any bytes; a later value replaces an earlier one."""
     await store.set("a", b"\x00\xff")
     await store.set("a", b"new")
     await store.set("b", b"")
@@ -41,7 +41,7 @@ async def test_what_was_put_is_found_until_it_is_cleared(store):
 
 
 async def test_a_store_never_holds_more_than_its_bytes(store):
-    """The newest is there, and what gave way was older."""
+    """The newest value is kept and older values are dropped."""
     for number in range(100):
         await store.set(f"{number:064}", b"x" * 10 * KIB)
         _, num_bytes = await store.size()
@@ -52,7 +52,7 @@ async def test_a_store_never_holds_more_than_its_bytes(store):
 
 
 async def test_a_value_larger_than_the_store_is_not_kept(store):
-    """And takes nothing with it for good."""
+    """And the store works afterwards."""
     await store.set("large", b"x" * 300 * KIB)
     assert await store.get("large") is None
     await store.set("small", b"x")
@@ -60,8 +60,8 @@ async def test_a_value_larger_than_the_store_is_not_kept(store):
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-async def test_what_is_too_old_is_not_found(kind, tmp_path):
-    """After `ttl_s`, which here is over at once."""
+async def test_an_expired_value_is_not_found(kind, tmp_path):
+    """`ttl_s` is so short here that it is over at once."""
     store = MemoryStore(KIB * 8, 1e-9) if kind == "memory" else DiskStore(tmp_path, 9**9, 1e-9)
     await store.set("a", b"x")
     assert await store.get("a") is None
@@ -79,7 +79,7 @@ async def disk(tmp_path):
 
 
 async def test_a_disk_keeps_answers_for_the_next_process(disk, tmp_path):
-    """And for a second one beside it."""
+    """And for a second process at the same time."""
     await disk.set("a", b"x")
     other = DiskStore(tmp_path / "cache", 2**20, 3600)
     assert await other.get("a") == b"x"
@@ -88,8 +88,8 @@ async def test_a_disk_keeps_answers_for_the_next_process(disk, tmp_path):
     await other.close()
 
 
-async def test_only_its_owner_reads_the_disk(disk, tmp_path):
-    """Answers may tell what was asked."""
+async def test_only_the_owner_can_read_the_disk_store(disk, tmp_path):
+    """Answers may reveal what users asked."""
     await disk.set("a", b"x")
     folder = tmp_path / "cache"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -97,7 +97,7 @@ async def test_only_its_owner_reads_the_disk(disk, tmp_path):
 
 
 async def test_a_file_that_is_no_database_is_replaced(tmp_path):
-    """It costs one failure, and no start."""
+    """It costs one failed call; the server starts all the same."""
     path = tmp_path / "answers.sqlite3"
     path.write_bytes(b"garbage" * 1000)
     store = DiskStore(tmp_path, 2**20, 3600)
@@ -109,7 +109,7 @@ async def test_a_file_that_is_no_database_is_replaced(tmp_path):
 
 
 async def test_a_database_damaged_in_use_is_replaced(disk, tmp_path):
-    """Whatever is read of it meanwhile, it is not an answer, and it works again."""
+    """Calls may fail meanwhile, but never return a wrong answer; then the store works again."""
     for number in range(20):
         await disk.set(str(number), b"x" * 5000)
     path = tmp_path / "cache" / "answers.sqlite3"
@@ -122,8 +122,8 @@ async def test_a_database_damaged_in_use_is_replaced(disk, tmp_path):
     assert await disk.get("0") is None
 
 
-async def test_a_deleted_folder_comes_again(disk, tmp_path):
-    """Somebody has made room."""
+async def test_a_deleted_folder_is_created_again(disk, tmp_path):
+    """A user may delete it to free disk space."""
     await disk.set("a", b"x")
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
@@ -133,8 +133,8 @@ async def test_a_deleted_folder_comes_again(disk, tmp_path):
     assert await disk.get("a") == b"new"
 
 
-async def test_a_folder_that_can_not_be_is_a_failure(tmp_path):
-    """As on a disk that can only be read."""
+async def test_a_folder_that_cannot_be_created_is_a_store_failure(tmp_path):
+    """For instance on a read-only disk."""
     (tmp_path / "file").touch()
     store = DiskStore(tmp_path / "file" / "cache", 2**20, 3600)
     with pytest.raises(StoreFailed):
@@ -146,7 +146,7 @@ async def test_a_folder_that_can_not_be_is_a_failure(tmp_path):
 
 
 def test_the_circuit_opens_after_three_failures_in_a_row():
-    """Two are none: this process itself may have been late."""
+    """Two failures do not open it: this process itself may have been late."""
     circuit = Circuit()
     for _ in range(5):
         circuit.failed(0)
@@ -159,7 +159,7 @@ def test_the_circuit_opens_after_three_failures_in_a_row():
 
 
 def test_an_open_circuit_lets_one_try_pass_after_each_pause():
-    """The pauses double up to 15 s, however long it lasts."""
+    """The pauses double up to 15 s and then stay there."""
     circuit, now, tries = Circuit(), 0.0, []
     for _ in range(3):
         circuit.failed(now)
@@ -173,7 +173,7 @@ def test_an_open_circuit_lets_one_try_pass_after_each_pause():
 
 
 def test_a_try_that_never_ends_does_not_block_the_next():
-    """Its client left; the next pause is as long."""
+    """The client of the first try left; the second try comes after one more pause."""
     circuit = Circuit()
     for _ in range(3):
         circuit.failed(0)
@@ -183,7 +183,7 @@ def test_a_try_that_never_ends_does_not_block_the_next():
 
 
 def test_one_success_closes_the_circuit():
-    """And the next pause is the shortest again."""
+    """And the next pause is the shortest one again."""
     circuit = Circuit()
     for now in (0, 0, 0, 1, 3):
         circuit.may_try(now)
@@ -198,29 +198,29 @@ def test_one_success_closes_the_circuit():
 class Stuck:
     """A store that never answers."""
 
-    num_asked = 0
+    num_calls = 0
 
     async def get(self, key: str) -> bytes | None:
-        self.num_asked += 1
+        self.num_calls += 1
         await asyncio.Event().wait()
 
     set = clear = size = close = get
 
 
-async def test_a_stuck_store_is_a_miss_and_soon_not_asked():
-    """Three look-ups pay the time limit, the others nothing."""
+async def test_a_stuck_store_gives_misses_and_is_soon_not_called():
+    """Three look-ups wait for the time limit, the others do not wait."""
     stuck = Stuck()
     guarded = GuardedStore(stuck, timeout_s=0.01)
     began = asyncio.get_running_loop().time()
     for _ in range(1000):
         assert await guarded.get("a") is None
-    assert stuck.num_asked == 3
+    assert stuck.num_calls == 3
     assert guarded.num_errors == 3
     assert asyncio.get_running_loop().time() - began < 1
 
 
 async def test_an_unexpected_error_is_not_hidden():
-    """A mistake of ours is no store that is away."""
+    """A bug of ours must not look like an unavailable store."""
 
     class Wrong(Stuck):
         async def get(self, key: str) -> bytes | None:
@@ -230,7 +230,7 @@ async def test_an_unexpected_error_is_not_hidden():
         await GuardedStore(Wrong(), timeout_s=1).get("a")
 
 
-def test_nothing_here_reads_pickles():
-    """A store that others can write must not run what it holds."""
+def test_the_cache_reads_no_pickles():
+    """Other programs may write to a store: its content must never be executed."""
     for path in (PROJECT / "serve_app" / "cache").glob("*.py"):
         assert "pickle" not in path.read_text()
