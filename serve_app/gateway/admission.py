@@ -1,10 +1,10 @@
-"""Admits requests to the resident engine, and lets the others wait: first come, first served.
+"""Decides which request the gateway admits to the engine, which waits and which is refused.
 
 Admission is decided locally, with no call to the Switchboard per request. The gateway follows the
-Switchboard's view; while the view says that the wanted model serves, a request is counted under
-that epoch and sent. When the epoch drains, no request is admitted under it any more, and the count
-going to zero is reported. All decisions here are plain functions, so on one event loop each is
-atomic.
+Switchboard's view; while the view says that a request's model serves, the gateway counts the
+request under that epoch and sends it. When the epoch drains, the gateway admits no more requests
+under it, and reports when their count reaches zero. All decisions here are plain functions, so on
+one event loop each is atomic.
 """
 
 import asyncio
@@ -28,50 +28,50 @@ from serve_app.protocol.errors import (
     Overloaded,
 )
 
-_SOON_S = 5.0  # Retry-After where nothing better is known
+_DEFAULT_RETRY_AFTER_S = 5.0  # while no switch with an estimated end runs
 
 
 class OnAbsent(StrEnum):
-    """What is to be done where the model of a request is not resident (`X-Switch`)."""
+    """What the gateway does if the model of a request is not resident (`X-Switch`)."""
 
     NEVER = "never"  # refuse the request
-    WAIT = "wait"  # let it wait for a switch
-    FORCE = "force"  # the same, after the gateway has asked for one that cuts what is in flight
+    WAIT = "wait"  # let the request wait for a switch
+    FORCE = "force"  # start a switch that cuts requests in flight, then let the request wait
 
 
-# Waits for what is given to it, and does what is to be done meanwhile.
+# Waits for the given future; a stream's sends heartbeats meanwhile.
 Wait = Callable[[asyncio.Future[None]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class AdmissionRequest:
-    """What a request wants of admission; deadlines in the event loop's time."""
+    """A request's terms of admission. Both deadlines are in the event loop's time."""
 
     model: str
     deadline: float  # of the whole request
     intent: OnAbsent
-    wait_deadline: float  # of its waiting; not later than `deadline`
-    known_failure: int  # of its model; a forced request is not refused for this one
+    wait_deadline: float  # of the wait for admission; not later than `deadline`
+    known_failure: int  # the model's newest failure; a forced request is not refused for it
 
 
 @dataclass(eq=False)
 class Slot:
-    """The right to send one request to the engine of one epoch, until it is released."""
+    """The right to send one request to the engine of one epoch, until the request ends."""
 
     model: str
     epoch: int
     endpoint: str
     admitted_at: float
     queued_s: float  # from arrival to admission
-    switch_s: float  # how long the switch took that it waited for; 0: for none
-    limit: asyncio.Timeout | None = None  # set by the relay; a cut makes it expire at once
+    switch_s: float  # duration of the switch that the request waited for; 0: it waited for none
+    limit: asyncio.Timeout | None = None  # set by the relay; `cut` makes it expire at once
     is_cut: bool = False
 
     def cut(self) -> None:
         """End the request: the drain deadline has passed."""
         self.is_cut = True
         if self.limit:
-            with suppress(RuntimeError):  # it ends by itself just now
+            with suppress(RuntimeError):  # the request is ending by itself just now
                 self.limit.reschedule(asyncio.get_running_loop().time())
 
 
@@ -79,9 +79,9 @@ class Slot:
 class _Waiter:
     request: AdmissionRequest
     arrived_at: float
-    epoch: int | None  # that was admitting when it came
-    last_failure: int  # the newest failure of its model when it came
-    decided: asyncio.Future[None]  # by one of:
+    epoch: int | None  # the epoch that was admitting at arrival
+    last_failure: int  # the newest failure of its model at arrival
+    decided: asyncio.Future[None]  # done once one of the next two is set
     slot: Slot | None = None
     refusal: BackendError | None = None
 
@@ -92,18 +92,18 @@ class _Waiter:
 
 @dataclass
 class Admission:
-    """In-flight and waiting requests of one gateway."""
+    """Holds the in-flight and waiting requests of one gateway, and admits or refuses them."""
 
     limits: Limits
     gateway: str
     view: View | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)  # there is news to report
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # a report is due
     _in_flight: set[Slot] = field(default_factory=set)
     _waiters: deque[_Waiter] = field(default_factory=deque)
     _failed_at: dict[int, float] = field(default_factory=dict)  # failure's seq -> when first seen
     _service_s: float = 1.0  # average time in service, for Retry-After
     _num_reports: int = 0
-    _active_at: float | None = None  # a request was last in flight
+    _active_at: float | None = None  # when a request was last in flight
 
     @property
     def num_in_flight(self) -> int:
@@ -119,7 +119,7 @@ class Admission:
         return view is not None and view.state is State.SERVING and view.holder == model
 
     def serving_epoch(self, model: str) -> int | None:
-        """The epoch in which `model` serves, if it does."""
+        """The epoch in which `model` serves; None if it does not serve."""
         return self.view.epoch if self.view and self.is_resident(model) else None
 
     def last_failure(self, model: str) -> int:
@@ -131,7 +131,7 @@ class Admission:
         """Act on a new view: cut, refuse and admit."""
         now = time.monotonic()
         if self.view and self.view.boot != view.boot:
-            self._failed_at.clear()  # another boot counts its failures anew
+            self._failed_at.clear()  # another boot of the Switchboard numbers its failures anew
             for waiter in self._waiters:
                 waiter.last_failure = 0
         self.view = view
@@ -151,32 +151,32 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self, request: AdmissionRequest, wait: Wait) -> AsyncIterator[Slot]:
-        """A slot for the request's model, at once or when its turn comes; for the block.
+        """Hold a slot for the request during the block, immediately or when its turn comes.
 
         Raises:
-            Overloaded: too many wait already, or no place in service came free in time.
-            ModelLoadFailed: its load failed, just now or while this request waited.
+            Overloaded: the queue is full, or no slot became free in time.
+            ModelLoadFailed: its model's load failed, recently or while the request waited.
             Leased: another model has a lease.
-            ModelNotResident: the request is not to wait for a switch, or not that long.
-            DeadlineExceeded: its turn did not come in time.
+            ModelNotResident: the request does not wait for a switch, or not that long.
+            DeadlineExceeded: its turn did not come before the request's deadline.
         """
         waiter = self._arrive(request)
         try:
-            yield waiter.slot or await self._turn(waiter, wait)
-        finally:  # also of a request that left, or came too late, just as it was admitted
+            yield waiter.slot or await self._wait_for_turn(waiter, wait)
+        finally:  # also if the client left, or the time ended, at the moment of admission
             self._drop(waiter)
             if waiter.slot:
                 self._release(waiter.slot)
 
     def report(self) -> GatewayReport:
-        """The counts for the Switchboard."""
+        """Return the counts that the Switchboard decides on."""
         now = time.monotonic()
         self._num_reports += 1
         in_flight: dict[int, int] = {}
         for slot in self._in_flight:
             in_flight[slot.epoch] = in_flight.get(slot.epoch, 0) + 1
         waiting: dict[str, Waiting] = {}
-        for waiter in self._waiters:  # in order of arrival: the first of a model is its oldest
+        for waiter in self._waiters:  # in order of arrival: a model's first waiter is its oldest
             have = waiting.get(waiter.model, Waiting(0, now - waiter.arrived_at))
             waiting[waiter.model] = Waiting(have.num_requests + 1, have.oldest_age_s)
         closed = self.view.closed_epoch if self.view else -1
@@ -186,13 +186,13 @@ class Admission:
         return GatewayReport(self.gateway, self._num_reports, closed, in_flight, waiting, idle_s)
 
     def retry_after_s(self) -> float:
-        """When a place in the queue may be free: what waits, at the pace of late."""
+        """Estimate when the queue has room: the waiting requests times the recent service time."""
         return 1 + self._service_s * len(self._waiters) / self.limits.max_in_service
 
     def _can_admit(self, model: str) -> bool:
         return self.is_resident(model) and len(self._in_flight) < self.limits.max_in_service
 
-    def _permit(self, waiter: _Waiter, switch_s: float) -> None:
+    def _grant_slot(self, waiter: _Waiter, switch_s: float) -> None:
         assert self.view is not None
         assert self.view.endpoint is not None
         self._active_at = now = time.monotonic()
@@ -207,7 +207,7 @@ class Admission:
         self._in_flight.add(waiter.slot)
 
     def _release(self, slot: Slot) -> None:
-        """The request has ended, however."""
+        """Take the slot back after its request ended, in whatever way."""
         self._in_flight.discard(slot)
         self._active_at = now = time.monotonic()
         self._service_s = 0.9 * self._service_s + 0.1 * (now - slot.admitted_at)
@@ -215,7 +215,7 @@ class Admission:
         self._note_change()
 
     def _arrive(self, request: AdmissionRequest) -> _Waiter:
-        """Admitted already, or waiting. Raises the reason why this request cannot wait."""
+        """Admit or enqueue the request. Raises the reason if it can do neither."""
         epoch = self.view.admitting_epoch if self.view else None
         decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(
@@ -224,7 +224,7 @@ class Admission:
         if self._can_admit(request.model) and not any(
             w.model == request.model for w in self._waiters
         ):
-            self._permit(waiter, 0)
+            self._grant_slot(waiter, 0)
         else:
             self._enqueue(waiter)
         return waiter
@@ -237,7 +237,7 @@ class Admission:
             raise _load_failed(request.model, failure)
         refusal = self._refusal(request, waiter.last_failure)
         if refusal is None and request.wait_deadline <= asyncio.get_running_loop().time():
-            refusal = self._too_late(request)  # before the Switchboard switches for it
+            refusal = self._too_late(request)  # now, so that no switch starts for it
         if refusal:
             raise refusal
         if len(self._waiters) >= self.limits.max_queued:
@@ -248,8 +248,8 @@ class Admission:
         self._waiters.append(waiter)
         self._note_change()
 
-    async def _turn(self, waiter: _Waiter, wait: Wait) -> Slot:
-        """Its slot, when it has waited for its turn. Raises why there is none."""
+    async def _wait_for_turn(self, waiter: _Waiter, wait: Wait) -> Slot:
+        """Wait for the decision and return the slot. Raises the reason if it is a refusal."""
         try:
             async with asyncio.timeout_at(waiter.request.wait_deadline):
                 await wait(waiter.decided)
@@ -264,11 +264,11 @@ class Admission:
         return now < self._failed_at[failure.seq] + failure.retry_after_s
 
     def _refusal(self, request: AdmissionRequest, last_failure: int) -> BackendError | None:
-        """Why a request cannot wait (any longer), if it cannot.
+        """Return the reason why a request cannot wait, or cannot wait any longer; else None.
 
-        (1) Its model's load failed since `last_failure`. (2) Another model has a lease, which only
-        an admin's switch ends. (3) It is not to wait for a switch. In (2) and (3) it may wait for a
-        place in service all the same.
+        (1) Its model's load failed after failure number `last_failure`. (2) Another model has a
+        lease, which only an admin's switch ends. (3) The client does not want to wait for a switch.
+        While its model is resident, (2) and (3) do not apply: it may wait for a slot.
         """
         view = self.view
         failure = view.failures.get(request.model) if view else None
@@ -278,7 +278,8 @@ class Admission:
             return None
         lease = view.lease if view else None
         if lease and lease.model != request.model and request.intent is not OnAbsent.FORCE:  # (2)
-            is_over = lease.until is not None and time.time() >= lease.until  # not heard of yet
+            # The view may still show a lease that has just expired.
+            is_over = lease.until is not None and time.time() >= lease.until
             if not is_over:
                 return _leased(request.model, lease)
         if request.intent is OnAbsent.NEVER:  # (3)
@@ -286,25 +287,28 @@ class Admission:
         return None
 
     def _too_late(self, request: AdmissionRequest) -> BackendError:
-        """Why its turn did not come by the request's deadline for waiting."""
+        """Return why the request was not admitted by its `wait_deadline`."""
         if request.wait_deadline == request.deadline:
-            return DeadlineExceeded(f"{request.model} did not become available in time.")
+            return DeadlineExceeded(
+                f"{request.model} did not become available before the request timed out."
+            )
         if self.is_resident(request.model):
             return Overloaded(
-                f"{request.model} is resident, and too busy to take the request in time.",
+                f"{request.model} is resident but too busy: the request was not admitted within"
+                " its maximum wait.",
                 retry_after_s=self.retry_after_s(),
             )
         return self._not_resident(request.model)
 
     def _not_resident(self, model: str) -> ModelNotResident:
-        """Names the model that is, and what is going on."""
+        """Return an error that names the resident model and the switch in progress, if any."""
         view = self.view
         switch = view.switch if view else None
         holder = view.holder if view and view.state in (State.SERVING, State.DRAINING) else None
         message = f"{model} is not resident; {holder or 'no model'} is"
         if switch:
             message += f", and a switch to {switch['to'] or 'no model'} is {switch['phase']}"
-        retry_after_s = (switch or {}).get("estimate_s") or _SOON_S
+        retry_after_s = (switch or {}).get("estimate_s") or _DEFAULT_RETRY_AFTER_S
         return ModelNotResident(f"{message}.", "model", retry_after_s)
 
     def _admit_waiters(self) -> None:
@@ -312,16 +316,18 @@ class Admission:
             if self._can_admit(waiter.model):
                 assert self.view is not None
                 self._drop(waiter)
-                self._permit(waiter, 0 if self.view.epoch == waiter.epoch else self.view.switch_s)
+                self._grant_slot(
+                    waiter, 0 if self.view.epoch == waiter.epoch else self.view.switch_s
+                )
                 waiter.decided.set_result(None)
 
     def _drop(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-            self.changed.set()  # also when the last one leaves: no switch is made for it any more
+            self.changed.set()  # also after the last one: the Switchboard must not switch for it
 
     def _note_change(self) -> None:
-        """Report only what the Switchboard acts on: during a switch, or while requests wait."""
+        """Report only if the Switchboard acts on it: during a switch, or while requests wait."""
         if self._waiters or self.view is None or self.view.state is not State.SERVING:
             self.changed.set()
 
@@ -333,17 +339,17 @@ def _load_failed(model: str, failure: Failure) -> ModelLoadFailed:
 
 
 def _leased(model: str, lease: LeaseView) -> Leased:
-    when = f"until {lease.ends_at}" if lease.ends_at else f"for {lease.seconds:g} s, once it serves"
+    when = f"until {lease.ends_at}" if lease.ends_at else f"for {lease.seconds:g} s once it serves"
     return Leased(
-        f"{model} cannot be switched to: {lease.model} is leased to {lease.owner} {when}.",
+        f"Cannot switch to {model}: {lease.model} is leased to {lease.owner} {when}.",
         "model",
         lease.seconds if lease.until is None else lease.until - time.time(),
     )
 
 
 def switching_error(slot: Slot) -> ModelSwitching:
-    """What a request is told that was cut by a drain deadline."""
+    """Return the error of a request that a drain deadline cut."""
     return ModelSwitching(
-        f"The backend is switching away from {slot.model}; this answer was cut.",
+        f"The backend is switching away from {slot.model} and ended this request.",
         retry_after_s=5,
     )

@@ -22,15 +22,17 @@ from serve_app.gateway.admission import Admission
 from serve_app.gateway.relay import EngineSessions
 from serve_app.telemetry.metrics import GatewayMetrics
 
-_RETRY_S = 0.5  # pause after the Switchboard could not be reached
-_REPORT_S = 3.0  # a model is idle when every gateway says so: silence is no sign of it
-_WATCH_LIMIT_S = 30.0  # a watch that is silent longer has lost its Switchboard
+_RETRY_S = 0.5  # pause after a failed call to the Switchboard
+# Longest time between two reports. The Switchboard takes a model for idle only if every gateway
+# says so; silence does not count.
+_REPORT_S = 3.0
+_WATCH_LIMIT_S = 30.0  # a watch that is silent for longer has lost its Switchboard
 
 logger = logging.getLogger("llm_backend.gateway")
 
 
 class Gateway:
-    """One gateway's state: its settings, what it admits, and its line to the Switchboard."""
+    """One gateway's state: settings, admission, cache, metrics and the Switchboard's handle."""
 
     def __init__(self, settings: Settings, switchboard: Switchboard) -> None:
         self.settings = settings
@@ -40,7 +42,7 @@ class Gateway:
         self.cache = ResponseCache(settings)
         self.metrics = GatewayMetrics(settings)
         self.started_at = int(time.time())
-        self._sizes: dict[str, int | None] = {}  # of the weights, in bytes
+        self._weight_bytes: dict[str, int | None] = {}
         asyncio.get_running_loop().run_in_executor(None, self._measure_weights)
         self._tasks = [_spawn(self._follow()), _spawn(self._report())]
 
@@ -54,14 +56,14 @@ class Gateway:
         await self.cache.close()
 
     async def _follow(self) -> None:
-        """Keep the view; while the Switchboard is away, the last one holds."""
+        """Follow the Switchboard's view; while it cannot be reached, the last view holds."""
         seen: tuple[str, int] | None = None
         while True:
             try:
                 async with asyncio.timeout(_WATCH_LIMIT_S):
                     view = await self.switchboard.watch(self.admission.gateway, seen)
-            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
-                logger.warning("the Switchboard does not answer: %r", exc)
+            except Exception as exc:  # noqa: BLE001  this loop must survive every error
+                logger.warning("cannot get the Switchboard's view; the last one holds: %r", exc)
                 await asyncio.sleep(_RETRY_S)
                 continue
             if seen != (view.boot, view.version):
@@ -69,7 +71,7 @@ class Gateway:
                 self.admission.apply(view)
 
     async def _report(self) -> None:
-        """Tell what the Switchboard acts on at once, and now and then how long nothing has come."""
+        """Report each change that the Switchboard acts on, and at least every `_REPORT_S`."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REPORT_S):
@@ -77,18 +79,18 @@ class Gateway:
             self.admission.changed.clear()
             try:
                 await self.switchboard.report(self.admission.report())
-            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
-                logger.warning("the Switchboard takes no report: %r", exc)
+            except Exception as exc:  # noqa: BLE001  this loop must survive every error
+                logger.warning("cannot report to the Switchboard; trying again: %r", exc)
                 self.admission.changed.set()
                 await asyncio.sleep(_RETRY_S)
 
     def _measure_weights(self) -> None:
-        """In a thread: it reads files, and may import the hub's library to find them."""
+        """Runs in a thread: it reads files, and may import the hub's library to find them."""
         home = self.settings.home
-        self._sizes = {n: size_bytes(spec, home) for n, spec in self.settings.models.items()}
+        self._weight_bytes = {n: size_bytes(spec, home) for n, spec in self.settings.models.items()}
 
     def health(self) -> dict[str, Any]:
-        """The body of `GET /health`."""
+        """Return the body of `GET /health`."""
         view = self.admission.view
         resident = None
         if view and view.holder and view.state in _RESIDENT:
@@ -105,7 +107,7 @@ class Gateway:
         }
 
     def model_for_anthropic(self, spec: ModelSpec) -> dict[str, Any]:
-        """A model in Anthropic's shape."""
+        """Describe a model in Anthropic's shape."""
         created_at = datetime.fromtimestamp(self.started_at, UTC)
         return {
             "type": "model",
@@ -118,7 +120,7 @@ class Gateway:
         }
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:
-        """A model in OpenAI's shape, with what is really behind it and where it stands."""
+        """Describe a model in OpenAI's shape, with its checkpoint, capabilities and status."""
         return {
             "id": spec.name,
             "object": "model",
@@ -128,7 +130,7 @@ class Gateway:
             "root": spec.checkpoint,
             "revision": spec.revision,
             "untrained": spec.untrained,
-            "size_bytes": self._sizes.get(spec.name),
+            "size_bytes": self._weight_bytes.get(spec.name),
             "max_model_len": spec.engine.max_model_len,
             "tasks": spec.tasks,
             "capabilities": {
@@ -152,7 +154,7 @@ def _health_state(view: View | None) -> str:
 
 
 def _model_status(view: View | None, spec: ModelSpec) -> dict[str, Any]:
-    """Where it stands, and with which task."""
+    """Return a model's status, and the task with which it is resident or loading."""
     tasks = {spec.target_for(task): task for task in spec.tasks}
     if view and view.holder in tasks:
         loading = view.state in (State.LOADING, State.VERIFYING)
@@ -170,7 +172,7 @@ def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(work)
 
 
-# A coroutine, as all that routes depend on: FastAPI calls a plain function in another thread.
+# A coroutine, because FastAPI calls a plain function in another thread.
 async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway

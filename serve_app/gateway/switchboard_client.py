@@ -1,4 +1,4 @@
-"""Calls the Switchboard, and turns its refusals into HTTP errors."""
+"""Calls the Switchboard and translates its errors for HTTP clients."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,10 +23,10 @@ from serve_app.protocol.errors import (
     UnknownModel,
 )
 
-ANSWER_S = 10.0  # a call to a deployment with no replica would wait for ever
+ANSWER_S = 10.0  # without a limit, a call to a deployment that has no replica waits for ever
 
-# As which error a client is told of it, and which field is wrong.
-_TOLD: dict[type[SwitchboardError], tuple[type[BackendError], str]] = {
+# The Switchboard's error -> the client's error, and the field of the request that is wrong.
+_CLIENT_ERRORS: dict[type[SwitchboardError], tuple[type[BackendError], str]] = {
     UnknownTargetError: (UnknownModel, "model"),
     UnknownTicketError: (NotFound, "ticket"),
     LeaseHeldError: (LeaseRefused, "model"),
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 class _Remote:
-    """Whatever is called is called on the deployment behind a handle."""
+    """Forwards each method call to the deployment behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -49,27 +49,29 @@ class _Remote:
 
 
 def behind(handle: DeploymentHandle) -> Switchboard:
-    """The Switchboard through its deployment handle; its calls take arguments by position."""
+    """Return the Switchboard behind a deployment handle; its methods take positional arguments."""
     return cast(Switchboard, _Remote(handle))
 
 
-async def ask(question: Awaitable[_T], wait_s: float = 0) -> _T:
-    """The Switchboard's answer; what it refuses is raised as the error that a client is told.
+async def ask(call: Awaitable[_T], wait_s: float = 0) -> _T:
+    """Await a call to the Switchboard; translate its refusal into the error for the client.
 
-    `wait_s`: how long the answer itself may wait for something.
+    `wait_s`: how long the Switchboard itself may wait before it answers.
 
     Raises:
-        Unavailable: it cannot be reached.
-        UnknownModel, NotFound, LeaseRefused: it refuses.
+        Unavailable: the Switchboard cannot be reached.
+        UnknownModel, NotFound, LeaseRefused: the Switchboard refuses the call.
     """
     try:
         async with asyncio.timeout(wait_s + ANSWER_S):
-            return await question
+            return await call
     except (SwitchboardError, RayTaskError) as exc:
         cause = exc.cause if isinstance(exc, RayTaskError) else exc
         if not isinstance(cause, SwitchboardError):
             raise
-        kind, field = _TOLD[type(cause)]
+        kind, field = _CLIENT_ERRORS[type(cause)]
         raise kind(str(cause), field) from None
     except (RayError, RayServeException, TimeoutError) as exc:
-        raise Unavailable("The Switchboard is restarting.", retry_after_s=2) from exc
+        raise Unavailable(
+            "The Switchboard cannot be reached; it may be restarting.", retry_after_s=2
+        ) from exc

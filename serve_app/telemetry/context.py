@@ -1,6 +1,6 @@
-"""The current request's context: set where a fact becomes known, read by logs and metrics.
+"""Holds the facts about one request: each is set once, by the code that learns it.
 
-The access line and every other log line of the request carry it, and the metrics count by it.
+The access line and every other log line of the request carry them, and the metrics count by them.
 """
 
 import logging
@@ -13,23 +13,23 @@ from serve_app.protocol.errors import BackendError
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request's; None is not known, or not so."""
+    """The facts about one request; None means unknown or not applicable."""
 
     request_id: str | None = None
-    model: str | None = None  # it is for; one that exists
-    epoch: int | None = None  # in which it was admitted
+    model: str | None = None  # the requested model, if it exists
+    epoch: int | None = None  # the epoch in which the request was admitted
     queued_s: float | None = None  # from arrival to admission
-    error_code: str | None = None  # of the error that its client is told
+    error_code: str | None = None  # of the error sent to the client
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    ignored_fields: str | None = None  # of its body, as its client is told
+    ignored_fields: str | None = None  # fields left out of its body, for `X-Ignored-Fields`
 
     def note_error(self, error: BackendError) -> None:
-        """The client is about to be told this one."""
+        """Record the error that is about to be sent to the client."""
         self.error_code = error.code or error.type
 
     def fields(self) -> dict[str, Any]:
-        """What is known, as a log line names it."""
+        """Return the known facts under their names in a log line."""
         known = {
             "request_id": self.request_id,
             "model": self.model,
@@ -42,23 +42,23 @@ class RequestContext:
         return {name: value for name, value in known.items() if value is not None}
 
 
-_current: ContextVar[RequestContext | None] = ContextVar("observation", default=None)
+_current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 
 
 def begin_request(request_id: str) -> RequestContext:
-    """From here on `request_context` is this one, in this task and those that it starts."""
-    observed = RequestContext(request_id)
-    _current.set(observed)
-    return observed
+    """Start a new context, for this task and the tasks that it starts."""
+    context = RequestContext(request_id)
+    _current.set(context)
+    return context
 
 
 def request_context() -> RequestContext:
-    """The current request's context; outside a request, a throwaway one."""
+    """Return the current request's context; outside a request, a throwaway one."""
     return _current.get() or RequestContext()
 
 
 class RequestFields(logging.Filter):
-    """Adds what is known of the current request to each log record."""
+    """Adds the facts about the current request to each log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         for name, value in request_context().fields().items():

@@ -1,4 +1,4 @@
-"""Fetches the resident engine's metrics: vLLM's names, with our model's name."""
+"""Reads the resident engine's metrics and labels them with our model's name."""
 
 from pathlib import Path
 
@@ -7,15 +7,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine.client import engine_session
 
-_OURS = "vllm:"  # the rest of its page is of its Python process, and would pass for the gateway's
-_CREATED = "_created"  # when a series began: half of the page, and of use to no one
+# The engine's other metrics describe its Python process; on our page they would look like the
+# gateway's.
+_VLLM_PREFIX = "vllm:"
+_CREATED = "_created"  # the start times of the series: half of the page, and useless
 
 
 async def ask_engine(endpoint: str, timeout_s: float) -> str:
-    """The metrics page of the engine at `endpoint`.
+    """Return the metrics page of the engine at `endpoint`.
 
     Raises:
-        OSError, TimeoutError, aiohttp.ClientError: it gives none.
+        OSError, TimeoutError, aiohttp.ClientError: the engine does not return the page.
     """
     async with (
         engine_session(Path(endpoint), timeout_s) as session,
@@ -25,10 +27,10 @@ async def ask_engine(endpoint: str, timeout_s: float) -> str:
 
 
 def engine_families(page: str, model: str) -> list[Metric]:
-    """vLLM's families in `page`, each sample with the label `model`. Raises ValueError."""
+    """Return vLLM's families in `page`, each sample with the label `model`. Raises ValueError."""
     families = []
     for family in text_string_to_metric_families(page):
-        if not family.name.startswith(_OURS) or family.name.endswith(_CREATED):
+        if not family.name.startswith(_VLLM_PREFIX) or family.name.endswith(_CREATED):
             continue
         family.samples = [
             sample._replace(labels={**sample.labels, "model": model}) for sample in family.samples

@@ -1,7 +1,7 @@
-"""Reads the last lines of a log, and the lines that are added.
+"""Reads the last lines of log files, and the lines that are added to them.
 
-Files may be rotated at any time, in both ways that there are: another file takes the name, or the
-same file begins anew (see `logs.py`). Nothing here blocks but on the disk.
+A log may be rotated at any time, in either of two ways: a new file takes its name, or the same
+file is truncated (see `deployments/host/logs.py`). Calls here block only on the disk.
 """
 
 import os
@@ -15,26 +15,29 @@ SERVICES = ("gateway", "switchboard", "serve", "standby", "redis")  # besides th
 
 _BLOCK_BYTES = 65_536
 _MAX_LINE_BYTES = 8192
-_MAX_READ_BYTES = 1 << 20  # at one look
-# Colours, cursor movements, and whatever else a terminal would obey.
+_MAX_READ_BYTES = 1 << 20  # per call
+# Colours, cursor movements and all other control characters that a terminal would act on.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def last_lines(path: Path, num_lines: int) -> list[str]:
-    """The last lines of a log; of no log, none. Raises OSError where it cannot be read."""
+    """Return the last lines of a log, none if there is no log. Raises OSError."""
     follower = Follower(path, num_lines)
     follower.close()
     return (follower.past + follower.end_line())[-num_lines:] if num_lines else []
 
 
 class Follower:
-    """Reads what is added to a log, from its present end on; `past` are the lines before that,
-    from the file that was set aside too where the log has just begun anew."""
+    """Reads the lines added to a log after its present end.
+
+    `past` holds the last lines before that end; if the log has just been rotated, some of them
+    come from the older file.
+    """
 
     def __init__(self, path: Path, num_lines: int) -> None:
         self._path = path
         self._file: BinaryIO | None = None
-        self._rest = b""  # a line that is not ended yet
+        self._rest = b""  # an unfinished line
         self._open()
         past = self._go_to_end(num_lines)
         if len(past) < num_lines:
@@ -49,10 +52,10 @@ class Follower:
             self._file = None
 
     def new_lines(self) -> list[str]:
-        """The lines added since the last call; a line that is not ended yet waits for its end."""
+        """Return the lines added since the last call, without an unfinished one."""
         lines = self._read()
         if self._is_replaced():
-            while more := self._read():  # what came just before
+            while more := self._read():  # lines written just before the rotation
                 lines += more
             self.close()
             lines += self._take_rest()
@@ -67,17 +70,17 @@ class Follower:
             self._file = None
 
     def _is_replaced(self) -> bool:
-        """Whether the name belongs to a file that is not open here."""
+        """Whether another file than the open one now has the log's name."""
         try:
-            there = self._path.stat()
+            named = self._path.stat()
         except FileNotFoundError:
-            return False  # between two: the new one is not there yet
-        return self._file is None or not os.path.samestat(there, os.fstat(self._file.fileno()))
+            return False  # during a rotation: the new file does not exist yet
+        return self._file is None or not os.path.samestat(named, os.fstat(self._file.fileno()))
 
     def _read(self) -> list[bytes]:
         if self._file is None:
             return []
-        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # it began anew
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():  # truncated
             self._file.seek(0)
             self._rest = b""
         *lines, self._rest = (self._rest + self._file.read(_MAX_READ_BYTES)).split(b"\n")
@@ -86,11 +89,11 @@ class Follower:
         return lines
 
     def end_line(self) -> list[str]:
-        """The line that is not ended yet, if there is one; who calls this waits no longer."""
+        """Return the unfinished line, if there is one, without waiting for its end."""
         return [_clean(line) for line in self._take_rest()]
 
     def _go_to_end(self, num_lines: int) -> list[bytes]:
-        """The last whole lines."""
+        """Return the last finished lines, and leave the file at its end."""
         if self._file is None:
             return []
         position = end = self._file.seek(0, os.SEEK_END)
@@ -110,18 +113,18 @@ class Follower:
 
 
 def paths_of(service: str, home: Path, models: list[str]) -> dict[str, Path]:
-    """Service -> its log; those of all for `all`. Empty: there is no such service."""
+    """Return the log file of `service`, or of each service for `all`; empty if it is unknown."""
     known = [*SERVICES, *models]
     chosen = known if service == "all" else [name for name in known if name == service]
     return {name: log_path(home, name) for name in chosen}
 
 
 def _tail(data: bytes, num_lines: int) -> list[bytes]:
-    lines = data.split(b"\n")[:-1]  # after the last newline there is nothing
+    lines = data.split(b"\n")[:-1]  # the last element, after the final newline, is empty
     return lines[-num_lines:] if num_lines else []
 
 
 def _clean(line: bytes) -> str:
-    """A line as text that moves no cursor; of a progress bar, what it showed last."""
+    """Return a line as text without control characters; of a progress bar, its last state."""
     shown = line.rstrip(b"\r").rpartition(b"\r")[2]
     return _CONTROL.sub("", shown[:_MAX_LINE_BYTES].decode(errors="replace"))

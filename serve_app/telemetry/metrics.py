@@ -1,7 +1,7 @@
 """The gateway's counters and histograms of its requests.
 
-Labels come from fixed sets only (models and routes of this application, classes of statuses, codes
-of `errors.py`), so no client can make series.
+Label values come from fixed sets only (models and routes of this application, classes of statuses,
+codes of `errors.py`), so no client can create series.
 """
 
 import prometheus_client
@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from deployments.settings import Settings
 from serve_app.protocol.errors import BackendError
 
-# When a series began is half of the page, and of use to no one.
+# The start times of the series would be half of the page, and useless.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 UNKNOWN_MODEL = "unknown"
 _TTFT_BUCKETS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 40, 60, 120, 300)
-# 214 tok/s is what the memory bandwidth of an RTX 5080 allows a 7B int4 model: 4.7 ms.
+# The memory bandwidth of an RTX 5080 limits a 7B int4 model to 214 tok/s: 4.7 ms a token.
 _TOKEN_BUCKETS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5)
 _WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 _TOTAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -22,11 +22,11 @@ CACHE_RESULTS = ("hit", "shared", "miss", "uncacheable", "off", "other")
 
 
 class GatewayMetrics:
-    """The counters and histograms of one gateway, in a registry of their own."""
+    """The metrics of one gateway, in a registry of their own."""
 
     def __init__(self, settings: Settings) -> None:
         self.registry = CollectorRegistry()
-        self.of_switchboard: list[Metric] = []  # what it last told of itself
+        self.of_switchboard: list[Metric] = []  # from the Switchboard's last answer
         self._model_of = {target: spec.name for target, spec in settings.targets.items()}
         self.requests = self._counter(
             "llm_backend_requests",
@@ -80,7 +80,7 @@ class GatewayMetrics:
         )
         self.switches_avoided = self._counter(
             "llm_backend_switches_avoided",
-            "Cache hits for a model that was not resident.",
+            "Cache hits for a model that was not resident; each avoided a switch.",
             ["model"],
         )
         self.engine_scrape_errors = self._counter(
@@ -88,12 +88,12 @@ class GatewayMetrics:
             "Failed attempts to read the resident engine's own metrics for this page.",
             [],
         )
-        info = Gauge("llm_backend_info", "Which profile runs.", ["profile"], registry=self.registry)
+        info = Gauge("llm_backend_info", "The active profile.", ["profile"], registry=self.registry)
         info.labels(settings.profile).set(1)
         self._begin_at_zero()
 
     def model_of(self, target: str) -> str:
-        """The label for a target, or for a model's name."""
+        """Return the `model` label for a target or a model's name."""
         return self._model_of.get(target, UNKNOWN_MODEL)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -105,7 +105,7 @@ class GatewayMetrics:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
     def _begin_at_zero(self) -> None:
-        """A series that is there before its first event shows that event as a rise."""
+        """Create all series at 0, so that Prometheus sees the first event as an increase."""
         for model in set(self._model_of.values()):
             for metric in (self.first_token, self.inter_token, self.queue_wait):
                 metric.labels(model)
@@ -119,5 +119,5 @@ class GatewayMetrics:
 
 
 def _codes(kind: type[BackendError]) -> set[str]:
-    """Of the class and all that derive from it."""
+    """Return the codes of an error class and all its subclasses."""
     return {kind.code or kind.type}.union(*(_codes(each) for each in kind.__subclasses__()))

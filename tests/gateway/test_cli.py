@@ -79,7 +79,7 @@ async def test_health_fails_where_a_part_does(backend: Backend, cli: Cli) -> Non
     problems = {p["part"]: p["detail"] for p in json.loads(result.stdout) if p["state"] != "ok"}
     assert problems == {
         A: "weights are cut short",
-        "switchboard": "The Switchboard is restarting.",
+        "switchboard": "The Switchboard cannot be reached; it may be restarting.",
     }
 
 

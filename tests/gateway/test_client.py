@@ -194,5 +194,5 @@ async def test_events_give_up_when_the_backend_stays_away(backend: Backend) -> N
         events = llm.events()
         await anext(events)
         await backend.switchboard.go_away()
-        with pytest.raises(client.APIError, match="Switchboard is restarting"):
+        with pytest.raises(client.APIError, match="Switchboard cannot be reached"):
             await anext(events)

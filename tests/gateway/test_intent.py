@@ -241,7 +241,7 @@ async def test_a_lease_ends_the_waiting_for_other_models(backend: Backend) -> No
     await backend.show(lease=LeaseView(A, "renders", 60, None))
     status, body = await for_b
     assert (status, error_of(body)["code"]) == (503, "leased")
-    assert "for 60 s, once it serves" in error_of(body)["message"]
+    assert "for 60 s once it serves" in error_of(body)["message"]
     await backend.serving(A)
     assert (await for_a)[0] == 200
 

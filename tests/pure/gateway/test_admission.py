@@ -1,4 +1,4 @@
-"""A permit belongs to a block: it is given back however the block is entered and left."""
+"""A slot belongs to a block: it is released however the block is entered and left."""
 
 import asyncio
 from dataclasses import replace
@@ -33,7 +33,7 @@ async def hold(admission: Admission, deadline: float) -> None:
 
 
 async def waiting(admission: Admission, for_s: float) -> asyncio.Task[None]:
-    """A request in the queue."""
+    """Put a request in the queue and return its task."""
     deadline = asyncio.get_running_loop().time() + for_s
     holding = asyncio.create_task(hold(admission, deadline))
     while not admission.num_queued:  # noqa: ASYNC110  (a count has no event to wait for)
@@ -41,10 +41,10 @@ async def waiting(admission: Admission, for_s: float) -> asyncio.Task[None]:
     return holding
 
 
-async def test_a_request_that_leaves_just_as_it_is_admitted_holds_no_permit(
+async def test_a_request_that_leaves_just_as_it_is_admitted_holds_no_slot(
     admission: Admission,
 ) -> None:
-    """Its task is cancelled before it has heard of its permit."""
+    """Its task is cancelled before it learns of its slot."""
     holding = await waiting(admission, 60)
     admission.apply(SERVING)
     assert admission.num_in_flight == 1
@@ -54,14 +54,14 @@ async def test_a_request_that_leaves_just_as_it_is_admitted_holds_no_permit(
     assert not admission.num_in_flight
 
 
-async def test_a_request_whose_time_ends_just_as_it_is_admitted_holds_no_permit(
+async def test_a_request_whose_time_ends_just_as_it_is_admitted_holds_no_slot(
     admission: Admission,
 ) -> None:
-    """The view and the deadline come in one turn of the loop."""
+    """The view and the deadline arrive in the same turn of the event loop."""
     holding = await waiting(admission, 0.01)
     loop = asyncio.get_running_loop()
     end = loop.time() + 0.02
-    while loop.time() < end:  # the loop stands still meanwhile
+    while loop.time() < end:  # block the event loop
         pass
     admission.apply(SERVING)
     assert admission.num_in_flight == 1
@@ -70,8 +70,8 @@ async def test_a_request_whose_time_ends_just_as_it_is_admitted_holds_no_permit(
     assert not admission.num_in_flight
 
 
-async def test_a_request_that_fails_holds_no_permit(admission: Admission) -> None:
-    """And one that was admitted at once neither."""
+async def test_a_request_that_fails_holds_no_slot(admission: Admission) -> None:
+    """Also if it was admitted immediately."""
     admission.apply(SERVING)
     deadline = asyncio.get_running_loop().time() + 60
 
@@ -88,4 +88,4 @@ async def test_a_request_that_fails_holds_no_permit(admission: Admission) -> Non
 
 
 async def _never(decided: asyncio.Future[None]) -> None:
-    raise AssertionError("it does not wait")
+    raise AssertionError("this request must be admitted without waiting")

@@ -1,4 +1,4 @@
-"""Reading the end of a log that grows, is replaced, or begins anew."""
+"""Tests reading the end of a log that grows, is replaced or is truncated."""
 
 from pathlib import Path
 
@@ -23,18 +23,18 @@ def add(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("num_lines", [0, 1, 3, 19_999, 20_000, 30_000])
 def test_the_last_lines_are_the_last(log: Path, num_lines: int) -> None:
-    """Also over several blocks, and where there are fewer."""
+    """Also across several blocks, and if the log has fewer lines."""
     expected = [f"line {n}" for n in range(max(0, 20_000 - num_lines), 20_000)]
     assert last_lines(log, num_lines) == expected
 
 
 def test_an_unfinished_line_is_shown_too(log: Path) -> None:
-    """A process that was killed may have been writing it: it may say why."""
+    """A process may have been killed while writing it, and the line may say why."""
     add(log, "Segmentation fa")
     assert last_lines(log, 2) == ["line 19999", "Segmentation fa"]
 
 
-def test_a_log_that_has_just_begun_anew_goes_on_from_the_old_one(log: Path) -> None:
+def test_the_lines_of_a_just_rotated_log_include_the_older_file(log: Path) -> None:
     logs.set_aside(log)
     log.write_text("new\n")
     assert last_lines(log, 3) == ["line 19998", "line 19999", "new"]
@@ -45,7 +45,7 @@ def test_no_log_has_no_lines(tmp_path: Path) -> None:
 
 
 def test_a_follower_gets_each_line_once(log: Path) -> None:
-    """What was there as `past`, what comes as new; a half line waits for its other half."""
+    """Existing lines in `past`, later ones as new; half a line waits for its other half."""
     follower = Follower(log, 1)
     assert follower.past == ["line 19999"]
     assert follower.new_lines() == []
@@ -56,8 +56,8 @@ def test_a_follower_gets_each_line_once(log: Path) -> None:
     follower.close()
 
 
-def test_a_follower_goes_over_to_the_new_file(log: Path) -> None:
-    """And loses neither the last lines of the old nor the first of the new."""
+def test_a_follower_continues_with_the_new_file(log: Path) -> None:
+    """It loses neither the last lines of the old file nor the first of the new one."""
     follower = Follower(log, 0)
     add(log, "last\nof the old")
     logs.set_aside(log)
@@ -67,8 +67,8 @@ def test_a_follower_goes_over_to_the_new_file(log: Path) -> None:
     follower.close()
 
 
-def test_a_follower_sees_a_file_begin_anew(log: Path) -> None:
-    """As `keep_bounded` cuts an engine's log."""
+def test_a_follower_reads_on_after_a_truncation(log: Path) -> None:
+    """`keep_bounded` truncates an engine's log."""
     follower = Follower(log, 0)
     assert logs.keep_bounded(log, 1000)
     add(log, "first\n")
@@ -76,7 +76,7 @@ def test_a_follower_sees_a_file_begin_anew(log: Path) -> None:
     follower.close()
 
 
-def test_a_follower_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_follower_waits_for_a_log_that_does_not_exist_yet(tmp_path: Path) -> None:
     path = tmp_path / "redis.log"
     follower = Follower(path, 10)
     assert follower.new_lines() == []
@@ -94,15 +94,15 @@ def test_a_follower_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> Non
         ("東京 🎬\tx".encode(), "東京 🎬\tx"),
     ],
 )
-def test_a_line_moves_no_cursor(tmp_path: Path, raw: bytes, shown: str) -> None:
-    """An engine may colour its log, and print what came from outside."""
+def test_a_line_holds_no_terminal_control(tmp_path: Path, raw: bytes, shown: str) -> None:
+    """An engine may colour its log, and print text that a client sent."""
     path = tmp_path / "qwen-vl.log"
     path.write_bytes(raw + b"\n")
     assert last_lines(path, 1) == [shown]
 
 
 def test_a_service_is_a_name_and_never_a_path() -> None:
-    """`all` are all; anything else that is not in the list is nothing."""
+    """`all` means every service; a name that is not in the list has no log."""
     home, models = Path("/home"), ["qwen-vl"]
     assert log_reader.paths_of("qwen-vl", home, models) == {
         "qwen-vl": Path("/home/logs/qwen-vl.log")

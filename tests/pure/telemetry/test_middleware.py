@@ -1,4 +1,4 @@
-"""The ASGI layer that measures, around applications that answer as a test says."""
+"""Tests the telemetry middleware around applications that answer as a test defines."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ async def answer(
     model: str | None = A,
     **headers: str,
 ) -> list[Message]:
-    """Put an answer of these pieces through the layer; what came out of it."""
+    """Send an answer of these pieces through the middleware; return the messages that leave it."""
     passed: list[Message] = []
     named = {"content-type": kind} | {k.replace("_", "-"): v for k, v in headers.items()}
 
@@ -49,15 +49,15 @@ async def answer(
 
 
 async def _nothing() -> Message:
-    raise AssertionError("nobody reads here")
+    raise AssertionError("these applications do not read the request")
 
 
 def value(metrics: GatewayMetrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0
 
 
-async def test_a_cache_hit_is_no_work_of_the_engine(metrics: GatewayMetrics) -> None:
-    """It counts as a hit, and as a switch avoided where its header says so; its usage is old."""
+async def test_a_cache_hit_counts_no_generated_tokens(metrics: GatewayMetrics) -> None:
+    """It counts as a hit, and as an avoided switch if `X-Cache` says so; its usage is old."""
     body = b'{"usage":{"prompt_tokens":7,"completion_tokens":3}}'
     await answer(metrics, body, model=None, x_model=A, x_cache="hit; switch=avoided")
     await answer(metrics, body, model=None, x_model=A, x_cache="hit")
@@ -76,22 +76,22 @@ async def test_a_cache_hit_is_no_work_of_the_engine(metrics: GatewayMetrics) -> 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 async def test_usage_is_found_however_the_stream_is_cut(metrics: GatewayMetrics, cut: int) -> None:
-    """As messages and responses name it too; and a text that speaks of usage is none."""
+    """Also under the names of messages and responses; text that looks like usage is ignored."""
     end = b'data: {"usage":{"input_tokens":11,"output_tokens":4}}\n\ndata: [DONE]\n\n'
-    said = b'data: {"content":"\\"usage\\":{\\"output_tokens\\":99}"}\n\n'
-    await answer(metrics, said, said, end[:cut], end[cut:], kind=EVENTS)
+    text = b'data: {"content":"\\"usage\\":{\\"output_tokens\\":99}"}\n\n'
+    await answer(metrics, text, text, end[:cut], end[cut:], kind=EVENTS)
     assert value(metrics, "llm_backend_prompt_tokens_total", model=A) == 11
     assert value(metrics, "llm_backend_generated_tokens_total", model=A) == 4
 
 
 def test_a_target_with_a_task_counts_for_its_model(metrics: GatewayMetrics) -> None:
-    """And what no model of ours is called makes no series of its own."""
+    """An unknown name gets no series of its own."""
     assert metrics.model_of("qwen-vl:embed") == "qwen-vl"
     assert metrics.model_of("gpt-5") == "unknown"
 
 
 async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> None:
-    """Also where it is not even answered; the exception goes on."""
+    """Also if it sends no answer; the exception propagates."""
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError
@@ -107,8 +107,8 @@ async def test_an_application_that_fails_is_counted(metrics: GatewayMetrics) -> 
     assert value(metrics, "llm_backend_requests_total", **labels) == 1
 
 
-async def test_requests_at_once_are_told_apart(metrics: GatewayMetrics) -> None:
-    """What is observed of one is not observed of the next on the same connection's task."""
+async def test_the_context_of_one_request_does_not_reach_the_next(metrics: GatewayMetrics) -> None:
+    """Both run in the same task, like two requests on one connection."""
     await answer(metrics, b"{}", model=A)
     await answer(metrics, b"{}", model=None)
     labels = {"route": "unmatched", "status": "2xx", "outcome": "complete"}
