@@ -33,7 +33,7 @@ def logs(
         str | None,
         typer.Option(
             "--since",
-            help="Only lines since a time: `10m` or `2h` ago, `14:30`, or a date with a time.",
+            help="Print lines since a time: `10m` or `2h` ago, `14:30`, or a date with a time.",
         ),
     ] = None,
 ) -> None:

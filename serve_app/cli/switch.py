@@ -66,7 +66,7 @@ def unload(
 def lease(
     here: Connection,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The model's name; not with --end.")
+        str | None, typer.Argument(metavar="MODEL", help="The model's name; --end needs none.")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Minutes from when the model serves. Default: 10.")
