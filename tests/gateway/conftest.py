@@ -6,7 +6,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Front:
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
+        self.num_active = 0  # requests that the applications still work on
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         config = uvicorn.Config(self, lifespan="off", ws="none", log_level="critical")
@@ -57,7 +58,11 @@ class Front:
         if scope.get("path") == "/-/healthz":  # Serve answers HAProxy's health check itself
             await _nothing(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            self.num_active += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.num_active -= 1
 
 
 class Backend:
@@ -224,6 +229,8 @@ async def backend(
     await backend.in_step()
     yield backend
     await backend.close()
+    with suppress(TimeoutError):  # its last log lines are not the next test's
+        await until(lambda: not front.num_active, deadline_s=5)
 
 
 @pytest.fixture(scope="session")
