@@ -1,5 +1,6 @@
-"""A relay between a program and the server: what was sent and answered is kept, and the first turn
-has to call a certain tool with certain arguments, which a model of 135M would not do by itself."""
+"""A relay between a program and the server: what was sent and answered is kept, and what the model
+says is settled. The first turn calls a certain tool with certain arguments, and later ones end in
+one word: a model of 135M would do neither by itself."""
 
 import json
 import threading
@@ -11,6 +12,16 @@ from typing import Any
 
 import httpx
 
+# Left free, a later answer runs on until the context is full: minutes, and the program gives up.
+_LAST_WORD = {
+    "type": "json_schema",
+    "schema": {
+        "type": "object",
+        "properties": {"said": {"enum": ["Done."]}},
+        "required": ["said"],
+        "additionalProperties": False,
+    },
+}
 _HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 
 
@@ -57,7 +68,7 @@ class Relay:
     _is_forced: bool = False
 
     def steer(self, path: str, raw: bytes) -> bytes:
-        """The first turn with tools calls one; all others are one sentence, so that they end."""
+        """The first turn with tools calls one; all others say the last word."""
         body = json.loads(raw)
         is_messages = path.startswith("/v1/messages")
         with self._lock:
@@ -65,8 +76,10 @@ class Relay:
             self._is_forced |= is_first
         if is_first:
             self.call.force(body, is_messages)
+        elif is_messages:
+            body["output_config"] = (body.get("output_config") or {}) | {"format": _LAST_WORD}
         else:
-            body["stop_sequences" if is_messages else "stop"] = ["."]
+            body["text"] = (body.get("text") or {}) | {"format": _LAST_WORD | {"name": "said"}}
         return json.dumps(body | {"temperature": 0}).encode()
 
 
