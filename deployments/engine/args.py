@@ -6,11 +6,13 @@ cores.
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from deployments.settings import GPU_ONLY, EngineSettings, ModelSpec
+from deployments.host.platform import is_wsl
+from deployments.settings import EngineSettings, ModelSpec
 
 # Environment of every engine, and of the standby it is forked from, as vLLM reads some of it as it
 # is imported: no network, no usage reports, and no fewer stop strings than the gateway takes.
@@ -31,21 +33,47 @@ _SLEEP_ENV = {"VLLM_SERVER_DEV_MODE": "1"}
 
 _CPU_FLAGS = ["--distributed-executor-backend", "uni"]
 
+# The card's order in CUDA is by speed unless told otherwise; NVML, and so Ray, orders by PCI bus.
+_GPU_ENV = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+# vLLM does not use pinned memory under WSL2 by default: slow steps, and warm switches 5 times
+# slower. A model's own `env` would come too late: vLLM reads it as it is imported.
+_WSL_ENV = {"VLLM_WSL2_ENABLE_PIN_MEMORY": "1"}
+# PyTorch rounds pinned blocks above 16 MiB up to powers of two otherwise (CachingHostAllocator.h),
+# which would make 37 GiB of the 21 that three models keep in host memory.
+_PINNED_ENV = {"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:16"}
+
 # A schema allows white space between its tokens for ever, and a small model under one can emit
 # nothing else until max_tokens. Only xgrammar and guidance can forbid it, so the choice is not
 # left to vLLM ("auto").
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
+@dataclass(frozen=True)
+class MemoryShare:
+    """The part of the card that an engine is given by the memory plan."""
+
+    utilization: float  # of what CUDA gives out, 0 to 1: vLLM starts where that share is free
+    kv_cache_bytes: int
+    context_tokens: int
+
+
 def engine_flags(
-    spec: ModelSpec, checkpoint: Path, device: str, *, can_sleep: bool = False
+    spec: ModelSpec,
+    checkpoint: Path,
+    device: str,
+    *,
+    can_sleep: bool = False,
+    memory: MemoryShare | None = None,
 ) -> list[str]:
-    """vLLM's flags for `spec`, with the weights in `checkpoint`, on `device` (cuda or cpu)."""
+    """vLLM's flags for `spec`, with the weights in `checkpoint`, on `device` (cuda or cpu).
+
+    `memory`: from the plan; without one vLLM sizes the KV cache by the settings' share of the card.
+    """
     engine = spec.engine
     flags = [
         f"--model={checkpoint}",
         f"--served-model-name={spec.name}",
-        f"--max-model-len={engine.max_model_len}",
+        f"--max-model-len={memory.context_tokens if memory else engine.max_model_len}",
         f"--max-num-seqs={engine.max_num_seqs}",
         f"--max-num-batched-tokens={engine.max_num_batched_tokens}",
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
@@ -62,9 +90,13 @@ def engine_flags(
         flags.append(f"--limit-mm-per-prompt={json.dumps(limit)}")
         if engine.max_pixels:
             flags.append(f"--mm-processor-kwargs={json.dumps({'max_pixels': engine.max_pixels})}")
-    if can_sleep and device == "cuda":  # the CPU has no memory to move, and knows no such flag
-        flags.append("--enable-sleep-mode")
-    return flags + (_gpu_flags(spec) if device == "cuda" else _CPU_FLAGS)
+    if engine.dtype != "auto":
+        flags.append(f"--dtype={engine.dtype}")
+    if device != "cuda":
+        return flags + _CPU_FLAGS
+    if can_sleep:  # the CPU has no memory to move, and knows no such flag
+        flags += ["--enable-sleep-mode", "--sleep-mode-offload-cudagraph"]
+    return flags + _gpu_flags(spec, memory)
 
 
 def _generation_flags(engine: EngineSettings) -> list[str]:
@@ -78,15 +110,43 @@ def engine_environment(spec: ModelSpec, device: str, *, can_sleep: bool = False)
     """What the engine's environment holds besides what it inherits."""
     return (
         EVERY_ENGINE
-        | ({} if device == "cuda" else _CPU_ENV | {"OMP_NUM_THREADS": str(_num_threads())})
+        | (gpu_environment() if device == "cuda" else _cpu_environment())
         | (_SLEEP_ENV if can_sleep else {})
+        | (_PINNED_ENV if can_sleep and device == "cuda" else {})
         | spec.env
     )
 
 
-def _gpu_flags(spec: ModelSpec) -> list[str]:
-    values = {name: getattr(spec.engine, name) for name in GPU_ONLY}
-    return [f"--{k.replace('_', '-')}={v}" for k, v in values.items() if v is not None]
+def gpu_environment() -> dict[str, str]:
+    """The environment of each engine on a GPU, and of the standby that forks them."""
+    return _GPU_ENV | (_WSL_ENV if is_wsl() else {})
+
+
+def _cpu_environment() -> dict[str, str]:
+    return _CPU_ENV | {"OMP_NUM_THREADS": str(_num_threads())}
+
+
+def _gpu_flags(spec: ModelSpec, memory: MemoryShare | None) -> list[str]:
+    engine = spec.engine
+    values = {
+        "gpu-memory-utilization": memory.utilization if memory else engine.gpu_memory_utilization,
+        "kv-cache-memory-bytes": memory.kv_cache_bytes if memory else None,
+        "kv-cache-dtype": engine.kv_cache_dtype,
+        "attention-backend": engine.attention_backend,
+        "max-cudagraph-capture-size": engine.max_cudagraph_capture_size,
+        "load-format": engine.load_format,
+        "safetensors-load-strategy": engine.safetensors_load_strategy,
+    }
+    flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    if engine.cudagraph_mode and spec.task == "generate":  # a pooling model decodes nothing
+        flags.append(
+            f"--compilation-config={json.dumps({'cudagraph_mode': engine.cudagraph_mode})}"
+        )
+    if spec.vision and memory:  # the plan keeps room for a step of the vision tower
+        flags.append("--skip-mm-profiling")
+    # It runs where nvcc is found, takes seconds, and breaks on sm_120 with nvcc below 12.9
+    # (vllm#50705); nothing here uses the kernels that it tunes.
+    return [*flags, "--no-enable-flashinfer-autotune"]
 
 
 def _num_threads() -> int:

@@ -5,7 +5,7 @@ the engine lives; its end, or the call's failure, means that the engine is gone.
 engine's death and the replica's death all reach the Switchboard through one call.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deployments.residency import Problem
@@ -33,6 +33,8 @@ class EngineReady:
     """It answered rightly; `socket` is the path of its Unix socket, on this node."""
 
     socket: str
+    context_tokens: int  # what it was started with
+    steps: dict[str, float] = field(default_factory=dict)  # seconds of its load; see load_steps.py
 
 
 @dataclass(frozen=True)

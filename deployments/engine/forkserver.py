@@ -15,6 +15,7 @@ supervisor's standard input and output (see `supervisor.py`) and the lock on the
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import json
@@ -28,8 +29,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deployments.engine import imports, supervisor
 from deployments.engine import main as engine_main
-from deployments.engine import supervisor
 from deployments.engine.tokenizers import TokenizerCache
 from deployments.settings import paths
 
@@ -40,6 +41,7 @@ _RESTART_PAUSE_S = 30.0
 _LOCK_RETRY_S = 0.5
 _LISTENS_RETRY_S = 0.05
 _PACKAGES = ("vllm", "torch", "transformers")  # of which an engine imports more later
+_CUDA_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED of cuda.h
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy's OpenBLAS starts its threads when imported
@@ -85,7 +87,7 @@ def start_fork_server(
             stdin=theirs.fileno(),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment | _ONE_THREAD,
+            env=environment | _ONE_THREAD | {imports.VARIABLE: str(home / paths.IMPORTS)},
             cwd=Path(__file__).parents[2],
         )
     return process, ours.detach()
@@ -156,6 +158,11 @@ def main(path: Path) -> None:
     engine_main.fork_engine_core()
     engine_main.register_kernels()
     _check_clean()
+    if imports.VARIABLE in os.environ:
+        learned = Path(os.environ[imports.VARIABLE])
+        imports.preload(learned)
+        _check_clean()
+        imports.confirm(learned)
     packages = _packages()
     gc.collect()
     gc.freeze()  # what is imported stays shared with the engines
@@ -198,8 +205,17 @@ def _check_clean() -> None:
     import torch
 
     num_threads = len(os.listdir("/proc/self/task"))
-    if num_threads != 1 or torch.cuda.is_initialized():
+    if num_threads != 1 or torch.cuda.is_initialized() or _is_cuda_driver_in_use():
         sys.exit(f"standby: unsafe to fork: {num_threads} threads, or CUDA is initialized")
+
+
+def _is_cuda_driver_in_use() -> bool:
+    """Whether this process has initialised CUDA past torch, by the driver's own answer."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:  # it is not even loaded
+        return False
+    return bool(cuda.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_NOT_INITIALIZED)
 
 
 def _packages() -> list[tuple[int, int] | None]:

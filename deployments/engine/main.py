@@ -11,7 +11,10 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
+
+from deployments.engine import imports
 
 # What a start imports, one way or another: 8 s of an engine's start on two cores.
 _PRELOADED = (
@@ -20,8 +23,6 @@ _PRELOADED = (
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-    "vllm.v1.worker.cpu_model_runner",
     "vllm.model_executor.models.llama",
     "vllm.model_executor.models.qwen2",
     "vllm.model_executor.models.qwen2_5_vl",
@@ -61,6 +62,13 @@ _PRELOADED = (
     "vllm.plugins.lora_resolvers.filesystem_resolver",
     "vllm.plugins.lora_resolvers.hf_hub_resolver",
 )
+_PRELOADED_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")
+# Importing them calls nothing of CUDA (run on the CUDA wheel's Python with torch's calls watched).
+_PRELOADED_GPU = (
+    "vllm.v1.worker.gpu_worker",
+    "vllm.v1.worker.gpu.model_runner",
+    "vllm.v1.attention.backends.triton_attn",
+)
 # Who asks for a multiprocessing context, by vLLM 0.32.0's private names.
 _CONTEXT_USERS = (
     "vllm.v1.engine.utils",
@@ -86,7 +94,10 @@ _NUM_COPIES = 2  # of its tokenizer, which a renderer makes: `renderer_num_worke
 
 def preload() -> None:
     """Import what `serve` needs, and nothing that touches a device. Raises ImportError."""
-    for name in _PRELOADED:
+    from vllm.platforms import current_platform
+
+    on_device = _PRELOADED_GPU if current_platform.is_cuda() else _PRELOADED_CPU
+    for name in (*_PRELOADED, *on_device):
         importlib.import_module(name)
 
 
@@ -190,7 +201,9 @@ def serve(flags: list[str]) -> None:
 
     _keep_requests_out_of_log()
     sys.argv = ["llm-backend-engine", *flags]
-    main()
+    learned = os.environ.get(imports.VARIABLE)
+    with imports.kept(Path(learned) if learned else None):
+        main()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,14 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from deployments.engine import gpu_lock, supervisor
-from deployments.engine.args import EVERY_ENGINE, engine_environment, engine_flags
+from deployments.engine import gpu_lock, imports, supervisor
+from deployments.engine.args import (
+    EVERY_ENGINE,
+    MemoryShare,
+    engine_environment,
+    engine_flags,
+    gpu_environment,
+)
 from deployments.engine.client import engine_session, is_healthy
 from deployments.engine.events import EngineFailed
 from deployments.engine.forkserver import ForkServerError, request_engine, socket_path
@@ -41,6 +47,10 @@ _DROPPED = {
     "LLM_BACKEND_API_KEY",
     "LLM_BACKEND_ADMIN_KEY",
     "LLM_BACKEND_CACHE_URL",
+    # A user's settings for other programs: expandable segments fail under WSL2 as AWQ weights are
+    # repacked (club-3090#60). A model's own `env` can set them.
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
 }
 # A line of a traceback, printed or logged; not a warning, nor one that only quotes an error.
 _ERROR_LINE = re.compile(
@@ -64,9 +74,9 @@ def base_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"PYTHONPATH": path}
 
 
-def standby_environment() -> dict[str, str]:
+def standby_environment(device: str) -> dict[str, str]:
     """What the standby imports in; a fork of it gets its engine's own."""
-    return base_environment() | EVERY_ENGINE
+    return base_environment() | EVERY_ENGINE | (gpu_environment() if device == "cuda" else {})
 
 
 class EngineProcess:
@@ -89,10 +99,20 @@ class EngineProcess:
         self._stop_pipe = -1
         self._reader: asyncio.Task[None] | None = None
 
-    async def start(self, checkpoint: Path, device: str, *, grace_s: float) -> None:
+    async def start(
+        self,
+        checkpoint: Path,
+        device: str,
+        *,
+        grace_s: float,
+        memory: MemoryShare | None = None,
+        by_standby: bool = True,
+    ) -> None:
         """Take the place and start the process; returns once it runs, long before it is ready.
 
-        `grace_s`: what the engine gets between SIGTERM and SIGKILL when it is stopped.
+        `grace_s`: the engine's time between SIGTERM and SIGKILL when it is stopped.
+        `memory`: its part of the card, from the memory plan.
+        `by_standby`: fork it from the standby, where one listens.
 
         Raises:
             EngineFailed: the place is taken, or the process could not be started.
@@ -100,9 +120,14 @@ class EngineProcess:
         lock_fd = await gpu_lock.acquire(self._lock_file, timeout_s=grace_s + _CLEARED_S)
         try:
             self._prepare_files()
-            flags = [f"--uds={self.socket}", *self._flags(checkpoint, device)]
+            own = engine_flags(
+                self.spec, checkpoint, device, can_sleep=self._can_sleep, memory=memory
+            )
+            flags = [f"--uds={self.socket}", *own]
             environment = self._environment(device)
             try:
+                if not by_standby:
+                    raise ForkServerError("a plain start is wanted")
                 await self._start_by_standby(checkpoint, flags, environment, grace_s, lock_fd)
                 self.is_forked = True
             except ForkServerError:
@@ -249,12 +274,12 @@ class EngineProcess:
 
     def _environment(self, device: str) -> dict[str, str]:
         # By default below TMPDIR, which an engine has for itself and which ends with it.
-        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(self._home / paths.COMPILED)}
+        compiled = {
+            "TORCHINDUCTOR_CACHE_DIR": str(self._home / paths.COMPILED),
+            imports.VARIABLE: str(self._home / paths.IMPORTS),
+        }
         own = engine_environment(self.spec, device, can_sleep=self._can_sleep)
         return compiled | base_environment() | own
-
-    def _flags(self, checkpoint: Path, device: str) -> list[str]:
-        return engine_flags(self.spec, checkpoint, device, can_sleep=self._can_sleep)
 
     async def _follow(self, pipes: "_Pipes", timeout_s: float) -> None:
         """Read the supervisor's lines; returns once the engine's pid is known.

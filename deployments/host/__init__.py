@@ -1,5 +1,6 @@
 """What the operating system gives: processes, files, logs.
 
+platform.py      whether this is Linux under Windows
 processes.py     names a process so that a reused id is not taken for it
 parent_death.py  ends this process when its parent has ended
 files.py         replaces a file as a whole

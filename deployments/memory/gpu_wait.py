@@ -1,7 +1,7 @@
 """Proves that the GPU's memory is free before an engine asks for it.
 
-vLLM refuses to start unless `gpu_memory_utilization` of the card's whole memory is free, and says
-so only after half a minute of imports. A driver gives memory back a little after a process has
+vLLM refuses to start unless the memory that it may fill is free, and says so only after half a
+minute of imports. A driver gives memory back in pieces, some tenths of a second after a process has
 ended.
 """
 
@@ -16,6 +16,7 @@ from deployments.residency import Problem
 logger = logging.getLogger("llm_backend.gpu_memory")
 
 _POLL_S = 0.1
+_SETTLED_S = 0.5  # without another piece coming back
 
 
 def open_card(visible_devices: str | None) -> GpuReader | None:
@@ -28,36 +29,43 @@ def open_card(visible_devices: str | None) -> GpuReader | None:
 
 
 async def wait_until_memory_freed(
-    reader: GpuReader, share: float, timeout_s: float, held_bytes: int = 0
+    reader: GpuReader, needed_bytes: float, timeout_s: float, *, wanted_bytes: float = 0
 ) -> GpuReading | None:
-    """Wait until `share` of the card's memory is free; returns the last look.
+    """Wait until `wanted_bytes` of the card are free, or `needed_bytes` and no more come back;
+    returns the last reading.
 
-    `held_bytes`: what the engine that needs the memory holds of it already.
     None, with a warning, when the driver stops answering: vLLM looks for itself.
 
     Raises:
-        EngineFailed: it is not after `timeout_s`; the message names needed, free, and who holds
-            the rest.
+        EngineFailed: less than `needed_bytes` are free after `timeout_s`; the message names the
+            needed and the free memory, and the programs that hold the rest.
     """
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + timeout_s
+    most_bytes, grown_at = -1, clock()
     while True:
         try:
             reading = reader.read()
         except GpuReadError as exc:
             logger.warning("the GPU's memory cannot be read: %s", exc)
             return None
-        free, needed = reading.free_bytes or 0, share * (reading.total_bytes or 0) - held_bytes
-        if free >= needed:
+        free_bytes, now = reading.free_bytes or 0, clock()
+        if free_bytes > most_bytes:
+            most_bytes, grown_at = free_bytes, now
+        is_enough = free_bytes >= needed_bytes
+        if is_enough and (free_bytes >= wanted_bytes or now - grown_at >= _SETTLED_S):
             return reading
-        if asyncio.get_running_loop().time() >= deadline:
-            raise EngineFailed(Problem("gpu_memory_taken", _describe(reading, free, needed)))
+        if now >= deadline:
+            if is_enough:
+                return reading
+            raise EngineFailed(Problem("gpu_memory_taken", _describe(reading, needed_bytes)))
         await asyncio.sleep(_POLL_S)  # NVML tells only when asked
 
 
-def _describe(reading: GpuReading, free: float, needed: float) -> str:
+def _describe(reading: GpuReading, needed_bytes: float) -> str:
     holders = ", ".join(f"process {describe_process(p)}" for p in reading.processes[:3])
     return (
-        f"the GPU has {gib(free)} free and {needed / GIB:.2f} are needed; "
+        f"the GPU has {gib(reading.free_bytes or 0)} free and {needed_bytes / GIB:.2f} are needed; "
         f"held by: {holders or 'no program that the driver names'}"
     )
 

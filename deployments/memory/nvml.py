@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from deployments.memory.cuda_total import cuda_total_bytes
+
 _T = TypeVar("_T")
 
 
@@ -23,7 +25,8 @@ class GpuReading:
 
     name: str | None = None
     driver: str | None = None
-    total_bytes: int | None = None
+    total_bytes: int | None = None  # as the driver reports it
+    cuda_total_bytes: int | None = None  # of it, what CUDA gives out to programs
     used_bytes: int | None = None
     free_bytes: int | None = None
     utilization_percent: int | None = None  # of the time since the driver's last sample
@@ -34,7 +37,7 @@ class GpuReading:
 
     @property
     def used_share(self) -> float | None:
-        """Used of the whole memory, 0 to 1."""
+        """Used of the whole memory, 0 to 1. The driver's own part counts as used."""
         if self.used_bytes is None or not self.total_bytes:
             return None
         return self.used_bytes / self.total_bytes
@@ -62,6 +65,7 @@ class NvmlReader:
 
     def __init__(self, nvml: Any, visible_devices: str | None) -> None:
         self._nvml = nvml
+        self._visible_devices = visible_devices
         first = (visible_devices or "0").split(",")[0].strip()
         try:
             nvml.nvmlInit()
@@ -83,6 +87,7 @@ class NvmlReader:
             name=_text(self._optional(lambda: nvml.nvmlDeviceGetName(card))),
             driver=_text(self._optional(nvml.nvmlSystemGetDriverVersion)),
             total_bytes=memory.total,
+            cuda_total_bytes=cuda_total_bytes(memory.total, self._visible_devices),
             used_bytes=memory.total
             - memory.free,  # what the driver itself keeps is not free either
             free_bytes=memory.free,

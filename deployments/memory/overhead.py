@@ -1,67 +1,55 @@
-"""Keeps what engines on a GPU reported of their memory, which corrects the plan's estimate.
+"""Keeps what engines on a GPU were measured to take, which corrects the plan's estimate.
 
-vLLM measures at its first start with given settings, and logs what it found; a later start may
-reuse the measurement (VLLM_ENABLE_STARTUP_PLAN) and log nothing. So it is kept in a small file.
+The measure is the driver's: what an engine holds of the card when it is ready, without its weights
+and its KV cache. Each load measures anew, as a first load also holds what its compilation took.
 """
 
 import hashlib
 import json
 import logging
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.host.files import write_whole
-from deployments.memory.plan import GIB, Overhead
+from deployments.memory.nvml import GpuReading
+from deployments.memory.plan import GIB, Overhead, Plan, gib
 from deployments.settings import ModelSpec, paths
 
 logger = logging.getLogger("llm_backend.engine_memory")
 
-# Source: vllm 0.32.0, v1/worker/gpu_model_runner.py (load_model) and v1/worker/gpu_worker.py
-# (determine_available_memory, compile_or_warm_up_model).
-_WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB memory")
-_KV_ROOM = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
-_LIMIT = re.compile(r"Desired GPU memory utilization is \([\d.]+, ([\d.]+) GiB\)")
-_ROUNDING_GIB = 0.005  # of each
 # What sizes the KV cache and leaves the overhead as it is: a start with less teaches for more.
-_NOT_OVERHEAD = {"max_model_len", "gpu_memory_utilization"}
+_NOT_OVERHEAD = {"max_model_len", "min_model_len", "gpu_memory_utilization"}
+# Outside of these another program's memory was taken for the engine's, or the other way round.
+_LEAST_BYTES, _MOST_BYTES = 0.2 * GIB, 4.0 * GIB
 
 
-@dataclass(frozen=True)
-class EngineReport:
-    """What one start has measured."""
+def engine_bytes(before: GpuReading, ready: GpuReading, pids: set[int]) -> int | None:
+    """The card's memory that an engine with the processes `pids` holds when it is ready.
 
-    limit_bytes: int
-    weights_bytes: int
-    kv_room_bytes: int
-
-    @property
-    def overhead_bytes(self) -> int:
-        """What is neither weights nor KV cache.
-
-        Rounded in its favour: the engine did start, and the plan should not deny it.
-        """
-        rounding_bytes = int(3 * _ROUNDING_GIB * GIB)
-        return self.limit_bytes - self.weights_bytes - self.kv_room_bytes - rounding_bytes
-
-
-def read_report(log: str) -> EngineReport | None:
-    """The measurement in an engine's log; None where it made none."""
-    found = [pattern.search(log) for pattern in (_LIMIT, _WEIGHTS, _KV_ROOM)]
-    sizes = [int(float(match[1]) * GIB) for match in found if match]
-    if len(sizes) != len(found):
+    Where the driver does not tell what a process holds (WSL2): what the card holds more than
+    `before` the start. None where it tells neither.
+    """
+    own = [p.used_bytes for p in ready.processes if p.pid in pids and p.used_bytes]
+    if own:
+        return sum(own)
+    if before.used_bytes is None or ready.used_bytes is None:
         return None
-    report = EngineReport(*sizes)
-    return report if 0 < report.overhead_bytes < report.limit_bytes else None
+    return ready.used_bytes - before.used_bytes
 
 
-def learn(spec: ModelSpec, log: str, home: Path) -> None:
-    """Keep what the engine of `spec` has measured, if it did."""
-    report = read_report(log)
-    if report is None:
+def learn(spec: ModelSpec, plan: Plan, held_bytes: int, home: Path) -> None:
+    """Keep the overhead of an engine of `spec` that `plan` sized and that holds `held_bytes`."""
+    overhead_bytes = held_bytes - plan.weights_bytes - plan.kv_cache_bytes
+    if not _LEAST_BYTES <= overhead_bytes <= _MOST_BYTES:
+        logger.warning(
+            "the engine of %s seems to hold %s, and %s of weights and KV cache are planned: the "
+            "difference is not taken for its overhead",
+            spec.target,
+            gib(held_bytes),
+            gib(plan.weights_bytes + plan.kv_cache_bytes),
+        )
         return
     path = _record(spec, home)
-    content = {"settings": _fingerprint(spec), "overhead_bytes": report.overhead_bytes}
+    content = {"settings": _fingerprint(spec), "overhead_bytes": overhead_bytes}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(path, json.dumps(content))
@@ -70,7 +58,7 @@ def learn(spec: ModelSpec, log: str, home: Path) -> None:
 
 
 def measured_overhead(spec: ModelSpec, home: Path) -> Overhead | None:
-    """What an engine with the same settings has measured; None where none has."""
+    """The overhead of the last engine with the same settings; None where there was none."""
     try:
         kept = json.loads(_record(spec, home).read_text())
         if kept["settings"] == _fingerprint(spec) and type(kept["overhead_bytes"]) is int:

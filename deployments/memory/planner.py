@@ -7,9 +7,16 @@ from typing import Any
 
 from deployments.checkpoints.checkpoint import CheckpointError, check
 from deployments.checkpoints.shape import UnknownShapeError, shape_of
+from deployments.memory.cuda_total import on_paper
 from deployments.memory.nvml import GpuReadError, open_nvml
 from deployments.memory.plan import GIB, MIB, RTX_5080_BYTES, Plan, Room
-from deployments.memory.room import host_room, plan_on_disk, plan_on_paper
+from deployments.memory.room import (
+    host_room,
+    max_share,
+    plan_on_disk,
+    plan_on_paper,
+    usable_bytes,
+)
 from deployments.settings import (
     AppArgs,
     ModelSpec,
@@ -28,7 +35,11 @@ class PlanError(Exception):
 
 
 def make_plans(
-    model: str | None, memory: str | None, profile: ProfileName, checkpoint: str | None
+    model: str | None,
+    memory: str | None,
+    profile: ProfileName,
+    checkpoint: str | None,
+    beside: str | None = None,
 ) -> tuple[Settings, Room, list[Plan]]:
     """The plans of one model, or of all, in the room that is asked for.
 
@@ -48,7 +59,7 @@ def make_plans(
     specs = [settings.models[model]] if model else list(settings.models.values())
     if checkpoint is not None:
         specs = [specs[0].model_copy(update={"checkpoint": checkpoint, "revision": None})]
-    room = room_of(settings, memory)
+    room = room_of(settings, memory, beside)
     return settings, room, [plan_of(spec, room, settings, known) for spec in specs]
 
 
@@ -67,19 +78,24 @@ def card_bytes(text: str) -> int:
     return round(number * (GIB if unit == "gib" else MIB))
 
 
-def room_of(settings: Settings, memory: str | None = None) -> Room:
-    """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host."""
+def room_of(settings: Settings, memory: str | None = None, beside: str | None = None) -> Room:
+    """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host.
+
+    `beside`: the size of what other programs hold of a card.
+    """
     if settings.device == "cpu":
         if memory is None:
             return host_room(settings.home)
         return Room("cpu", card_bytes(memory))
     if memory is not None:
-        return Room("cuda", card_bytes(memory))
-    try:
-        total_bytes = open_nvml(settings.visible_devices).read().total_bytes
-    except GpuReadError:  # plan on paper
-        total_bytes = None
-    return Room("cuda", total_bytes or RTX_5080_BYTES)
+        total_bytes = on_paper(card_bytes(memory))
+    else:
+        try:
+            total_bytes = usable_bytes(open_nvml(settings.visible_devices).read())
+        except GpuReadError:  # plan on paper
+            total_bytes = on_paper(RTX_5080_BYTES)
+    free_bytes = None if beside is None else max(0, total_bytes - card_bytes(beside))
+    return Room("cuda", total_bytes, free_bytes, max_share=max_share(settings))
 
 
 def plan_of(

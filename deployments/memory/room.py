@@ -9,10 +9,20 @@ import psutil
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.shape import Shape, UnknownShapeError, shape_of
 from deployments.engine import gpu_lock
+from deployments.host.platform import is_wsl
+from deployments.memory.cuda_total import on_paper
 from deployments.memory.gpu_wait import describe_process
-from deployments.memory.nvml import GpuReader
+from deployments.memory.nvml import GpuReader, GpuReading
 from deployments.memory.overhead import measured_overhead
-from deployments.memory.plan import GIB, Plan, Room, overhead_estimate, plan
+from deployments.memory.plan import (
+    GIB,
+    MAX_SHARE_WSL2,
+    Plan,
+    Room,
+    overhead_estimate,
+    plan,
+)
+from deployments.memory.warm import SLEEPER_BYTES
 from deployments.settings import ModelSpec, Settings
 
 _NUM_HOLDERS_NAMED = 3
@@ -59,28 +69,45 @@ def host_room(home: Path) -> Room:
 
 
 def card_room(card: GpuReader, settings: Settings) -> Room:
-    """The memory of the card; what its present engines hold comes back with an unload.
+    """The memory of the card; what the engine that is awake holds comes back with an unload.
 
-    Where the driver does not tell what a process holds (WSL2, other process numbers in a
-    container), they count with what their settings let the one that is awake fill.
+    In warm mode it stays as a sleeper, and those that sleep already give nothing back. Where the
+    driver does not tell what a process holds (WSL2, other process numbers in a container), the
+    engines count with what their settings let the one that is awake fill.
     """
     reading = card.read()
-    total_bytes, free_bytes = reading.total_bytes or 0, reading.free_bytes or 0
+    total_bytes = usable_bytes(reading)
     engines = gpu_lock.holders(settings.home)
-    own = {p.pid for _, session in engines for p in gpu_lock.session_members(session)}
-    returned_bytes = sum(p.used_bytes or 0 for p in reading.processes if p.pid in own)
-    if not returned_bytes:
+    pids = [{p.pid for p in gpu_lock.session_members(session)} for _, session in engines]
+    held_bytes = [sum(p.used_bytes or 0 for p in reading.processes if p.pid in own) for own in pids]
+    if any(held_bytes):
+        returned_bytes = max(held_bytes)  # only one is awake
+    else:
         specs = [settings.models[model] for model, _ in engines if model in settings.models]
         share = max((spec.engine.gpu_memory_utilization or 0 for spec in specs), default=0)
-        returned_bytes = int(share * total_bytes)
-    others = [p for p in reading.processes if p.pid not in own and p.used_bytes]
+        returned_bytes = int(min(share, max_share(settings)) * total_bytes)
+    if settings.is_warm:
+        returned_bytes = max(0, returned_bytes - SLEEPER_BYTES)
+    own_pids = set().union(*pids)
+    others = [p for p in reading.processes if p.pid not in own_pids and p.used_bytes]
     return Room(
         "cuda",
         total_bytes=total_bytes,
-        free_bytes=free_bytes,
+        free_bytes=reading.free_bytes or 0,
         returned_bytes=returned_bytes,
         holders=tuple(f"process {describe_process(p)}" for p in others[:_NUM_HOLDERS_NAMED]),
+        max_share=max_share(settings),
     )
+
+
+def usable_bytes(reading: GpuReading) -> int:
+    """The card's memory as its programs can have it."""
+    return reading.cuda_total_bytes or on_paper(reading.total_bytes or 0)
+
+
+def max_share(settings: Settings) -> float:
+    """The largest share of the card for one engine; a share that the user set stands."""
+    return MAX_SHARE_WSL2 if is_wsl() and settings.utilization is None else 1.0
 
 
 def session_bytes(session: int) -> int:

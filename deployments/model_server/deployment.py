@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.engine import load_steps, standby
 from deployments.engine.events import (
     EngineEvent,
     EngineFailed,
@@ -18,20 +19,19 @@ from deployments.engine.events import (
     EngineReady,
     EngineStarted,
     EngineVerifying,
+    StartWay,
 )
 from deployments.engine.process import EngineProcess
 from deployments.host import logs
 from deployments.host.parent_death import end_with_parent
-from deployments.memory import overhead
-from deployments.memory.gpu_wait import open_card, wait_until_memory_freed
+from deployments.memory.engine_memory import EngineMemory
+from deployments.memory.gpu_wait import open_card
 from deployments.model_server import watchdog
+from deployments.model_server.attempts import LoadAttempts
 from deployments.model_server.golden import GoldenAnswer
 from deployments.model_server.legacy_port import LegacyPort
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, Settings
-
-# What an engine keeps of the card while it sleeps. Source: published figures, 0.4 to 1.2 GiB.
-_SLEEPER_BYTES = int(1.2 * 2**30)
 
 logger = logging.getLogger("llm_backend.model_server")
 
@@ -48,11 +48,17 @@ class ModelServer:
         # The engine writes there too, and `keep_logs_bounded` cuts it.
         logs.write_to_file(settings.home, model, rotates=False)
         self._home = settings.home
+        is_gpu = settings.device == "cuda"
+        card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES")) if is_gpu else None
+        self._memory = EngineMemory(settings, card)
         self._engine: EngineProcess | None = None
         self._golden: GoldenAnswer | None = None  # of that engine
         self._watching: asyncio.Task[None] | None = None  # while the engine serves
         self._turned = asyncio.Event()  # set, and replaced, as the engine falls asleep or wakes
         self._is_asleep = False
+        self._num_stops = 0  # calls of `stop_engine`
+        self._context_tokens = 0  # of that engine
+        self._load_steps: dict[str, float] = {}  # of its last load
         self._problem: Problem | None = None  # why it was killed here
 
     async def run_engine(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
@@ -78,7 +84,7 @@ class ModelServer:
         engine = self._engine
         assert engine is not None
         if self._watching:
-            yield EngineReady(str(engine.socket))
+            yield EngineReady(str(engine.socket), self._context_tokens, self._load_steps)
         await self._until_gone(engine, self._turned)
         if self._old_port:
             await self._old_port.close()
@@ -95,30 +101,62 @@ class ModelServer:
         self._problem = None
         if await self._wake(epoch, target):  # (1)
             assert self._engine is not None
+            self._load_steps = {}
             yield EngineStarted(self._engine.pid, "wake")
         else:  # (2)
             await self.stop_engine()
             spec = self._settings.targets[target]
             assert spec.name == self._model, target
-            engine = EngineProcess(spec, epoch, self._home, can_sleep=self._settings.is_warm)
-            self._engine = engine
-            async for event in self._load(engine):
+            async for event in self._load(spec, epoch):
                 yield event
         yield EngineVerifying()
         await self._verify()
 
-    async def _load(self, engine: EngineProcess) -> AsyncIterator[EngineEvent]:
-        folder = checkpoint.locate(engine.spec, self._home)
+    async def _load(self, spec: ModelSpec, epoch: int) -> AsyncIterator[EngineEvent]:
+        folder = checkpoint.locate(spec, self._home)
         device, switching = self._settings.device, self._settings.switching
-        free_bytes = await self._prove_memory_freed(engine.spec)
-        self._golden = GoldenAnswer(engine.spec, folder, device, self._home)
-        await engine.start(folder, device, grace_s=switching.unload_timeout_s)
-        yield EngineStarted(engine.pid, "standby" if engine.is_forked else "exec", free_bytes)
-        await engine.wait_ready(switching.load_timeout_s)
-        if device == "cuda":
-            await asyncio.to_thread(overhead.learn, engine.spec, engine.log_text(), self._home)
+        claim = await self._memory.claim(spec, folder)
+        plan = claim.plan
+        self._golden = GoldenAnswer(spec, folder, device, self._home)
+        attempts = LoadAttempts(
+            is_gpu=device == "cuda",
+            is_first_load=plan is not None and plan.overhead_source == "estimate",
+            by_standby=standby.may_fork(self._settings),
+        )
+        self._context_tokens = plan.context_tokens if plan else spec.engine.max_model_len
+        if plan and plan.is_shortened:
+            logger.warning("%s: %s", spec.target, plan.advice[0])
+        num_stops = self._num_stops
+        while True:
+            began = asyncio.get_running_loop().time()
+            engine = EngineProcess(spec, epoch, self._home, can_sleep=self._settings.is_warm)
+            self._engine = engine
+            await engine.start(
+                folder,
+                device,
+                grace_s=switching.unload_timeout_s,
+                memory=claim.share,
+                by_standby=attempts.by_standby,
+            )
+            way: StartWay = "standby" if engine.is_forked else "exec"
+            yield EngineStarted(engine.pid, way, claim.before.free_bytes)
+            try:
+                await engine.wait_ready(switching.load_timeout_s)
+                break
+            except EngineFailed as exc:
+                may_try = attempts.may_try_again(exc.problem, was_forked=engine.is_forked)
+                if self._num_stops != num_stops or not may_try:
+                    raise
+                logger.warning("%s is started once more: %s", spec.target, exc.problem.message)
+                await engine.stop()
+        load_s = asyncio.get_running_loop().time() - began
+        self._load_steps = load_steps.read_steps(await asyncio.to_thread(engine.log_text), load_s)
+        if attempts.blamed_on_fork:
+            standby.forking_failed(self._home, attempts.blamed_on_fork)
+        await self._memory.learn(spec, engine.pid)
         if self._settings.is_warm:  # the first sleep makes the buffers that later ones use
             await engine.sleep(switching.load_timeout_s)
+            await self._memory.fell_asleep(spec, engine.pid)
             await engine.wake(switching.load_timeout_s)
 
     async def _wake(self, epoch: int, target: str) -> bool:
@@ -130,25 +168,13 @@ class ModelServer:
             return False
         engine.epoch = epoch
         try:
-            await self._prove_memory_freed(engine.spec, held_bytes=_SLEEPER_BYTES)
+            await self._memory.prove_room_to_wake()
             await engine.wake(self._settings.switching.unload_timeout_s)
         except EngineFailed as exc:
             logger.warning("%s is started anew: %s", target, exc.problem.message)
             return False
         self._turn(is_asleep=False)
         return True
-
-    async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> int | None:
-        """How much is free, where that can be known. Raises EngineFailed."""
-        share = spec.engine.gpu_memory_utilization
-        if self._settings.device != "cuda" or not share:
-            return None
-        card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if card is None:
-            return None
-        timeout_s = self._settings.switching.unload_timeout_s
-        look = await wait_until_memory_freed(card, share, timeout_s, held_bytes)
-        return look.free_bytes if look else None
 
     async def _verify(self) -> None:
         engine, golden = self._engine, self._golden
@@ -175,6 +201,7 @@ class ModelServer:
             return False
         try:
             await engine.sleep(self._settings.switching.unload_timeout_s)
+            await self._memory.fell_asleep(engine.spec, engine.pid)
         except EngineFailed as exc:
             logger.warning("%s is ended: %s", engine.spec.target, exc.problem.message)
             await self.stop_engine()
@@ -211,6 +238,7 @@ class ModelServer:
 
     async def stop_engine(self) -> None:
         """End the engine; returns when nothing of it is left."""
+        self._num_stops += 1
         await self._stop_serving()
         if self._engine and self._engine.pid:
             await self._engine.stop()

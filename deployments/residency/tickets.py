@@ -19,6 +19,7 @@ class Ticket:
     num_attempts: int = 0  # loads of the target
     is_rolling_back: bool = False
     estimate_s: float | None = None  # what it should take without its drain, as it begins
+    notes: dict[str, object] = field(default_factory=dict)  # for clients; the machine reads none
 
     @property
     def phase(self) -> Phase:

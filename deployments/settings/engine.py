@@ -8,10 +8,13 @@ from deployments.settings.base import Frozen
 
 # Settings of an engine that mean something on a GPU only, or for a model that takes images only.
 GPU_ONLY = (
+    "min_model_len",
     "gpu_memory_utilization",
     "kv_cache_dtype",
     "attention_backend",
+    "cudagraph_mode",
     "max_cudagraph_capture_size",
+    "load_format",
     "safetensors_load_strategy",
 )
 VISION_ONLY = ("mm_encoder_attn_backend", "max_images", "max_pixels")
@@ -33,13 +36,17 @@ class EngineSettings(Frozen):
     """What one engine is started with. `None` leaves vLLM's own default in force."""
 
     max_model_len: Tokens
+    min_model_len: Tokens | None = None  # GPU: the shortest context that is worth a load
     max_num_seqs: Annotated[int, Field(gt=0)]
     max_num_batched_tokens: Tokens
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=0.95)] | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    dtype: Literal["auto", "float16", "bfloat16"] = "auto"
     attention_backend: Literal["TRITON_ATTN", "FLASH_ATTN", "FLASHINFER"] | None = None
     mm_encoder_attn_backend: Literal["TORCH_SDPA"] | None = None
+    cudagraph_mode: Literal["PIECEWISE", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"] | None = None
     max_cudagraph_capture_size: int | None = None
+    load_format: Literal["fastsafetensors", "instanttensor"] | None = None
     safetensors_load_strategy: Literal["lazy", "eager", "prefetch"] | None = None
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
@@ -53,6 +60,11 @@ class EngineSettings(Frozen):
             raise ValueError(
                 "attention_backend FLASH_ATTN takes no fp8 KV cache on an RTX 50 card: set "
                 "attention_backend to TRITON_ATTN or FLASHINFER, or kv_cache_dtype to auto"
+            )
+        if self.min_model_len and self.min_model_len > self.max_model_len:
+            raise ValueError(
+                f"min_model_len ({self.min_model_len}) should be at most max_model_len "
+                f"({self.max_model_len})"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(

@@ -54,13 +54,14 @@ class Settings(Frozen):
     probing: Probing
     cache: Cache
     gpu: GpuSettings
-    standby: bool
+    standby: Literal[True, False, "auto"]
     residency: ResidencyMode
     max_sleepers: int
     memory: Memory
     models: dict[str, ModelSpec]
     home: Path
     visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES
+    utilization: float | None = None  # GPU_MEMORY_UTILIZATION, which the models have already
     api_keys: tuple[SecretStr, ...] = ()
     admin_keys: tuple[SecretStr, ...] = ()
 
@@ -139,6 +140,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
         models=models,
         home=home,
         visible_devices=machine.visible_devices,
+        utilization=utilization,
         api_keys=machine.api_keys,
         admin_keys=machine.admin_keys,
     )

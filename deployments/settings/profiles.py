@@ -22,6 +22,6 @@ class ProfileFile(Frozen):
 
     default_model: str
     place: Place
-    standby: bool
+    standby: Literal[True, False, "auto"]
     residency: ResidencyMode
     max_sleepers: Annotated[int, Field(ge=1)]

@@ -46,6 +46,7 @@ class View:
     switch_s: float = 0.0  # how long the switch took that brought the present epoch
     lease: LeaseView | None = None
     asleep: tuple[str, ...] = ()  # the targets kept asleep, the longest first
+    context_tokens: int | None = None  # what the holder's engine was started with
     gpu: GpuState = NO_GPU
 
     @property
@@ -93,7 +94,12 @@ def lease_json(lease: LeaseView | None) -> dict[str, Any] | None:
 def ticket_json(
     ticket: Ticket, now: float, waits_for: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """A ticket as clients see it; `phases` gives the seconds spent in each, in order."""
+    """A ticket as clients see it.
+
+    `phases` gives the seconds spent in each, in order; `engine`, of the last engine that it
+    started: the way (`standby`, `exec`, `wake`), the context in tokens and the seconds of the
+    load's steps.
+    """
     ends = [at for _, at in ticket.history[1:]] + [now]
     phases = [
         {"phase": phase, "seconds": round(end - at, 3)}
@@ -116,6 +122,7 @@ def ticket_json(
         "eta_s": _eta_s(ticket, now),
         "waits_for": waits_for or {},
         "phases": phases,
+        "engine": ticket.notes or None,
     }
 
 

@@ -4,7 +4,7 @@ The counts last as long as the Switchboard does; a gateway fetches them for its 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import get_args
 
@@ -129,6 +129,12 @@ class SwitchMetrics:
             "Engines started: by the fork server (standby), plainly (exec), or woken.",
             ["model", "way"],
         )
+        self._load_steps = Gauge(
+            "llm_backend_load_step_seconds",
+            "Seconds of each step of a model's last load, from its engine's log.",
+            ["model", "step"],
+            registry=self._registry,
+        )
         self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])
         self._begin_at_zero(targets)
 
@@ -169,6 +175,11 @@ class SwitchMetrics:
         if engine.free_bytes is not None:
             self._first_free_bytes = self._first_free_bytes or engine.free_bytes
             self._free_bytes = engine.free_bytes
+
+    def load_took(self, target: str, steps: Mapping[str, float]) -> None:
+        """An engine is ready; `steps` are empty where it was woken."""
+        for step, seconds in steps.items():
+            self._load_steps.labels(target, step).set(seconds)
 
     def lost(self, target: str, problem: Problem, *, has_served: bool) -> None:
         """A wanted engine is gone."""

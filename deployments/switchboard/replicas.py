@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.engine import standby
 from deployments.engine.events import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine.forkserver import ForkServerKeeper
 from deployments.engine.process import standby_environment
@@ -97,8 +98,8 @@ class ServeReplicas:
         ] = {}  # target -> the task that watches it; oldest first
         self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
         self._standby: ForkServerKeeper | None = None
-        if settings.standby:
-            self._standby = ForkServerKeeper(settings.home, standby_environment())
+        if standby.may_fork(settings):
+            self._standby = ForkServerKeeper(settings.home, standby_environment(settings.device))
             self._keeping = asyncio.get_running_loop().create_task(self._standby.run())
 
     async def check(self, target: str) -> None:

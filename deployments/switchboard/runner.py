@@ -84,6 +84,7 @@ class EffectRunner:
             self.history.recall(self._saved.tickets)
         self._told = self.history.position  # watchers have been woken for the events up to here
         self.gpu = NO_GPU
+        self._context_tokens: tuple[int, int | None] = (epoch, None)  # of the engine of an epoch
         self.view = self._make_view(0)
         self._changed = asyncio.Event()  # set, and replaced, when watchers are woken
         self._wake = asyncio.Event()
@@ -233,10 +234,14 @@ class EffectRunner:
                 match event:
                     case EngineStarted():
                         self.history.metrics.started(load.model, event)
+                        self._note(start=event.way)
                         self._apply_decisions()  # one that slept is awake now
                     case EngineVerifying():
                         self.handle(events.EngineVerifying(time.monotonic(), load.epoch))
-                    case EngineReady(socket):
+                    case EngineReady(socket, context_tokens, steps):
+                        self._context_tokens = (load.epoch, context_tokens)
+                        self._note(context_tokens=context_tokens, steps=steps)
+                        self.history.metrics.load_took(load.model, steps)
                         self.handle(events.EngineReady(time.monotonic(), load.epoch, socket))
                     case EngineGone(why):
                         problem = why
@@ -251,6 +256,11 @@ class EffectRunner:
                 fields = {"model": load.model, "epoch": load.epoch} | asdict(problem)
                 self.history.tell("engine_lost", **fields)
         self.handle(events.EngineLost(time.monotonic(), load.epoch, problem))
+
+    def _note(self, **notes: object) -> None:
+        """Add to what clients see of the running ticket."""
+        if self.machine.running:
+            self.machine.running.notes.update(notes)
 
     def _save(self) -> None:
         """Write the state file if it would change; leases and tickets change with an event only."""
@@ -285,6 +295,9 @@ class EffectRunner:
             switch_s=self.history.switch_s,
             lease=self.history.lease,
             asleep=self._replicas.asleep(),
+            context_tokens=self._context_tokens[1]
+            if self._context_tokens[0] == machine.epoch
+            else None,
             gpu=self.gpu,
         )
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
+import psutil
 import typer
 
 from deployments.memory.plan import Plan, Room, gib
 from deployments.memory.planner import PlanError, make_plans
+from deployments.memory.warm import warm_plans
 from deployments.settings import ProfileName, Settings
 
 
@@ -26,6 +28,13 @@ def plan(
     checkpoint: Annotated[
         str | None, typer.Option(help="Plan MODEL with another checkpoint.")
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="Plan beside other programs that hold so much of the card, as 4GiB."),
+    ] = None,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Show how many engines may sleep (residency: warm).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how much of the card's memory each model takes, which context fits, and what would help.
@@ -33,7 +42,7 @@ def plan(
     The exit code is 1 if a model does not fit.
     """
     try:
-        settings, room, plans = make_plans(model, memory, profile, checkpoint)
+        settings, room, plans = make_plans(model, memory, profile, checkpoint, beside)
     except PlanError as exc:
         typer.echo(f"Cannot plan: {exc}.", err=True)
         raise typer.Exit(2) from exc
@@ -45,10 +54,13 @@ def plan(
             "total_bytes": room.total_bytes,
             "models": [asdict(p) for p in plans],
             "together": totals,
+            "warm": [asdict(w) for w in warm_plans(plans)] if warm else None,
         }
         typer.echo(json.dumps(body, indent=2))
     else:
         typer.echo(_text(settings, room, plans, asleep_bytes))
+        if warm:
+            typer.echo("\n".join(_warm_lines(plans)))
     raise typer.Exit(0 if all(p.fits for p in plans) else 1)
 
 
@@ -79,6 +91,27 @@ def _text(settings: Settings, room: Room, plans: Sequence[Plan], asleep_bytes: i
     return "\n".join(lines)
 
 
+def _warm_lines(plans: Sequence[Plan]) -> list[str]:
+    """Return one line for each number of sleepers: the card's room and the host's memory."""
+    lines = ["", "With residency: warm, beside the model that needs most:"]
+    host_bytes = psutil.virtual_memory().total
+    for w in warm_plans(plans):
+        line = f"  {w.num_sleepers} asleep: "
+        if not w.fits_card:
+            lines.append(f"{line}does not fit, {gib(-w.card_left_bytes)} are missing")
+            continue
+        line += f"{gib(w.card_left_bytes)} of the card stay free"
+        line += "" if w.has_room_for_desktop else ", too little for a desktop with a browser"
+        line += f"; {gib(w.host_needed_bytes)} of host memory"
+        if w.host_needed_bytes > host_bytes:
+            line += f", and this host has {gib(host_bytes)}"
+        lines.append(line)
+    lines.append(
+        "  That a sleeper keeps 0.5 GiB of the card is an estimate. Measure it: make test-gpu"
+    )
+    return lines
+
+
 def _row(p: Plan) -> tuple[str, ...]:
     return (
         p.model,
@@ -88,5 +121,11 @@ def _row(p: Plan) -> tuple[str, ...]:
         gib(p.kv_room_bytes),
         f"{p.kv_room_tokens:,}",
         f"{p.context_wanted_tokens:,}",
-        "fits" if p.fits else "DOES NOT FIT",
+        _verdict(p),
     )
+
+
+def _verdict(p: Plan) -> str:
+    if p.is_shortened:
+        return f"fits with {p.context_tokens:,} tokens"
+    return "fits" if p.fits else "DOES NOT FIT"

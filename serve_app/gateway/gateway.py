@@ -91,10 +91,7 @@ class Gateway:
 
     def health(self) -> dict[str, Any]:
         """Return the body of `GET /health`."""
-        view = self.admission.view
-        resident = None
-        if view and view.holder and view.state in _RESIDENT:
-            resident = self.settings.targets[view.holder]
+        view, resident = self.admission.view, self._resident()
         return {
             "status": "ok",
             "state": _health_state(view),
@@ -115,9 +112,23 @@ class Gateway:
             "display_name": spec.name,
             "created_at": created_at.isoformat().replace("+00:00", "Z"),
             "lifecycle": "active",
-            "max_input_tokens": spec.engine.max_model_len,
-            "max_tokens": spec.engine.max_model_len,
+            "max_input_tokens": self._context_tokens(spec),
+            "max_tokens": self._context_tokens(spec),
         }
+
+    def _context_tokens(self, spec: ModelSpec) -> int:
+        """What a request may hold: of a resident model what its engine was started with, which may
+        be less than the settings want."""
+        view, resident = self.admission.view, self._resident()
+        if view and view.context_tokens and resident and resident.name == spec.name:
+            return view.context_tokens
+        return spec.engine.max_model_len
+
+    def _resident(self) -> ModelSpec | None:
+        view = self.admission.view
+        if view and view.holder and view.state in _RESIDENT:
+            return self.settings.targets[view.holder]
+        return None
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:
         """Describe a model in OpenAI's shape, with its checkpoint, capabilities and status."""
@@ -131,7 +142,7 @@ class Gateway:
             "revision": spec.revision,
             "untrained": spec.untrained,
             "size_bytes": self._weight_bytes.get(spec.name),
-            "max_model_len": spec.engine.max_model_len,
+            "max_model_len": self._context_tokens(spec),
             "tasks": spec.tasks,
             "capabilities": {
                 "vision": spec.vision,

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from deployments.engine import gpu_lock
+from deployments.engine import gpu_lock, standby
 from deployments.engine.forkserver import start_fork_server
 from deployments.engine.process import standby_environment
 from deployments.host import logs
@@ -141,10 +141,10 @@ def _environment(home: Path) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def _early_standby(settings: Settings) -> Iterator[None]:
     """Start the standby, if the settings want one, so that its imports begin before Ray's."""
-    if not settings.standby:
+    if not standby.may_fork(settings):
         yield
         return
-    process, lifeline = start_fork_server(settings.home, standby_environment())
+    process, lifeline = start_fork_server(settings.home, standby_environment(settings.device))
     reaper = threading.Thread(target=process.wait, daemon=True)
     reaper.start()
     try:

@@ -22,6 +22,7 @@ class FakeReplicas:
         self.refusals: dict[str, Problem] = {}  # what the check of the files finds
         self.plans: dict[str, Plan] = {}
         self.sockets: dict[str, str] = {}  # where a model's engine listens, if it matters
+        self.context_tokens = 8192
         self.release_fault: Exception | None = None
         self.find, self.prepare_, self.load, self.unload = gates = [
             asyncio.Event() for _ in range(4)
@@ -77,7 +78,8 @@ class FakeReplicas:
             if fault:
                 yield EngineGone(fault)
                 return
-            yield EngineReady(self.sockets.get(model, f"/run/{model}-{epoch}.sock"))
+            socket = self.sockets.get(model, f"/run/{model}-{epoch}.sock")
+            yield EngineReady(socket, self.context_tokens, {"weights": 1.5})
         await death.wait()
         yield EngineGone(BROKEN)
 
