@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from deployments.settings import default_home, environment
 from tests import reaper
+
+# A machine on which other programs run is slow, not wrong.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 DEMO_HOME = default_home()  # where `make models` has put the demo models
 

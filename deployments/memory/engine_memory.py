@@ -12,10 +12,12 @@ from deployments.engine.events import EngineFailed
 from deployments.memory import overhead
 from deployments.memory.gpu_wait import wait_until_memory_freed
 from deployments.memory.nvml import NOTHING_READ, GpuReader, GpuReading
-from deployments.memory.plan import Plan, Room, gib
+from deployments.memory.plan import MIB, Plan, Room, gib
 from deployments.memory.room import max_share, plan_on_disk, usable_bytes
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, Settings
+
+_MOST_SLEEPER_GROWTH_BYTES = 256 * MIB
 
 logger = logging.getLogger("llm_backend.engine_memory")
 
@@ -125,7 +127,7 @@ class EngineMemory:
             return
         self._asleep_bytes.append(held_bytes)
         grown_bytes = held_bytes - self._asleep_bytes[0]
-        if grown_bytes > self._settings.memory.max_drift_bytes:
+        if grown_bytes > _MOST_SLEEPER_GROWTH_BYTES:
             message = (
                 f"{spec.target} holds {gib(held_bytes)} of the GPU's memory asleep, "
                 f"{gib(grown_bytes)} more than in its first sleep"

@@ -93,7 +93,8 @@ class EffectRunner:
         self._spawn(self._start())
         self._spawn(self._keep_time())
         if open_gpu:
-            self._spawn(self._watch_gpu(GpuWatch(settings.gpu, open_gpu)))
+            watch = GpuWatch(settings.gpu, open_gpu, lambda: self.view.admitting_epoch)
+            self._spawn(self._watch_gpu(watch))
 
     async def close(self) -> None:
         """End its tasks; an engine that runs goes on."""

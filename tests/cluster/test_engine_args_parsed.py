@@ -13,11 +13,25 @@ from typing import Any
 import pytest
 
 import deployments.engine.site
-from deployments.engine.args import engine_environment, engine_flags
-from deployments.settings import GPU_ONLY, AppArgs, ModelSpec, load_settings
+from deployments.engine.args import MemoryShare, engine_environment, engine_flags
+from deployments.settings import AppArgs, ModelSpec, load_settings
 
 SITE = Path(deployments.engine.site.__file__).parent
 CHECKPOINT = Path("/weights/of a model")
+SHARE = MemoryShare(utilization=0.84, kv_cache_bytes=3224371200, context_tokens=16384)
+# Arguments that only an engine on a GPU gets.
+GPU_ARGS = {
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "kv_cache_dtype",
+    "attention_backend",
+    "compilation_config",
+    "max_cudagraph_capture_size",
+    "load_format",
+    "safetensors_load_strategy",
+    "skip_mm_profiling",
+    "enable_flashinfer_autotune",
+}
 
 PROFILES = {
     name: load_settings(AppArgs.model_validate({"profile": name}), has_gpu=False)
@@ -45,7 +59,12 @@ def spec_of(profile: str, model: str) -> ModelSpec:
 def parsed() -> dict[tuple[str, str], dict[str, Any]]:
     """By profile and model; ("", "") holds vLLM's defaults."""
     lines = [
-        engine_flags(spec_of(profile, model), CHECKPOINT, PROFILES[profile].device)
+        engine_flags(
+            spec_of(profile, model),
+            CHECKPOINT,
+            PROFILES[profile].device,
+            memory=SHARE if profile == "rtx5080" else None,
+        )
         for profile, model in ALL
     ]
     done = subprocess.run(
@@ -68,7 +87,8 @@ def test_vllm_reads_what_the_settings_say(parsed, profile, model):
     assert args["model"] == str(CHECKPOINT)
     assert args["served_model_name"] == [spec.name]
     assert args["runner"] == ("pooling" if spec.task == "embed" else "auto")
-    assert args["max_model_len"] == engine.max_model_len
+    context = SHARE.context_tokens if profile == "rtx5080" else engine.max_model_len
+    assert args["max_model_len"] == context
     assert args["max_num_seqs"] == engine.max_num_seqs
     assert args["max_num_batched_tokens"] == engine.max_num_batched_tokens
     assert args["enforce_eager"] is engine.enforce_eager
@@ -104,10 +124,17 @@ def test_json_under_a_schema_has_no_white_space(parsed, profile, model):
     assert "disable_any_whitespace=True" in told
 
 
-@pytest.mark.parametrize("model", PROFILES["rtx5080"].models)
+@pytest.mark.parametrize("model", PROFILES["rtx5080"].targets)
 def test_gpu_settings_reach_the_gpu(parsed, model):
-    args, engine = parsed["rtx5080", model], spec_of("rtx5080", model).engine
-    assert args["gpu_memory_utilization"] == engine.gpu_memory_utilization
+    spec = spec_of("rtx5080", model)
+    args, engine = parsed["rtx5080", model], spec.engine
+    assert args["gpu_memory_utilization"] == SHARE.utilization
+    assert args["kv_cache_memory_bytes"] == SHARE.kv_cache_bytes
+    assert args["skip_mm_profiling"] is spec.vision
+    assert args["enable_flashinfer_autotune"] is False
+    assert args["dtype"] == engine.dtype
+    mode = engine.cudagraph_mode if spec.task == "generate" else None
+    assert mode is None or mode in str(args["compilation_config"])
     assert args["kv_cache_dtype"] == engine.kv_cache_dtype
     assert args["max_cudagraph_capture_size"] == engine.max_cudagraph_capture_size
     assert args["safetensors_load_strategy"] == engine.safetensors_load_strategy
@@ -118,14 +145,14 @@ def test_gpu_settings_reach_the_gpu(parsed, model):
 @pytest.mark.parametrize("model", PROFILES["cpu-demo"].models)
 def test_no_gpu_setting_reaches_the_cpu(parsed, model):
     args, default = parsed["cpu-demo", model], parsed["", ""]
-    assert {key: args[key] for key in GPU_ONLY} == {key: default[key] for key in GPU_ONLY}
+    assert {key: args[key] for key in GPU_ARGS} == {key: default[key] for key in GPU_ARGS}
     assert args["distributed_executor_backend"] == "uni"
 
 
 def test_engine_that_may_sleep_has_the_routes_and_on_a_gpu_the_allocator() -> None:
     spec = spec_of("rtx5080", "qwen-14b")
     flags = engine_flags(spec, CHECKPOINT, "cuda", can_sleep=True)
-    assert "--enable-sleep-mode" in flags
+    assert {"--enable-sleep-mode", "--sleep-mode-offload-cudagraph"} <= set(flags)
     assert "--enable-sleep-mode" not in engine_flags(spec, CHECKPOINT, "cpu", can_sleep=True)
     for device in ("cuda", "cpu"):
         environment = engine_environment(spec, device, can_sleep=True)
@@ -137,8 +164,9 @@ def test_engine_that_may_sleep_has_the_routes_and_on_a_gpu_the_allocator() -> No
 def test_everything_else_is_vllms_default(parsed, profile, model):
     """A flag that means more than it says would show here."""
     ours = {
-        *GPU_ONLY,
+        *GPU_ARGS,
         "model",
+        "dtype",
         "served_model_name",
         "runner",
         "max_model_len",

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(20)
 
 
 def watch(nvml: FakeNvml) -> AsyncIterator[GpuState]:
-    return GpuWatch(SETTINGS, lambda: NvmlReader(nvml, None)).states()
+    return GpuWatch(SETTINGS, lambda: NvmlReader(nvml, None), lambda: None).states()
 
 
 # --- a reading ---
@@ -81,13 +81,55 @@ def test_alarm_goes_on_at_the_line_and_off_well_below_it():
     shares = [0.94, 0.95, 0.949, 0.951, 0.925, 0.919, 0.94, 0.96]
     states = [False]
     for share in shares:
-        states.append(next_alarm(states[-1], share, 0.95))
+        card = GpuReading(total_bytes=1000, used_bytes=int(1000 * share), free_bytes=0)
+        states.append(next_alarm(states[-1], card, 0.95, None))
     assert states[1:] == [False, True, True, True, True, False, False, True]
 
 
 def test_look_that_says_nothing_changes_no_alarm():
-    assert next_alarm(True, None, 0.95)
-    assert not next_alarm(False, None, 0.95)
+    assert next_alarm(True, NOTHING_READ, 0.95, None)
+    assert not next_alarm(False, NOTHING_READ, 0.95, None)
+
+
+def card_with(free_gib: float) -> GpuReading:
+    total_bytes, free_bytes = 16 * GIB, int(free_gib * GIB)
+    return GpuReading(
+        total_bytes=total_bytes, used_bytes=total_bytes - free_bytes, free_bytes=free_bytes
+    )
+
+
+def test_engine_with_a_desktop_beside_it_is_no_alarm():
+    """95 to 97 % of a card of 16 GB are in use, and 0.6 GiB are free, as when it became ready."""
+    card = card_with(free_gib=0.6)
+    assert card.used_share > 0.95
+    assert not next_alarm(False, card, 0.95, card.used_bytes)
+
+
+def test_last_of_the_memory_is_an_alarm_until_there_is_clearly_more():
+    assert next_alarm(False, card_with(0.2), 0.95, card_with(0.2).used_bytes)
+    assert next_alarm(True, card_with(0.4), 0.95, card_with(0.2).used_bytes)
+    assert not next_alarm(True, card_with(0.6), 0.95, card_with(0.2).used_bytes)
+
+
+def test_growth_since_the_engine_was_ready_is_an_alarm():
+    """Blender opens beside it."""
+    ready_bytes = card_with(1.3).used_bytes
+    assert not next_alarm(False, card_with(0.79), 0.95, None)
+    assert next_alarm(False, card_with(0.79), 0.95, ready_bytes)
+    assert not next_alarm(False, card_with(0.79), 0.95, card_with(0.9).used_bytes)
+
+
+async def test_each_engine_has_its_own_measure_of_growth():
+    nvml, epochs = FakeNvml(used_gib=10), [None, 1, 1, 2, 2]
+    epoch_now = iter(epochs)
+    states = GpuWatch(SETTINGS, lambda: NvmlReader(nvml, None), lambda: next(epoch_now)).states()
+    assert not (await anext(states)).is_alarming
+    nvml.used_gib = 14.8
+    assert not (await anext(states)).is_alarming  # epoch 1 became ready
+    nvml.used_gib = 15.4
+    assert (await anext(states)).is_alarming  # 0.6 GiB more
+    assert not (await anext(states)).is_alarming  # epoch 2 became ready with that
+    assert not (await anext(states)).is_alarming
 
 
 # --- the poller ---
@@ -114,7 +156,7 @@ async def test_machine_without_the_library_has_null_figures():
     def open_none() -> GpuReader:
         raise GpuReadError("the package nvidia-ml-py is not installed")
 
-    state = await anext(GpuWatch(SETTINGS, open_none).states())
+    state = await anext(GpuWatch(SETTINGS, open_none, lambda: None).states())
     assert state == GpuState(
         GpuReading(problem="the package nvidia-ml-py is not installed"), is_alarming=False
     )
@@ -131,7 +173,7 @@ async def test_driver_that_keeps_a_question_is_asked_no_second_one(monkeypatch):
             release.wait(10)
             return GpuReading(total_bytes=10, used_bytes=1)
 
-    states = GpuWatch(SETTINGS, Stuck).states()
+    states = GpuWatch(SETTINGS, Stuck, lambda: None).states()
     try:
         for _ in range(3):
             assert "has not answered" in ((await anext(states)).reading.problem or "")
@@ -174,11 +216,11 @@ async def test_switchboard_tells_of_the_alarm_once_each_way(tmp_path: Path) -> N
     """In its events, its view and its status; a lost driver in between is no end of the alarm."""
     args = AppArgs(profile="rtx5080", home=str(tmp_path), default_model="none")
     settings = load_settings(args, has_gpu=True).model_copy(update={"gpu": SETTINGS})
-    nvml = FakeNvml(used_gib=15.5)
+    nvml = FakeNvml(used_gib=15.75)
     board = Switchboard(settings, FakeReplicas(), lambda: NvmlReader(nvml, None))
     try:
         on = await _next_alarm(board)
-        assert (on["on"], on["used_bytes"]) == (True, int(15.5 * GIB))
+        assert (on["on"], on["used_bytes"]) == (True, int(15.75 * GIB))
         assert on["processes"][0]["name"] == "blender"
         assert board._runner.view.gpu.is_alarming
         nvml.fault = "GPU is lost"

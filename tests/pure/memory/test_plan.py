@@ -30,6 +30,7 @@ BIG_INT8 = "Qwen/Qwen2.5-14B-Instruct-GPTQ-Int8"
 VL, VL_AWQ = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct-AWQ"
 VL_FP8 = "RedHatAI/Qwen2.5-VL-7B-Instruct-FP8-dynamic"
 
+SHIPPED = load_settings(AppArgs(profile="rtx5080"), has_gpu=False).models
 CARD = Room("cuda", RTX_5080_BYTES)
 LINUX = Room("cuda", RTX_5080_BYTES - CUDA_RESERVED_BYTES)  # as CUDA gives the card out
 WSL2 = Room("cuda", RTX_5080_BYTES, max_share=MAX_SHARE_WSL2)
@@ -222,7 +223,7 @@ def test_what_the_present_engine_gives_back_counts_as_free():
 
 def shipped(name: str, room: Room) -> Plan:
     """A model of the GPU profile as its file stands."""
-    spec = load_settings(AppArgs(profile="rtx5080"), has_gpu=False).models[name]
+    spec = SHIPPED[name]
     shape = shape_of(KNOWN[spec.checkpoint])
     overhead = overhead_estimate(spec.vision, "cuda")
     weights_bytes = shape.weights_bytes()

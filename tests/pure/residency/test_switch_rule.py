@@ -172,7 +172,7 @@ def worlds(draw):
     return policy, load_s, Trace("any", requests)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(worlds())
 def test_nobody_waits_past_the_bound(world):
     """All fit into service, so that each waits for its model alone, and once."""
@@ -183,7 +183,7 @@ def test_nobody_waits_past_the_bound(world):
     assert max(outcome.waits, default=0) <= bound_s + 1e-6
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(worlds())
 def test_no_busy_model_is_put_out_before_its_minimum(world):
     policy, load_s, trace = world
