@@ -22,7 +22,7 @@ from tests.gpu.report import Report
 
 # A first load compiles kernels and reads some 10 GB.
 START_TIMEOUT_S = 900.0
-# Warm, with two sleepers on the card: what is then left for the one that is awake.
+# Warm, with two sleepers on the card and a desktop beside them.
 WARM_ENGINE = {"gpu_memory_utilization": 0.80, "max_model_len": 16384}
 
 

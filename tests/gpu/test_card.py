@@ -1,6 +1,7 @@
 """The three models on the card: right answers, switches, speed, memory. Fills a report."""
 
 import json
+import math
 import time
 from itertools import pairwise, permutations
 from typing import Any
@@ -8,17 +9,24 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.memory.nvml import GpuReader
+from deployments.memory.nvml import NOTHING_READ, GpuReader, GpuReading
 from deployments.model_server.golden_probe import probe_for
 from deployments.settings import ModelSpec, Settings
 from tests.cluster.server import Server, wait_until
-from tests.gpu.report import GIB, WANTED_TOKENS_PER_S, Memory, Report, Speed, Switch
+from tests.gpu.report import (
+    MAX_KEPT_BYTES,
+    WANTED_TOKENS_PER_S,
+    Memory,
+    Planned,
+    Report,
+    Speed,
+    Switch,
+)
 
 SWITCH_TIMEOUT_S = 1200.0
 NUM_TOKENS = 256
 PROMPT = [{"role": "user", "content": "Write a long story about a lighthouse keeper."}]
-# A driver keeps some memory for the processes that are left; an engine is gigabytes.
-MAX_KEPT_BYTES = GIB // 4
+NUM_SWITCHES = 10  # of each mode, at the least
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(7200)]
 
@@ -35,7 +43,16 @@ def switch(server: Server, report: Report, model: str, mode: str) -> Switch:
     ticket = post(server, "/admin/switch", {"model": model, "wait": True})
     assert ticket["state"] == "done", ticket
     phases = {phase["phase"]: phase["seconds"] for phase in ticket["phases"]}
-    done = Switch(ticket["from"] or "nothing", model, mode, ticket["seconds"], phases)
+    engine = ticket["engine"] or {}
+    done = Switch(
+        ticket["from"] or "nothing",
+        model,
+        mode,
+        ticket["seconds"],
+        phases,
+        engine.get("start", ""),
+        engine.get("steps", {}),
+    )
     if done.source != done.target:  # else it was resident already
         report.switches.append(done)
     return done
@@ -53,8 +70,29 @@ def golden_answer(server: Server, spec: ModelSpec) -> Any:
     return answer
 
 
-def used_bytes(card: GpuReader | None) -> int | None:
-    return card.read().used_bytes if card else None
+def look(card: GpuReader | None) -> GpuReading:
+    return card.read() if card else NOTHING_READ
+
+
+def gained_bytes(before: GpuReading, after: GpuReading) -> int:
+    """What the programs that are left hold more than before."""
+    held = {p.pid: p.used_bytes or 0 for p in before.processes}
+    gains = [(p.used_bytes or 0) - held.get(p.pid, 0) for p in after.processes]
+    return max(0, sum(gains))
+
+
+def planned(server: Server, spec: ModelSpec, held_bytes: int | None) -> Planned:
+    """The plan of the engine that is resident, as a dry run of a switch to it tells."""
+    plan = post(server, "/admin/switch", {"model": spec.name, "dry_run": True})["memory"]
+    (model,) = (m for m in server.get("/models")["data"] if m["id"] == spec.name)
+    return Planned(
+        spec.name,
+        model["max_model_len"],
+        plan["weights_bytes"],
+        plan["overhead_bytes"],
+        plan["kv_cache_bytes"],
+        held_bytes,
+    )
 
 
 def test_each_model_answers_its_known_question_and_gives_its_memory_back(
@@ -62,13 +100,26 @@ def test_each_model_answers_its_known_question_and_gives_its_memory_back(
 ) -> None:
     """From nothing and back to nothing: what the card held before, it holds after."""
     for name, spec in settings.models.items():
-        before = used_bytes(card)
+        before = look(card)
         switch(server, report, name, "first")
         answer = golden_answer(server, spec)
         report.answers[name] = answer["choices"][0]["message"]["content"]
-        resident = used_bytes(card)
+        resident = look(card)
+        held_bytes = None
+        if before.used_bytes is not None and resident.used_bytes is not None:
+            held_bytes = resident.used_bytes - before.used_bytes
+        report.planned.append(planned(server, spec, held_bytes))
         unload(server)
-        report.memory.append(Memory(name, before, resident, used_bytes(card)))
+        after = look(card)
+        report.memory.append(
+            Memory(
+                name,
+                before.used_bytes,
+                resident.used_bytes,
+                after.used_bytes,
+                gained_bytes(before, after),
+            )
+        )
     for memory in report.memory:
         assert (memory.kept_bytes or 0) <= MAX_KEPT_BYTES, memory
 
@@ -76,12 +127,13 @@ def test_each_model_answers_its_known_question_and_gives_its_memory_back(
 def test_every_switch_there_is_is_done_and_timed(
     server: Server, settings: Settings, report: Report
 ) -> None:
-    """Each model to each other, around, and each answers as it did at first."""
+    """Each model to each other, around and around, and each answers as it did at first."""
     models = list(settings.models)
     first: dict[str, Any] = {}
     around = _round_trip(models)
     switch(server, report, around[0], "first")
-    for _, target in pairwise(around):
+    num_rounds = math.ceil(NUM_SWITCHES / (len(around) - 1))
+    for _, target in [*pairwise(around)] * num_rounds:
         switch(server, report, target, "cold")
         probe = probe_for(settings.models[target])
         record = probe.read(post(server, probe.path, probe.body()))
@@ -169,7 +221,7 @@ def test_warm_switches_wake_what_sleeps(
     models = list(settings.models)[:2]
     for name in models:
         switch(warm_server, report, name, "first")
-    for name in models * 2:
+    for name in models * (NUM_SWITCHES // len(models)):
         done = switch(warm_server, report, name, "warm")
         golden_answer(warm_server, settings.models[name])
     firsts = [s.seconds for s in report.switches if s.mode == "first"]
