@@ -102,7 +102,10 @@ class HostFacts:
     ray_address: str | None = None  # the cluster that RAY_ADDRESS names
     exposures: tuple[Exposure, ...] = ()
     weights: tuple[Weights, ...] = ()
-    plans: tuple[Plan, ...] = ()  # of all models whose shape is known, downloaded or not
+    # Of all models whose shape is known, downloaded or not; on a card with what is free now, unless
+    # the server runs.
+    plans: tuple[Plan, ...] = ()
+    fork_problem: str | None = None  # why `standby: auto` forks no engines
 
     @property
     def is_gpu_profile(self) -> bool:

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,8 @@ import psutil
 
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.engine import standby
+from deployments.memory.gpu_wait import describe_process
 from deployments.memory.nvml import GpuReadError, open_nvml
 from deployments.memory.plan import Plan
 from deployments.memory.planner import PlanError, plan_of, room_of
@@ -80,7 +83,8 @@ def gather(config: Path) -> HostFacts:
         ray_address=named_ray(),
         exposures=tuple(exposures(home, os.environ)) if home else (),
         weights=_weights(settings),
-        plans=_plans(settings, known) if settings else (),
+        plans=_plans(settings, known, card) if settings else (),
+        fork_problem=standby.why_not(home) if home else None,
     )
 
 
@@ -225,8 +229,11 @@ def _weights(settings: Settings | None) -> tuple[Weights, ...]:
     return tuple(found)
 
 
-def _plans(settings: Settings, known: Known) -> tuple[Plan, ...]:
+def _plans(settings: Settings, known: Known, card: Card | None) -> tuple[Plan, ...]:
     room, plans = room_of(settings), []
+    if room.device == "cuda" and card and not is_serving(settings.home):
+        others = tuple(describe_process(p) for p in card.reading.processes[:3])
+        room = replace(room, free_bytes=card.reading.free_bytes, holders=others)
     for spec in settings.models.values():
         with suppress(PlanError):  # shape unknown: `weights` reports the missing checkpoint
             plans.append(plan_of(spec, room, settings, known))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from deployments.memory.gpu_wait import describe_process
 from deployments.memory.plan import GIB, gib
-from deployments.settings import EngineSettings, ModelSpec
+from deployments.settings import EngineSettings, ModelSpec, paths
 from serve_app.doctor.facts import Card, Finding, HostFacts, Level
 
 # The first driver that runs CUDA 13. Source: the compatibility table of NVIDIA's CUDA 13 notes.
@@ -199,7 +199,6 @@ def check_gpu_memory(facts: HostFacts) -> Iterator[Finding]:
         return
     reading = card.reading
     total, free = reading.total_bytes or 0, reading.free_bytes or 0
-    share = max((s.engine.gpu_memory_utilization or 0 for s in settings.models.values()), default=0)
     others = ", ".join(describe_process(p) for p in reading.processes[:3])
     text = f"{free / GIB:.2f} of {gib(total)} are free"
     users = others or "processes that the driver does not name"
@@ -214,17 +213,43 @@ def check_gpu_memory(facts: HostFacts) -> Iterator[Finding]:
         )
     if facts.is_serving:
         yield Finding("gpu memory", Level.OK, f"{text}, and this server runs{used}")
-    elif free < share * total:
+        return
+    unfit = [plan for plan in facts.plans if not plan.fits]
+    shortened = [plan for plan in facts.plans if plan.is_shortened]
+    for plan in unfit:
         yield Finding(
             "gpu memory",
-            Level.PROBLEM,
-            f"{text}, and vLLM needs {share * total / GIB:.2f} free to start "
-            f"(gpu_memory_utilization {share:g}){used}",
-            "end the programs that use the GPU (nvidia-smi lists them), or lower "
-            "gpu_memory_utilization in configs/models",
+            Level.PROBLEM if plan.model == settings.default_model else Level.WARNING,
+            f"{text}, and {plan.model} does not fit: {plan.reason}",
+            ", or ".join(plan.advice) or "name a smaller checkpoint in configs/models",
         )
+    for plan in shortened:
+        yield Finding(
+            "gpu memory",
+            Level.WARNING,
+            f"{text}, so {plan.model} has a context of {plan.context_tokens:,} tokens and not of "
+            f"{plan.context_wanted_tokens:,}{used}",
+            "end programs that use the GPU (nvidia-smi lists them)",
+        )
+    if not unfit and not shortened:
+        yield Finding("gpu memory", Level.OK, f"{text}, and each model fits{used}")
+
+
+def check_forking(facts: HostFacts) -> Iterator[Finding]:
+    """Report why engines are not forked from the standby, which makes each switch longer."""
+    if not facts.is_gpu_profile or not facts.settings or facts.settings.standby != "auto":
+        return
+    if facts.fork_problem is None:
+        yield Finding("standby", Level.OK, "engines are forked from the standby")
+    elif facts.is_wsl2:
+        yield Finding("standby", Level.OK, f"engines are started plainly: {facts.fork_problem}")
     else:
-        yield Finding("gpu memory", Level.OK, f"{text}, {share * total / GIB:.2f} are needed{used}")
+        yield Finding(
+            "standby",
+            Level.WARNING,
+            f"engines are started plainly, which takes some 7 s longer: {facts.fork_problem}",
+            f"to try again: rm {facts.settings.home / paths.FORK_FAILED}",
+        )
 
 
 def check_attention(facts: HostFacts) -> Iterator[Finding]:
@@ -282,23 +307,6 @@ def _is_sm12(card: Card | None) -> bool:
     return bool(card and card.capability and card.capability[0] == 12)
 
 
-def check_pinned_memory(facts: HostFacts) -> Iterator[Finding]:
-    """Check that pinned host memory is on: without it, copies between host and card are slow."""
-    if not facts.is_wsl2 or not facts.is_gpu_profile:
-        return
-    if facts.environment.get("VLLM_WSL2_ENABLE_PIN_MEMORY") == "1":
-        yield Finding("pinned memory", Level.OK, "pinned memory is on under WSL2")
-        return
-    is_warm = facts.settings is not None and facts.settings.residency == "warm"
-    yield Finding(
-        "pinned memory",
-        Level.WARNING,
-        "under WSL2 vLLM does not use pinned memory by default, which makes copies to the card slow"
-        + (", and so each warm switch" if is_warm else ""),
-        "export VLLM_WSL2_ENABLE_PIN_MEMORY=1 (needs kernel 4.19.121 or newer)",
-    )
-
-
 CHECKS = (
     check_gpu,
     check_driver,
@@ -308,5 +316,5 @@ CHECKS = (
     check_old_notes,
     check_gpu_memory,
     check_attention,
-    check_pinned_memory,
+    check_forking,
 )

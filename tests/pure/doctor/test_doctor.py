@@ -111,7 +111,7 @@ def test_healthy_machines_have_no_finding_but_ok(workstation, laptop):
     checks = {finding.check for finding in diagnose(workstation)}
     assert checks == {
         *("settings", "gpu", "driver", "torch", "vllm", "xformers", "gpu memory", "attention"),
-        *("weights", "disk", "host memory", "port", "ray", "other users", "keys"),
+        *("weights", "disk", "host memory", "port", "ray", "other users", "keys", "standby"),
     }
 
 
@@ -250,16 +250,35 @@ def test_older_pytorch_is_a_problem_whose_remedy_is_a_new_environment(workstatio
 # --- memory, attention, WSL2 ---
 
 
-def test_processes_that_use_the_gpus_memory_are_named(workstation):
-    """vLLM refuses to start unless its share of the card's memory is free."""
-    holders = (GpuProcess(7, "blender", 6 * GIB),)
-    reading = replace(READING, free_bytes=9 * GIB, used_bytes=7 * GIB, processes=holders)
-    machine = replace(workstation, card=Card(reading, (12, 0), (13, 0)))
+def test_model_that_does_not_fit_beside_others_is_told_with_their_names(workstation):
+    """The default model's is a problem, another one's a warning."""
+    reading = replace(READING, free_bytes=9 * GIB, used_bytes=7 * GIB)
+    room = Room("cuda", READING.total_bytes or 0, 9 * GIB, holders=("7 (blender) 6.00 GiB",))
+    made = {plan.model: plan for plan in plans("rtx5080", room)}
+    machine = replace(workstation, card=Card(reading, (12, 0), (13, 0)), plans=tuple(made.values()))
     finding = worst(machine, "gpu memory")
     assert finding.level is Level.PROBLEM
-    assert "7 (blender) 6.00 GiB" in finding.text
+    assert "qwen-14b does not fit" in finding.text
+    assert "held by: 7 (blender) 6.00 GiB" in finding.text
+    only_small = replace(machine, plans=(made["qwen-coder"],))
+    assert worst(only_small, "gpu memory").level is Level.OK
     serving = replace(machine, is_serving=True)
     assert worst(serving, "gpu memory").level is Level.OK
+
+
+def test_context_that_others_make_shorter_is_a_warning(workstation):
+    room = Room("cuda", READING.total_bytes or 0, 12 * GIB)
+    machine = replace(workstation, plans=plans("rtx5080", room))
+    finding = worst(machine, "gpu memory")
+    assert finding.level is Level.WARNING
+    assert "qwen-14b has a context of " in finding.text
+
+
+def test_reason_why_engines_are_not_forked_is_told(workstation):
+    machine = replace(workstation, fork_problem="a forked engine failed")
+    assert worst(machine, "standby").level is Level.WARNING
+    assert "fork_failed.json" in (worst(machine, "standby").remedy or "")
+    assert worst(replace(machine, is_wsl2=True), "standby").level is Level.OK
 
 
 def test_smaller_card_is_a_warning(workstation):
@@ -284,14 +303,6 @@ def test_attention_that_would_refuse_to_start_is_a_problem(workstation):
     models = {"qwen-14b": spec.model_copy(update={"engine": engine})}
     changed = workstation.settings.model_copy(update={"models": models})
     assert worst(replace(workstation, settings=changed), "attention").level is Level.PROBLEM
-
-
-def test_wsl2_without_pinned_memory_is_a_warning(workstation, laptop):
-    wsl2 = replace(workstation, is_wsl2=True)
-    assert worst(wsl2, "pinned memory").level is Level.WARNING
-    switched_on = replace(wsl2, environment={"VLLM_WSL2_ENABLE_PIN_MEMORY": "1"})
-    assert worst(switched_on, "pinned memory").level is Level.OK
-    assert of(replace(laptop, is_wsl2=True), "pinned memory") == []
 
 
 # --- the rest of the machine ---
