@@ -13,6 +13,7 @@ import psutil
 
 from deployments.host.platform import is_wsl
 from deployments.settings import EngineSettings, ModelSpec
+from deployments.settings.engine_args import as_flags
 
 # Environment of every engine, and of the standby it is forked from, as vLLM reads some of it as it
 # is imported: no network, no usage reports, and no fewer stop strings than the gateway takes.
@@ -92,6 +93,7 @@ def engine_flags(
             flags.append(f"--mm-processor-kwargs={json.dumps({'max_pixels': engine.max_pixels})}")
     if engine.dtype != "auto":
         flags.append(f"--dtype={engine.dtype}")
+    flags += as_flags(engine.engine_args)
     if device != "cuda":
         return flags + _CPU_FLAGS
     if can_sleep:  # the CPU has no memory to move, and knows no such flag
@@ -103,6 +105,8 @@ def _generation_flags(engine: EngineSettings) -> list[str]:
     flags = [f"--structured-outputs-config={json.dumps(_STRUCTURED_OUTPUTS)}"]
     if engine.tool_call_parser:
         flags += ["--enable-auto-tool-choice", f"--tool-call-parser={engine.tool_call_parser}"]
+    if engine.reasoning_parser:
+        flags.append(f"--reasoning-parser={engine.reasoning_parser}")
     return flags
 
 

@@ -7,7 +7,7 @@ wins:
 
 1. what a command names for one call, as `llm-backend plan --profile`
 2. the environment; an empty variable hides the file's, and leaves it to what follows below
-3. the file `.env` (`machine.py` lists the variables of both, `.env.example` explains them)
+3. the file `.env` (`environment.py` lists the variables of both, `.env.example` explains them)
 4. `args` and `http_options` of `serve_config.yaml`
 5. the files under `configs/`
 
@@ -17,6 +17,7 @@ cache.py        its part about the response cache
 profiles.py     `configs/profiles/`
 models.py       `configs/models/`
 engine.py       the part of a model's file that its engine is started with
+engine_args.py  its flags of vLLM that have no setting of their own
 checkpoints.py  `configs/checkpoints.yaml`
 environment.py  environment variables and `.env`
 binding.py      where the server may listen

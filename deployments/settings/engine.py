@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from deployments.settings.base import Frozen
+from deployments.settings.engine_args import refuse_ours
 
 # Settings of an engine that mean something on a GPU only, or for a model that takes images only.
 GPU_ONLY = (
@@ -52,7 +53,14 @@ class EngineSettings(Frozen):
     enable_prefix_caching: bool = True
     max_images: Annotated[int, Field(ge=0)] = 0
     max_pixels: int | None = None
-    tool_call_parser: Literal["hermes"] | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    engine_args: dict[str, Any] = Field(default_factory=dict)  # other flags of vLLM
+
+    @field_validator("engine_args")
+    @classmethod
+    def _check_engine_args(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(refuse_ours(value, set(cls.model_fields)))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -107,9 +107,9 @@ def read_models(
         file = read_file(path, ModelFile)
         if file.name != path.stem:
             raise SettingsError(f"{path}: name: {file.name!r} should be the file's own name")
-        if profile not in file.profiles:
-            raise SettingsError(f"{path}: profiles: there is no block for {profile!r}")
-        block = file.profiles[profile]
+        block = file.profiles.get(profile)
+        if block is None:  # the model is not for this kind of machine
+            continue
         engine = block.engine
         if utilization:
             engine = engine.model_copy(update={"gpu_memory_utilization": utilization})
@@ -127,8 +127,16 @@ def read_models(
             engine=engine,
             env=block.env,
         )
+    if not models:
+        raise SettingsError(f"{folder}: no model file has a block for the profile {profile!r}")
     _check_ports(folder, models)
     return models
+
+
+def left_out(folder: Path, profile: ProfileName) -> list[str]:
+    """The models whose files have no block for `profile`. Raises SettingsError."""
+    files = [read_file(path, ModelFile) for path in sorted(folder.glob("*.yaml"))]
+    return [file.name for file in files if profile not in file.profiles]
 
 
 def _check_ports(folder: Path, models: dict[str, ModelSpec]) -> None:

@@ -12,6 +12,7 @@ RAY_TOKEN = RUN / "ray_token"
 STANDBY_SOCKET = RUN / "standby.sock"
 GPU_LOCKS = "place*.lock"  # in RUN
 FORK_FAILED = Path("fork_failed.json")  # why engines are not forked on this machine
+FLAGS_CHECKED = Path("flags_checked")  # the engine settings that vLLM has checked, as a hash
 IMPORTS = Path("imports.json")  # the modules that engines had imported
 LOGS = Path("logs")
 RESIDENCY_EVENTS = LOGS / "residency.jsonl"  # what the residency machine was told

@@ -11,7 +11,8 @@ import typer
 from deployments.memory.plan import Plan, Room, gib
 from deployments.memory.planner import PlanError, make_plans
 from deployments.memory.warm import warm_plans
-from deployments.settings import ProfileName, Settings
+from deployments.settings import PROJECT, ProfileName, Settings
+from deployments.settings.models import left_out
 
 
 def plan(
@@ -87,6 +88,8 @@ def _text(settings: Settings, room: Room, plans: Sequence[Plan], asleep_bytes: i
             lines += [f"{p.model}: {note}." for note in p.advice]
     if any(p.overhead_source == "estimate" for p in plans):
         lines.append("~ an estimate, until the engine has measured it at its first start.")
+    missing = left_out(PROJECT / "configs" / "models", settings.profile)
+    lines += [f"{name}: not for this machine, as its file has no block for it." for name in missing]
     lines.append(f"Disk: {gib(asleep_bytes)}; as much host memory, if all were asleep at once.")
     return "\n".join(lines)
 

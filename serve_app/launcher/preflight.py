@@ -15,6 +15,7 @@ import yaml
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine import gpu_lock
+from deployments.engine.flag_check import check_flags
 from deployments.memory.monitor import open_host_memory
 from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
 from deployments.settings.environment import read_environment
@@ -67,6 +68,10 @@ def check_all(path: Path) -> Settings:
         raise PreflightError(str(exc)) from exc
     home = settings.home
     _check_disk(home)
+    try:
+        check_flags(settings)
+    except SettingsError as exc:
+        raise PreflightError(str(exc)) from exc
     _check_not_running(home)
     _check_port(host, port)
     _check_ray()

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.settings import PROJECT, AppArgs, SettingsError, default_home, load_settings
+from deployments.settings.models import left_out
 
 CONFIGS = PROJECT / "configs"
 MODELS = ["qwen-14b", "qwen-coder", "qwen-vl"]
@@ -200,12 +201,6 @@ def test_added_unknown_key_lists_the_valid_ones(configs):
             "default_model: gpt",
             ["gpt", *MODELS],
         ),
-        (
-            "models/qwen-14b.yaml",
-            "tool_call_parser: hermes",
-            "tool_call_parser: harmony",
-            ["profiles.rtx5080.engine.tool_call_parser", "'hermes'", "harmony"],
-        ),
         ("models/qwen-14b.yaml", "name: qwen-14b", "name: other", ["name", "other"]),
         *(
             (
@@ -299,12 +294,24 @@ def test_folder_without_models_is_told(configs):
     assert "no model files" in error_of(configs)
 
 
-def test_model_without_a_block_for_the_profile_is_told(configs):
+def test_model_without_a_block_for_the_profile_is_left_out(configs):
+    """It is not for this kind of machine."""
     path = configs / "models" / "qwen-vl.yaml"
     raw = yaml.safe_load(path.read_text())
     del raw["profiles"]["cpu-demo"]
     path.write_text(yaml.safe_dump(raw))
-    assert "qwen-vl.yaml: profiles: there is no block for 'cpu-demo'" in error_of(configs)
+    args = AppArgs(config_dir=str(configs), profile="cpu-demo")
+    assert sorted(load_settings(args, has_gpu=False).models) == ["qwen-14b", "qwen-coder"]
+    assert left_out(configs / "models", "cpu-demo") == ["qwen-vl"]
+    assert left_out(configs / "models", "rtx5080") == []
+
+
+def test_profile_that_no_model_is_for_is_told(configs):
+    for path in (configs / "models").glob("*.yaml"):
+        raw = yaml.safe_load(path.read_text())
+        del raw["profiles"]["cpu-demo"]
+        path.write_text(yaml.safe_dump(raw))
+    assert "no model file has a block for the profile 'cpu-demo'" in error_of(configs)
 
 
 def test_unknown_arg_is_refused():
