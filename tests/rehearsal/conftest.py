@@ -1,4 +1,4 @@
-"""The stub of the driver's library, compiled once; and programs that meet it."""
+"""The stub of the driver's libraries, compiled once; and programs that meet it."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal.driver import DriverStub, compile_library
+from tests.rehearsal.driver import DriverStub, compile_libraries
 from tests.rehearsal.programs import Program
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled stub."""
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the compiled stubs."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
-        pytest.skip("the stub of the driver's library needs a C compiler: apt install gcc")
-    return compile_library(tmp_path_factory.mktemp("driver"), compiler)
+        pytest.skip("the stub of the driver's libraries needs a C compiler: apt install gcc")
+    return compile_libraries(tmp_path_factory.mktemp("driver"), compiler)
 
 
 @pytest.fixture
-def driver(library: Path, tmp_path: Path) -> DriverStub:
+def driver(libraries: Path, tmp_path: Path) -> DriverStub:
     """An idle RTX 5080."""
-    return DriverStub(library, tmp_path)
+    return DriverStub(libraries, tmp_path)
 
 
 @pytest.fixture

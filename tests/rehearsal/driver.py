@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-_SOURCE = Path(__file__).with_name("nvml.c")
-_LIBRARY = "libnvidia-ml.so.1"
+_FOLDER = Path(__file__).parent
+_LIBRARIES = {"libnvidia-ml.so.1": "nvml.c", "libcuda.so.1": "cuda.c"}
 
 # Codes of nvml.h that a driver answers everything with.
 DRIVER_NOT_LOADED = 9
@@ -67,10 +67,10 @@ class Card:
 
 
 class DriverStub:
-    """The library in `library` with a state of its own, at first an idle RTX 5080."""
+    """The driver of the compiled `libraries` with a state of its own; at first an idle RTX 5080."""
 
-    def __init__(self, library: Path, folder: Path) -> None:
-        self._library = library
+    def __init__(self, libraries: Path, folder: Path) -> None:
+        self._libraries = libraries
         self._state = folder / "driver.txt"
         self.write(Card())
 
@@ -103,7 +103,7 @@ class DriverStub:
     @property
     def variables(self) -> dict[str, str]:
         """What a program's environment has to hold to meet this driver."""
-        paths = [str(self._library), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        paths = [str(self._libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         return {
             "LD_LIBRARY_PATH": ":".join(paths),
             "LLM_REHEARSAL_DRIVER": str(self._state),
@@ -116,9 +116,10 @@ class DriverStub:
         return ours | self.variables | more
 
 
-def compile_library(folder: Path, compiler: str) -> Path:
-    """Compile the stub into `folder`, and return it."""
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-    command += [f"-Wl,-soname,{_LIBRARY}", "-o", str(folder / _LIBRARY), str(_SOURCE)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def compile_libraries(folder: Path, compiler: str) -> Path:
+    """Compile the stubs into `folder`, and return it."""
+    for name, source in _LIBRARIES.items():
+        command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", f"-Wl,-soname,{name}"]
+        command += ["-o", str(folder / name), str(_FOLDER / source)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
     return folder
