@@ -69,7 +69,7 @@ def card_bytes(text: str) -> int:
 
 def room_of(settings: Settings, memory: str | None = None) -> Room:
     """The card that is named, this machine's, or an RTX 5080 on paper; on the CPU, the host."""
-    if settings.device == "cpu":
+    if not settings.place.is_gpu:
         if memory is None:
             return host_room(settings.home)
         return Room("cpu", card_bytes(memory))

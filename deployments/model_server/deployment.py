@@ -141,7 +141,7 @@ class ModelServer:
     async def _prove_memory_freed(self, spec: ModelSpec, held_bytes: int = 0) -> int | None:
         """How much is free, where that can be known. Raises EngineFailed."""
         share = spec.engine.gpu_memory_utilization
-        if self._settings.device != "cuda" or not share:
+        if not self._settings.place.is_gpu or not share:
             return None
         card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
         if card is None:
