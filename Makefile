@@ -7,6 +7,7 @@
 # make soak      run mixed clients, switches, kills and a busy machine for 20 minutes (MINUTES=), and
 #                print what was lost and what grew
 # make observe   run Prometheus on http://127.0.0.1:9090 beside a running backend, until Ctrl-C
+# make rehearse  on a machine without a GPU: test the GPU's part over a stub of the driver's library
 # make test-gpu  on a machine with a GPU: test its models, switches and speeds, and write a report
 # make lock      after a change of a version in pyproject.toml: write it into requirements-*.lock
 PYTHON ?= python3
@@ -23,7 +24,7 @@ PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 SYSTEM_TOOLS := prometheus redis-server chromium
 DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 
-.PHONY: run test drill soak test-gpu check lint pytest env models clean system bench observe lock
+.PHONY: run test drill soak rehearse test-gpu check lint pytest env models clean system bench observe lock
 
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
@@ -75,6 +76,11 @@ drill: .venv/.dev models
 
 soak: .venv/.dev models
 	@exec $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
+
+# What asks the driver, the flags in vLLM's own Python for CUDA (10 MiB of its wheel, fetched once), and
+# a server with engines on the CPU whose place is the stub's card.
+rehearse: .venv/.dev models
+	$(BIN)/pytest tests/rehearsal -m 'rehearse or not rehearse'
 
 # Without a GPU the tests are skipped with the reason.
 test-gpu: .venv/.dev

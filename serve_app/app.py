@@ -65,6 +65,6 @@ def _actor_options(settings: Settings) -> dict[str, object]:
     amount = settings.place.amount
     if settings.is_warm:
         amount = math.floor(100 / len(settings.models)) / 100
-    if settings.place.resource == "GPU":
+    if settings.place.is_gpu:
         return {"num_cpus": 0, "num_gpus": amount}
     return {"num_cpus": 0, "resources": {settings.place.resource: amount}}

@@ -78,8 +78,8 @@ class MemoryCycles:
 
 def open_host_memory(settings: Settings) -> "HostMemory":
     """The memory of this machine."""
-    is_gpu = settings.device == "cuda"
-    return HostMemory(settings, open_card(settings.visible_devices) if is_gpu else None)
+    card = open_card(settings.visible_devices) if settings.place.is_gpu else None
+    return HostMemory(settings, card)
 
 
 class HostMemory:
@@ -99,7 +99,7 @@ class HostMemory:
         try:
             if self._card:
                 room = card_room(self._card, self._settings)
-            elif self._settings.device == "cpu":
+            elif not self._settings.place.is_gpu:
                 room = host_room(self._home)
             else:
                 return None
@@ -161,7 +161,7 @@ class HostMemory:
                 return card.read().used_bytes or 0
 
             return used_bytes
-        return (lambda: session_bytes(session)) if self._settings.device == "cpu" else None
+        return None if self._settings.place.is_gpu else lambda: session_bytes(session)
 
     async def _settled(self, read: Callable[[], int]) -> int:
         """What is held once it no longer shrinks."""

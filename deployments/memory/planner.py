@@ -83,7 +83,7 @@ def room_of(settings: Settings, memory: str | None = None, beside: str | None = 
 
     `beside`: the size of what other programs hold of a card.
     """
-    if settings.device == "cpu":
+    if not settings.place.is_gpu:
         if memory is None:
             return host_room(settings.home)
         return Room("cpu", card_bytes(memory))

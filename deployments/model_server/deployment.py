@@ -48,8 +48,8 @@ class ModelServer:
         # The engine writes there too, and `keep_logs_bounded` cuts it.
         logs.write_to_file(settings.home, model, rotates=False)
         self._home = settings.home
-        is_gpu = settings.device == "cuda"
-        card = open_card(os.environ.get("CUDA_VISIBLE_DEVICES")) if is_gpu else None
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        card = open_card(visible) if settings.place.is_gpu else None
         self._memory = EngineMemory(settings, card)
         self._engine: EngineProcess | None = None
         self._golden: GoldenAnswer | None = None  # of that engine

@@ -81,7 +81,8 @@ class Settings(Frozen):
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
-        return "cuda" if self.place.resource == "GPU" else "cpu"
+        """What the engines compute on. Whose memory they are counted in says `place`."""
+        return "cpu" if self.profile == "cpu-demo" else "cuda"
 
 
 def default_home() -> Path:
@@ -113,8 +114,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
     root = Path(args.config_dir)
     backend = read_file(root / "backend.yaml", BackendFile)
     profile_file = read_file(root / "profiles" / f"{profile}.yaml", ProfileFile)
-    is_gpu = profile_file.place.resource == "GPU"
-    utilization = machine.gpu_memory_utilization if is_gpu else None
+    utilization = machine.gpu_memory_utilization if profile_file.place.is_gpu else None
     models = read_models(root / "models", profile, utilization)
     default = args.default_model or profile_file.default_model
     if default != "none" and default not in models:

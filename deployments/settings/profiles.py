@@ -16,6 +16,11 @@ class Place(Frozen):
     resource: Literal["GPU", "node:__internal_head__"]
     amount: Annotated[float, Field(gt=0.5, le=1)]
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the memory that models share is a card's; else it is the host's."""
+        return self.resource == "GPU"
+
 
 class ProfileFile(Frozen):
     """One file of `configs/profiles/`."""

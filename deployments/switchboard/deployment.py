@@ -213,5 +213,5 @@ class SwitchboardDeployment(Switchboard):
         super().__init__(
             settings,
             ServeReplicas(settings, servers, app_name),
-            (lambda: open_nvml(visible)) if settings.device == "cuda" else None,
+            (lambda: open_nvml(visible)) if settings.place.is_gpu else None,
         )
