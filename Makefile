@@ -77,10 +77,11 @@ drill: .venv/.dev models
 soak: .venv/.dev models
 	@exec $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
 
-# What asks the driver, the flags in vLLM's own Python for CUDA (10 MiB of its wheel, fetched once), and
-# a server with engines on the CPU whose place is the stub's card.
+# What asks the driver, the flags in vLLM's own Python for CUDA (10 MiB of its wheel, fetched once), a
+# server with engines on the CPU whose place is the stub's card, and the tests of `make test-gpu` on it.
 rehearse: .venv/.dev models
 	$(BIN)/pytest tests/rehearsal -m 'rehearse or not rehearse'
+	$(BIN)/pytest tests/gpu -m gpu --rehearse -s
 
 # Without a GPU the tests are skipped with the reason.
 test-gpu: .venv/.dev

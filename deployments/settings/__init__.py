@@ -16,6 +16,7 @@ backend.py      `configs/backend.yaml`
 cache.py        its part about the response cache
 profiles.py     `configs/profiles/`
 models.py       `configs/models/`
+names.py        the names that requests may give a model: aliases, variants
 engine.py       the part of a model's file that its engine is started with
 engine_args.py  its flags of vLLM that have no setting of their own
 checkpoints.py  `configs/checkpoints.yaml`

@@ -1,5 +1,6 @@
 """Puts the settings together, from wherever they stand; which source wins: `__init__.py`."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from deployments.settings.base import Frozen, SettingsError
 from deployments.settings.cache import Cache, with_address
 from deployments.settings.environment import Environment, read_environment
 from deployments.settings.models import ModelSpec, read_models
+from deployments.settings.names import ModelNames
 from deployments.settings.profiles import Place, ProfileFile, ProfileName, ResidencyMode
 from deployments.settings.yaml_files import read_file
 
@@ -73,6 +75,11 @@ class Settings(Frozen):
             for spec in self.models.values()
             for task in spec.tasks
         }
+
+    @cached_property
+    def names(self) -> ModelNames:
+        """The names that requests may give the models."""
+        return ModelNames(self.models)
 
     @property
     def is_warm(self) -> bool:
@@ -145,6 +152,7 @@ def load_settings(args: AppArgs, has_gpu: bool, *, profile: ProfileName | None =
         admin_keys=machine.admin_keys,
     )
     _check_switching(root / "backend.yaml", settings)
+    ModelNames(models)  # raises where two models have one name
     return settings
 
 

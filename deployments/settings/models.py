@@ -1,7 +1,7 @@
 """The files of `configs/models/`, and each model as the active profile serves it."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,12 @@ from deployments.settings.base import Frozen, SettingsError
 from deployments.settings.engine import GPU_ONLY, VISION_ONLY, EngineSettings
 from deployments.settings.profiles import ProfileName
 from deployments.settings.yaml_files import read_file
+
+# Fields that a variant must not touch.
+_NOT_PARAMETERS = {"model", "messages", "prompt", "input", "stream", "tools", "system"}
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# An alias may have the characters of other programs' model names, and stars.
+_ALIAS = r"^[A-Za-z0-9*][A-Za-z0-9*._:/@-]*$"
 
 Task = Literal["generate", "embed"]
 Port = Annotated[int, Field(gt=1023, lt=65536)] | None
@@ -23,6 +29,22 @@ class Golden(Frozen):
     max_tokens: Annotated[int, Field(gt=0, le=64)] = 8
     logprob_tolerance: Annotated[float, Field(gt=0)] = 0.25  # nats
     embedding_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.02  # cosine distance
+
+
+class Variant(Frozen):
+    """A second name of a model, `model:variant`, that changes the parameters of its requests."""
+
+    defaults: dict[str, Any] = Field(default_factory=dict)  # where a request does not say
+    forced: dict[str, Any] = Field(default_factory=dict)  # whatever a request says
+    dropped: list[str] = Field(default_factory=list)  # left out of requests
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for name in _NOT_PARAMETERS & (
+            self.defaults.keys() | self.forced.keys() | set(self.dropped)
+        ):
+            raise ValueError(f"{name} is what a request is about, and not a parameter of it")
+        return self
 
 
 class ModelProfile(Frozen):
@@ -44,10 +66,14 @@ class ModelFile(Frozen):
     tasks: Annotated[list[Task], Field(min_length=1)]  # the first is meant where none is named
     vision: bool = False
     port: Port
+    aliases: list[Annotated[str, Field(pattern=_ALIAS)]] = Field(default_factory=list)
+    variants: dict[Annotated[str, Field(pattern=_NAME)], Variant] = Field(default_factory=dict)
     profiles: dict[ProfileName, ModelProfile]
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        for variant in sorted(self.variants.keys() & set(get_args(Task))):
+            raise ValueError(f"variants.{variant}: {self.name}:{variant} is a task's name already")
         for profile, block in self.profiles.items():
             key = f"profiles.{profile}.engine"
             for name in sorted(block.engine.model_fields_set):
@@ -74,6 +100,8 @@ class ModelSpec(Frozen):
     task: Task
     vision: bool
     port: Port
+    aliases: list[str] = Field(default_factory=list)
+    variants: dict[str, Variant] = Field(default_factory=dict)
     checkpoint: str
     revision: str | None
     untrained: bool
@@ -120,6 +148,8 @@ def read_models(
             task=file.tasks[0],
             vision=file.vision,
             port=file.port,
+            aliases=file.aliases,
+            variants=file.variants,
             checkpoint=block.checkpoint,
             revision=block.revision,
             untrained=block.untrained,

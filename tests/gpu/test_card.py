@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.memory.nvml import NOTHING_READ, GpuReader, GpuReading
+from deployments.memory.nvml import GpuReader, GpuReading
 from deployments.model_server.golden_probe import probe_for
 from deployments.settings import ModelSpec, Settings
 from tests.cluster.server import Server, wait_until
@@ -70,10 +70,6 @@ def golden_answer(server: Server, spec: ModelSpec) -> Any:
     return answer
 
 
-def look(card: GpuReader | None) -> GpuReading:
-    return card.read() if card else NOTHING_READ
-
-
 def gained_bytes(before: GpuReading, after: GpuReading) -> int:
     """What the programs that are left hold more than before."""
     held = {p.pid: p.used_bytes or 0 for p in before.processes}
@@ -96,21 +92,21 @@ def planned(server: Server, spec: ModelSpec, held_bytes: int | None) -> Planned:
 
 
 def test_each_model_answers_its_known_question_and_gives_its_memory_back(
-    server: Server, settings: Settings, card: GpuReader | None, report: Report
+    server: Server, settings: Settings, card: GpuReader, report: Report
 ) -> None:
     """From nothing and back to nothing: what the card held before, it holds after."""
     for name, spec in settings.models.items():
-        before = look(card)
+        before = card.read()
         switch(server, report, name, "first")
         answer = golden_answer(server, spec)
         report.answers[name] = answer["choices"][0]["message"]["content"]
-        resident = look(card)
+        resident = card.read()
         held_bytes = None
         if before.used_bytes is not None and resident.used_bytes is not None:
             held_bytes = resident.used_bytes - before.used_bytes
         report.planned.append(planned(server, spec, held_bytes))
         unload(server)
-        after = look(card)
+        after = card.read()
         report.memory.append(
             Memory(
                 name,
@@ -203,13 +199,12 @@ def measure(server: Server, model: str, num_tokens: int) -> Speed:
     return Speed(model, times[0] - began, num_tokens, (num_tokens - 1) / seconds)
 
 
-def test_health_shows_the_card(server: Server, card: GpuReader | None) -> None:
+def test_health_shows_the_card(server: Server, card: GpuReader) -> None:
     """The watch reads the same card as this test."""
-    reading = card.read() if card else None
+    reading = card.read()
 
     def shown() -> bool:
-        gpu = server.get("/health")["gpu"]
-        return bool(gpu["name"] == (reading and reading.name))
+        return bool(server.get("/health")["gpu"]["name"] == reading.name)
 
     wait_until(shown, 30, "the card in /health")
 

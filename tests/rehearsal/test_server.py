@@ -1,76 +1,19 @@
 """A real server with real engines on the CPU, whose place is the stub's card: what a studio's
 machine does to a switch."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cluster.server import Server, running, wait_until
-from tests.rehearsal.driver import DESKTOP, GPU_IS_LOST, Card, DriverStub, Process, blender
+from tests.rehearsal.driver import DESKTOP, GPU_IS_LOST, Card, DriverStub, blender
 from tests.rehearsal.place import UTILIZATION, gpu_place
+from tests.rehearsal.studio import ENGINE_MIB, Studio
 
 MIB = 2**20
-ENGINE_MIB = 12_900  # of qwen-14b on the card
 
 pytestmark = [pytest.mark.rehearse, pytest.mark.timeout(900)]
-
-
-@dataclass
-class Studio:
-    """A server on a machine whose card holds what its engines and the user's programs hold."""
-
-    driver: DriverStub
-    server: Server
-    programs: tuple[Process, ...] = DESKTOP
-    engine_mib: int = ENGINE_MIB
-    opens_when_free: Process | None = None  # the moment an engine's memory is free, it takes it
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def run(self, *programs: Process) -> None:
-        """Beside the desktop, these run now, and no others."""
-        with self._lock:
-            self.programs = (*DESKTOP, *programs)
-            self._write(self._engines())
-
-    def _engines(self) -> list[Process]:
-        engines = self.server.watch().engines().values()
-        return [Process(ps[0].pid, "VLLM::EngineCore", self.engine_mib, "C") for ps in engines]
-
-    def _write(self, engines: list[Process]) -> None:
-        self.driver.write(Card(processes=(*self.programs, *engines)))
-
-    def _follow(self) -> None:
-        while not self._stop.wait(0.05):
-            with self._lock:
-                engines = self._engines()
-                if self.opens_when_free and not engines:
-                    self.programs = (*DESKTOP, self.opens_when_free)
-                    self.opens_when_free = None
-                self._write(engines)
-
-    @contextmanager
-    def followed(self) -> Iterator["Studio"]:
-        """The card is kept in step with the engines that live."""
-        self.run()
-        thread = threading.Thread(target=self._follow)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            thread.join()
-
-    def ticket(self, ticket_id: str) -> dict[str, Any]:
-        return self.server.get(f"/admin/switch/{ticket_id}")
-
-    def gpu(self) -> dict[str, Any]:
-        return self.server.get("/admin/status")["gpu"]
 
 
 @pytest.fixture(scope="module")
