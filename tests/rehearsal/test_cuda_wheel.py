@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 
 import deployments.engine.site
+from deployments.checkpoints.shape import shape_of
 from deployments.engine.args import EVERY_ENGINE, engine_environment, engine_flags
 from deployments.engine.forkserver import _ONE_THREAD
-from deployments.settings import PROJECT, AppArgs, ModelSpec, load_settings
+from deployments.memory.engine_memory import Claim
+from deployments.memory.plan import CUDA_RESERVED_BYTES, RTX_5080_BYTES, Plan, Room
+from deployments.memory.room import plan_on_paper
+from deployments.settings import PROJECT, AppArgs, ModelSpec, known_checkpoints, load_settings
 from tests.rehearsal.cuda_wheel import NoWheelError, unpacked
 from tests.rehearsal.driver import DriverStub
 
@@ -24,6 +28,7 @@ FOLDER = Path(__file__).parent
 SITE = Path(deployments.engine.site.__file__).parent
 TOKENIZER = PROJECT / "deployments" / "checkpoints" / "demo_data" / "qwen2.5-vl-shapes"
 TARGETS = load_settings(AppArgs(profile="rtx5080"), has_gpu=True).targets
+KNOWN = known_checkpoints(PROJECT / "configs")
 MODES = ("cold", "warm")
 TIMEOUT_S = 240.0
 
@@ -82,6 +87,12 @@ def checkpoint(spec: ModelSpec, folder: Path) -> Path:
     return made
 
 
+def planned(spec: ModelSpec, home: Path) -> Plan:
+    """On an idle RTX 5080 under Linux."""
+    card = Room("cuda", RTX_5080_BYTES - CUDA_RESERVED_BYTES)
+    return plan_on_paper(spec, shape_of(KNOWN[spec.checkpoint]), card, home)
+
+
 @pytest.fixture(scope="module")
 def chosen(
     run: Run, tmp_path_factory: pytest.TempPathFactory
@@ -91,7 +102,13 @@ def chosen(
     for mode in MODES:
         is_warm = mode == "warm"
         lines = {
-            name: engine_flags(spec, checkpoint(spec, folder), "cuda", can_sleep=is_warm)
+            name: engine_flags(
+                spec,
+                checkpoint(spec, folder),
+                "cuda",
+                can_sleep=is_warm,
+                memory=Claim(plan=planned(spec, folder)).share,
+            )
             for name, spec in TARGETS.items()
         }
         (environment,) = {  # they differ in nothing that is read here
@@ -114,15 +131,15 @@ def test_weights_stay_as_small_as_they_are_stored(chosen, mode, name):
     choice = chosen[mode, name]
     assert choice["quantization"] == "auto_awq"
     assert choice["linear_kernel"] == "MarlinLinearKernel"
-    assert choice["dtype"] == "torch.float16"
+    assert choice["dtype"] == ("torch.bfloat16" if TARGETS[name].vision else "torch.float16")
     assert choice["load_strategy"] == TARGETS[name].engine.safetensors_load_strategy
 
 
 @pytest.mark.parametrize(("mode", "name"), ALL)
 def test_attention_is_one_that_this_card_has(chosen, mode, name):
-    """With an fp8 KV cache only Triton's; without, vLLM's own choice is FlashAttention."""
+    """Triton's: FlashAttention takes no fp8 KV cache, and has no machine code for sm_120."""
     choice, engine = chosen[mode, name], TARGETS[name].engine
-    assert choice["attention"] == (engine.attention_backend or "FLASH_ATTN")
+    assert choice["attention"] == engine.attention_backend == "TRITON_ATTN"
     assert choice["kv_cache_dtype"] == engine.kv_cache_dtype
     assert choice["vision_attention"] == engine.mm_encoder_attn_backend
 
@@ -130,12 +147,11 @@ def test_attention_is_one_that_this_card_has(chosen, mode, name):
 @pytest.mark.parametrize(("mode", "name"), ALL)
 def test_memory_is_limited_as_it_is_planned(chosen, mode, name):
     choice, engine = chosen[mode, name], TARGETS[name].engine
-    flags = dict(flag.split("=", 1) for flag in choice["flags"] if "=" in flag)
-    assert choice["gpu_memory_utilization"] == float(flags["--gpu-memory-utilization"])
-    kv_bytes = flags.get("--kv-cache-memory-bytes")
-    assert choice["kv_cache_memory_bytes"] == (kv_bytes and int(kv_bytes))
+    plan = planned(TARGETS[name], Path("/nonexistent"))
+    assert choice["gpu_memory_utilization"] == plan.utilization
+    assert choice["kv_cache_memory_bytes"] == plan.kv_cache_bytes
     assert choice["block_size"] == 16  # what the plan counts in
-    assert choice["max_model_len"] == engine.max_model_len
+    assert choice["max_model_len"] == plan.context_tokens == 32768
     assert choice["max_num_seqs"] == engine.max_num_seqs
     assert choice["max_num_batched_tokens"] == engine.max_num_batched_tokens
     assert choice["prefix_caching"] is engine.enable_prefix_caching
@@ -143,11 +159,11 @@ def test_memory_is_limited_as_it_is_planned(chosen, mode, name):
 
 @pytest.mark.parametrize(("mode", "name"), ALL)
 def test_graphs_are_those_that_the_overhead_holds(chosen, mode, name):
-    """Whole steps as graphs where tokens are generated; vLLM has none for pooling."""
+    """Of steps that only decode, where tokens are generated; vLLM has none for pooling."""
     choice, spec = chosen[mode, name], TARGETS[name]
     is_embedding = spec.task == "embed"
-    assert choice["cudagraph_mode"] == ("PIECEWISE" if is_embedding else "FULL_AND_PIECEWISE")
-    assert choice["cudagraph_sizes"] == [1, 2, 4, 8]
+    assert choice["cudagraph_mode"] == ("PIECEWISE" if is_embedding else "FULL_DECODE_ONLY")
+    assert choice["cudagraph_sizes"] == [1, 2, 4, 8][: 3 if name == "qwen-14b" else 4]
     assert choice["runner"] == ("pooling" if is_embedding else "generate")
 
 
