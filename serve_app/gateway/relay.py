@@ -95,7 +95,7 @@ class EngineRequest:
     path: str
     body: bytes
     is_stream: bool
-    ending: StreamCheck
+    stream_check: StreamCheck
     dialect: Dialect
 
 
@@ -195,7 +195,7 @@ class Relay:
         body = await response.read()
         if ABORTED in body:
             raise await self._cause(session)
-        if self._request.ending.needs_proof_of_life and not await is_healthy(session):
+        if self._request.stream_check.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | provenance_headers(slot, self._request.model)))
@@ -213,15 +213,15 @@ class Relay:
 
         The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
         """
-        ending, rest, held = self._request.ending, b"", b""
+        check, rest, held = self._request.stream_check, b"", b""
         async for data in response.content.iter_any():
             events, separator, rest = (rest + data).rpartition(SEPARATOR)
             if not separator:
                 continue
-            state = ending.judge(events + separator)
+            state = check.judge(events + separator)
             if state.is_lost:
                 break
-            if state.is_over and ending.needs_proof_of_life and not await is_healthy(session):
+            if state.is_over and check.needs_proof_of_life and not await is_healthy(session):
                 break
             held += state.good
             if held and not state.is_preamble:

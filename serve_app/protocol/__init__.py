@@ -1,12 +1,12 @@
-"""What may be asked at each address, and how a request is refused.
+"""Defines the HTTP API: the routes to an engine, their request bodies, and all errors.
 
-calls.py       the addresses, with the body that each takes
-openai.py      the bodies of OpenAI's addresses
-anthropic.py   the bodies of Anthropic's addresses
-fields.py      the kinds of fields, and what all bodies share
-refused.py     the fields that are refused, and why
-stream_end.py  tells a stream that is whole from one that broke
-heartbeat.py   what a waiting stream sends
+calls.py       the routes to an engine, with the body that each takes
+openai.py      the request bodies of OpenAI's routes
+anthropic.py   the request bodies of Anthropic's routes
+fields.py      field types, and the base class of all bodies
+refused.py     the fields that the gateway refuses, and why
+stream_end.py  tells a finished stream from a broken one
+heartbeat.py   the heartbeats of a stream that waits for its model
 errors.py      all errors, with their status and code
 asgi.py        the ASGI messages of a response
 """

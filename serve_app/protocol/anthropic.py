@@ -1,4 +1,4 @@
-"""The bodies of Anthropic's addresses. Source: see `openai.py`."""
+"""The request bodies of Anthropic's routes. Source: see `openai.py`."""
 
 from typing import Annotated, ClassVar
 
@@ -9,13 +9,13 @@ from serve_app.protocol.fields import (
     Body,
     Bool,
     ChatTemplateArguments,
+    Fraction,
     Items,
     Natural,
     Object,
-    Share,
+    Strings,
     Text,
     TopP,
-    Words,
 )
 from serve_app.protocol.refused import STATE_OF_MESSAGES
 
@@ -29,8 +29,8 @@ class CountBody(Body):
     tool_choice: Object = None
     output_config: Object = None
     chat_template_kwargs: ChatTemplateArguments | None = None
-    cache_control: Object = None  # prefixes are cached without being asked
-    context_management: Object = None  # the conversation is taken as it comes
+    cache_control: Object = None  # ignored: the engine caches prefixes anyway
+    context_management: Object = None  # ignored: the conversation is not edited
 
 
 class MessagesBody(CountBody):
@@ -39,8 +39,8 @@ class MessagesBody(CountBody):
     refused: ClassVar = {"thread": STATE_OF_MESSAGES}
     max_tokens: Annotated[int, Field(ge=1, lt=INT64)]
     stream: Bool = None
-    stop_sequences: Words | None = None
-    temperature: Share = None
+    stop_sequences: Strings | None = None
+    temperature: Fraction = None
     top_p: TopP = None
     top_k: Natural = None
     metadata: Object = None

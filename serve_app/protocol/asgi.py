@@ -1,4 +1,4 @@
-"""ASGI messages, responses that are sent piece by piece, and clients that leave."""
+"""Builds ASGI messages, sends streams, and notices when a client disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -10,13 +10,13 @@ from starlette.types import Receive, Scope, Send
 
 
 def start(status: int, headers: dict[str, str]) -> dict[str, Any]:
-    """The head of a response."""
+    """Return the message that starts a response."""
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     return {"type": "http.response.start", "status": status, "headers": encoded}
 
 
 def chunk(body: bytes, *, is_last: bool = False) -> dict[str, Any]:
-    """A piece of its body."""
+    """Return the message for one piece of a response's body."""
     return {"type": "http.response.body", "body": body, "more_body": not is_last}
 
 
@@ -24,13 +24,13 @@ def event_stream_headers() -> dict[str, str]:
     return {
         "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
-        "x-accel-buffering": "no",  # nginx would hold events back until it has some kilobytes
+        "x-accel-buffering": "no",  # otherwise nginx buffers events until it has some kilobytes
     }
 
 
 @asynccontextmanager
 async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
-    """Run the block to its end or until the client is gone, which is no error."""
+    """Run the block, but cancel it when the client disconnects; that raises no error."""
     try:
         async with asyncio.timeout(None) as presence:
             watching = asyncio.ensure_future(_expire_when_client_leaves(receive, presence))
@@ -44,14 +44,14 @@ async def while_client_stays(receive: Receive) -> AsyncIterator[None]:
 
 
 async def _expire_when_client_leaves(receive: Receive, presence: asyncio.Timeout) -> None:
-    """Make `presence` expire when the client is gone."""
+    """Make `presence` expire when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     presence.reschedule(asyncio.get_running_loop().time())
 
 
 class Handled(Response):
-    """Lets a handler send its answer itself: FastAPI's routes have to return a response."""
+    """A response that a handler sends itself; FastAPI's routes must return a response object."""
 
     def __init__(self, handle: Callable[[Receive, Send], Awaitable[None]]) -> None:
         super().__init__()
@@ -62,8 +62,10 @@ class Handled(Response):
 
 
 class EventStream(Response):
-    """Server-sent events, until there are no more or the client is gone. What goes wrong before the
-    first of them is an answer of its own."""
+    """Sends server-sent events until the generator ends or the client disconnects.
+
+    An exception before the first event becomes an ordinary error response.
+    """
 
     def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The addresses that a model answers at, with the body that each takes.
+"""The routes to an engine, with the body that each takes.
 
-A field that a body does not have is left out of the engine's request (`normalizing.py`). A request
-of which nothing was left out is sent on as the bytes that came.
+`normalizing.py` drops the fields that a body does not define. If it changes nothing, the engine
+gets the bytes that the client sent.
 """
 
 from collections.abc import Mapping
@@ -25,21 +25,21 @@ from serve_app.protocol.stream_end import ChatStreamCheck, NamedStreamCheck, Str
 
 @dataclass(frozen=True)
 class Call:
-    """One route to an engine, which has it under the same path."""
+    """One route to an engine; the engine serves it under the same path."""
 
     path: str
     body: type[Body]
     dialect: Dialect = Dialect.OPENAI
-    last_events: tuple[str, ...] = ()  # one ends its streams; without, `[DONE]` does
-    task: Task = "generate"  # which of the model's engines has it
+    last_events: tuple[str, ...] = ()  # any of these events ends a stream; if empty, `[DONE]` does
+    task: Task = "generate"  # a model has one engine for each task
 
     @property
     def refused(self) -> dict[str, str]:
-        """The fields that are refused here, and why."""
+        """The fields that this route refuses, each with the reason."""
         return REFUSED | self.body.refused
 
-    def ending(self, num_choices: int) -> StreamCheck:
-        """What judges one answer's end."""
+    def stream_check(self, num_choices: int) -> StreamCheck:
+        """Return the check for one answer's stream."""
         return (
             NamedStreamCheck(*self.last_events)
             if self.last_events
@@ -65,10 +65,13 @@ CALLS = [
 
 
 def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:
-    """In whose shape errors at this path, and the models, are told: Anthropic's on its own routes;
-    on those of no engine (`/v1/models`, or a wrong one), the client's that sends its header."""
+    """Return the API whose format a response at `path` has (errors and the list of models).
+
+    Anthropic's own routes: Anthropic. Other engine routes: OpenAI. Routes that lead to no engine
+    (`/v1/models`, unknown paths): Anthropic if the client sends `anthropic-version`, else OpenAI.
+    """
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return Dialect.ANTHROPIC
-    is_engines = any(path == call.path for call in CALLS)
-    is_anthropic = "anthropic-version" in headers and not is_engines
+    is_engine_route = any(path == call.path for call in CALLS)
+    is_anthropic = "anthropic-version" in headers and not is_engine_route
     return Dialect.ANTHROPIC if is_anthropic else Dialect.OPENAI

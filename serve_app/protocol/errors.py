@@ -1,37 +1,37 @@
-"""Every error that a client can get, and the one function that turns errors into HTTP.
+"""Defines every error that a client can get, and turns errors into HTTP.
 
     BackendError
     ├── InvalidRequest           400  the body or a parameter is wrong
     │   ├── MissingField         400
     │   ├── UnknownField         400
-    │   ├── RefusedField         400  the engine knows it, and a client may not use it
+    │   ├── RefusedField         400  the field exists elsewhere, but cannot be used here
     │   ├── InvalidType          400
     │   ├── InvalidValue         400
     │   ├── InvalidImage         400
-    │   ├── ContextTooLong       400  more tokens than the model takes
-    │   ├── UploadTimeout        408  the body did not come in time
+    │   ├── ContextTooLong       400  more tokens than the model's context has
+    │   ├── UploadTimeout        408  the body was not received in time
     │   ├── BodyTooLarge         413
     │   ├── UnsupportedMediaType 415
     │   └── HeadersTooLarge      431
-    ├── InvalidKey               401  no key, or a wrong one
-    ├── Forbidden                403  not with this key, not from there
-    ├── NotFound                 404  no such route or ticket
+    ├── InvalidKey               401  the API key is missing or wrong
+    ├── Forbidden                403  the key, the Host or the Origin does not allow it
+    ├── NotFound                 404  no such route, ticket or log
     │   └── UnknownModel         404
     ├── MethodNotAllowed         405
-    ├── SwitchRefused            409  the switch cannot be made as asked
+    ├── SwitchRefused            409  the switch cannot be made as requested
     │   └── LeaseRefused         409  another owner has a lease
     ├── Overloaded               429  the queue is full
-    ├── BadAnswer                502  the engine lives, and its answer is of no use
-    └── Unavailable              503  try again
-        ├── ModelNotResident     503  and the client asked not to wait, or not longer
-        ├── Leased               503  another model has a lease
-        ├── ModelSwitching       503  cut by a drain deadline
-        ├── ModelLoadFailed      503  the switch that was waited for failed
-        ├── EngineLost           503  the engine died under the request
-        └── DeadlineExceeded     504  the request's own time is over
+    ├── BadAnswer                502  the engine is alive, but its answer cannot be used
+    └── Unavailable              503  temporary; the client may try again
+        ├── ModelNotResident     503  the client does not wait for a switch, or not long enough
+        ├── Leased               503  another model has a lease, so no switch can start
+        ├── ModelSwitching       503  a switch cut the request at its drain deadline
+        ├── ModelLoadFailed      503  the model's load failed, recently or while the request waited
+        ├── EngineLost           503  the engine died during the request
+        └── DeadlineExceeded     504  the request's time limit has passed
 
-Each class crosses Ray's process borders by pickle, so a constructor hands every argument,
-positionally, to `Exception.__init__`.
+Ray pickles these errors between processes, so a constructor passes all its arguments, positionally,
+to `Exception.__init__`.
 """
 
 import json
@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 
 
 class BackendError(Exception):
-    """An error with a text that is safe to show to a client."""
+    """An error whose message is safe to show to a client."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -174,14 +174,14 @@ class DeadlineExceeded(Unavailable):
 
 
 class Dialect(StrEnum):
-    """Whose shape an error is told in."""
+    """The API whose format an error has."""
 
-    OPENAI = "openai"  # chat, completions, and everything of our own
-    RESPONSES = "responses"  # OpenAI's too; its streams name their events
+    OPENAI = "openai"  # chat, completions, and our own routes
+    RESPONSES = "responses"  # also OpenAI's, but its streams name their events
     ANTHROPIC = "anthropic"  # messages
 
 
-# Anthropic's names for what a status means.
+# Status -> Anthropic's error type.
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -194,14 +194,14 @@ _ANTHROPIC_TYPES = {
 }
 
 
-# By these, Anthropic's packages send the whole conversation instead, without the field.
+# Field -> details by which Anthropic's packages send the whole conversation, without the field.
 _ANTHROPIC_DETAILS = {
     "thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 }
 
 
 def error_body(error: BackendError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
-    """The body that a client of this dialect parses."""
+    """Return the error body in the format of `dialect`."""
     if dialect is Dialect.ANTHROPIC:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
         body: dict[str, Any] = {
@@ -225,7 +225,7 @@ def error_body(error: BackendError, dialect: Dialect = Dialect.OPENAI) -> dict[s
 def error_response(
     error: BackendError, dialect: Dialect = Dialect.OPENAI
 ) -> tuple[int, Mapping[str, str], bytes]:
-    """Status, headers and body for one error: the only place where errors become HTTP."""
+    """Return status, headers and body; the only place where errors become HTTP."""
     headers = {"content-type": "application/json"}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -237,14 +237,14 @@ def error_response(
 def error_event(
     error: BackendError, dialect: Dialect = Dialect.OPENAI, num_events: int = 0
 ) -> bytes:
-    """The one server-sent event that ends a stream which cannot be completed.
+    """Return the server-sent event that ends a stream which cannot be completed.
 
-    `num_events`: how many the stream had before; those of responses are numbered.
+    `num_events`: the number of events sent before it; events of `/v1/responses` are numbered.
     """
     body = error_body(error, dialect)
     if dialect is Dialect.OPENAI:
         return b"data: " + json.dumps(body).encode() + b"\n\n"
     if dialect is Dialect.RESPONSES:
-        # OpenAI's document has the fields at the top, its server and its Python client in `error`.
+        # OpenAI's reference has the fields at the top level; its server and client, in `error`.
         body |= body["error"] | {"type": "error", "sequence_number": num_events}
     return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"

@@ -1,4 +1,4 @@
-"""The kinds of fields, and what all bodies share."""
+"""Field types, and the base class of all request bodies."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,26 +8,25 @@ from pydantic.config import JsonDict
 INT64 = 2**63
 Bool = bool | None
 Text = str | None
-# A list stops at its first wrong element: a million wrong ones are told as one.
+# `fail_fast`: checking stops at the first wrong element, so a million wrong ones give one error.
 Items = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Object = dict[str, Any] | None
-Number = Annotated[float | None, Field(allow_inf_nan=False)]
 Count = Annotated[int | None, Field(ge=1, le=INT64 - 1)]
 Natural = Annotated[int | None, Field(ge=0, le=INT64 - 1)]
 Penalty = Annotated[float | None, Field(ge=-2, le=2, allow_inf_nan=False)]
 Temperature = Annotated[float | None, Field(ge=0, le=2, allow_inf_nan=False)]
-Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
+Fraction = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
 TopP = Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, lt=INT64)]
 Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1)]
 TokenIds = Annotated[list[Token], Field(fail_fast=True, max_length=4096)] | None
-Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
+Strings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
 
 
-def _one_kind(value: Any) -> Any:
-    """Says what is wrong with a prompt before its forms are tried one by one."""
+def _check_prompt_form(value: Any) -> Any:
+    """Give one clear error instead of pydantic's error for each form that a prompt may have."""
     if isinstance(value, str) and value:
         return value
     first = value[0] if isinstance(value, list) and value else None
@@ -35,65 +34,67 @@ def _one_kind(value: Any) -> Any:
         first = first[0] if first else None
     if not isinstance(first, str | int) or isinstance(first, bool):
         raise ValueError(
-            "a text, a list of texts, a list of token numbers or a list of those lists"
+            "a string, an array of strings, an array of token IDs or an array of token ID arrays"
         )
     return value
 
 
-def text_or_items(value: Any) -> Any:
-    """Says what is wrong with an input before its two forms are tried."""
+def check_input_form(value: Any) -> Any:
+    """Give one clear error instead of pydantic's error for each form that an input may have."""
     if not isinstance(value, str | list) or not value:
-        raise ValueError("a text, or a list of items; not empty")
+        raise ValueError("a non-empty string or a non-empty array of items")
     return value
 
 
-def _bool(value: Any) -> Any:
-    """Pydantic takes 0 for false here, also where it is strict."""
+def _check_bool(value: Any) -> Any:
+    """Refuse 0 and 1: in a `Literal`, pydantic accepts 0 for false even in strict mode."""
     if not isinstance(value, bool):
         raise ValueError("true or false")
     return value
 
 
-Yes = Annotated[Literal[True], BeforeValidator(_bool)]
-No = Annotated[Literal[False], BeforeValidator(_bool)]
+OnlyTrue = Annotated[Literal[True], BeforeValidator(_check_bool)]
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_check_bool)]
 
-# What a completion goes on with, and what is embedded.
+# The `prompt` of a completion, and the `input` of a request for embeddings.
 Prompt = Annotated[
     Annotated[str, Field(min_length=1)]
     | Annotated[list[str], Field(fail_fast=True, min_length=1)]
     | Tokens
     | Annotated[list[Tokens], Field(fail_fast=True, min_length=1)],
-    BeforeValidator(_one_kind),
+    BeforeValidator(_check_prompt_form),
 ]
 
 
-# Clients may send unknown fields: `normalizing.py` leaves them out before this check.
+# The API description allows unknown fields: `normalizing.py` drops them before this check.
 OPEN: JsonDict = {"additionalProperties": True}
 
 
 class Body(BaseModel):
-    """A request's body: the fields that are allowed, and what is checked of them."""
+    """The body of a request: its allowed fields, with their types and ranges."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, protected_namespaces=(), json_schema_extra=OPEN
     )
-    refused: ClassVar[dict[str, str]] = {}  # on this route alone, like REFUSED
+    refused: ClassVar[dict[str, str]] = {}  # like REFUSED, for this route only
 
-    model: Annotated[str, Field(min_length=1, description="The name of a model: see `/v1/models`.")]
+    model: Annotated[
+        str, Field(min_length=1, description="The name of a model; `GET /v1/models` lists them.")
+    ]
 
     @property
     def num_choices(self) -> int:
-        """How many answers are asked for."""
+        """The number of answers that the request asks for."""
         return 1
 
     @property
     def num_inputs(self) -> int:
-        """How many texts are to be embedded."""
+        """The number of texts to embed."""
         return 1
 
 
 class ChatTemplateArguments(BaseModel):
-    """What a template's own switches are set to; not the template."""
+    """Arguments for the model's chat template; the template itself cannot be replaced."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=OPEN)
 

@@ -1,6 +1,6 @@
-"""The bodies of OpenAI's addresses.
+"""The request bodies of OpenAI's routes, and of vLLM's `/tokenize` and `/detokenize`.
 
-They check what the gateway must know or must not let through; the engine checks everything finer.
+They check what the gateway needs and what must not reach an engine; the engine checks the rest.
 Source: the request models of vLLM 0.32 (`vllm/entrypoints/**/protocol.py`), read field by field.
 """
 
@@ -16,27 +16,27 @@ from serve_app.protocol.fields import (
     Bool,
     ChatTemplateArguments,
     Count,
+    Fraction,
     Items,
     Natural,
-    No,
     Object,
+    OnlyFalse,
+    OnlyTrue,
     Penalty,
     Prompt,
-    Share,
+    Strings,
     Temperature,
     Text,
     Token,
     TokenId,
     TokenIds,
     TopP,
-    Words,
-    Yes,
-    text_or_items,
+    check_input_form,
 )
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's own way to constrain an answer: exactly one of these."""
+    """vLLM's own field that constrains an answer, by exactly one of these kinds."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -44,7 +44,7 @@ class StructuredOutputs(BaseModel):
     regex: Annotated[str | None, Field(min_length=1)] = None
     choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     grammar: Annotated[str | None, Field(min_length=1)] = None
-    json_object: Yes | None = None
+    json_object: OnlyTrue | None = None
     whitespace_pattern: Text = None
     disable_any_whitespace: Bool = None
     disable_additional_properties: Bool = None
@@ -58,7 +58,7 @@ class StructuredOutputs(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What an answer must look like."""
+    """The form that the answer must have."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=OPEN)
 
@@ -67,7 +67,7 @@ class ResponseFormat(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells besides its text."""
+    """What a stream contains besides its text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=OPEN)
 
@@ -77,19 +77,19 @@ class StreamOptions(BaseModel):
 
 
 class _Sampling(Body):
-    """How an answer is drawn; on all routes of OpenAI's that generate."""
+    """Sampling fields of all OpenAI routes that generate text."""
 
     stream: Bool = None
     temperature: Temperature = None
     top_p: TopP = None
     top_k: Annotated[int | None, Field(ge=-1, lt=INT64)] = None
-    min_p: Share = None
+    min_p: Fraction = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2, allow_inf_nan=False)] = None
     logit_bias: dict[TokenId, Bias] | None = None
     seed: Annotated[int | None, Field(ge=-INT64, lt=INT64)] = None
-    stop: Annotated[str, Field(min_length=1)] | Words | None = None
+    stop: Annotated[str, Field(min_length=1)] | Strings | None = None
     stop_token_ids: TokenIds = None
     include_stop_str_in_output: Bool = None
     ignore_eos: Bool = None
@@ -100,7 +100,7 @@ class _Sampling(Body):
 
 
 class _Generation(_Sampling):
-    """What chat and completions have in common."""
+    """Fields that chat and completions share."""
 
     n: Count = None
     stream_options: StreamOptions | None = None
@@ -113,7 +113,7 @@ class _Generation(_Sampling):
     prompt_logprobs: Natural = None
     logprob_token_ids: TokenIds = None
     allowed_token_ids: TokenIds = None
-    bad_words: Annotated[Words | None, Field(max_length=128)] = None
+    bad_words: Annotated[Strings | None, Field(max_length=128)] = None
     echo: Bool = None
     add_special_tokens: Bool = None
     return_tokens_as_token_ids: Bool = None
@@ -122,7 +122,7 @@ class _Generation(_Sampling):
 
 
 class _Ignored(Body):
-    """OpenAI's fields that ask nothing of a model: taken, so that programs run, and not used."""
+    """OpenAI's fields that do not affect the answer: accepted, because programs send them."""
 
     metadata: dict[str, str] | None = None
     service_tier: Text = None
@@ -149,7 +149,7 @@ class ChatBody(_Generation, _Ignored):
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     return_prompt_text: Bool = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    store: Bool = None  # taken and not done: nothing on this route can be read back
+    store: Bool = None  # accepted without effect: no route returns stored chats
     verbosity: Text = None
     prediction: Object = None
 
@@ -177,11 +177,11 @@ class CompletionBody(_Generation):
 class ResponsesBody(_Sampling, _Ignored):
     """`POST /v1/responses`"""
 
-    refused: ClassVar = {"prompt": "prompts are not stored: send the text itself"}
+    refused: ClassVar = {"prompt": "prompts are not stored; send the text in `input`"}
 
     input: Annotated[
         Annotated[str, Field(min_length=1)] | Annotated[Items, Field(min_length=1)],
-        BeforeValidator(text_or_items),
+        BeforeValidator(check_input_form),
     ]
     instructions: Text = None
     max_output_tokens: Count = None
@@ -196,13 +196,13 @@ class ResponsesBody(_Sampling, _Ignored):
     top_logprobs: Natural = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: ChatTemplateArguments | None = None
-    background: No | None = None
-    store: No | None = None
+    background: OnlyFalse | None = None
+    store: OnlyFalse | None = None
     stream_options: StreamOptions | None = None
 
 
 class EmbeddingsBody(Body):
-    """`POST /v1/embeddings`: texts in `input`, or `messages` as chat has them, images among them"""
+    """`POST /v1/embeddings`: texts in `input`, or chat `messages`, which may contain images"""
 
     input: Prompt | None = None
     messages: Annotated[Items | None, Field(min_length=1)] = None
@@ -217,7 +217,7 @@ class EmbeddingsBody(Body):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.input is None) == (self.messages is None):
-            raise ValueError("either `input` or `messages` is required")
+            raise ValueError("exactly one of `input` and `messages` is required")
         return self
 
     @property
@@ -228,7 +228,7 @@ class EmbeddingsBody(Body):
 
 
 class TokenizeBody(Body):
-    """`POST /tokenize`: a prompt, or messages as chat has them"""
+    """`POST /tokenize`: a `prompt`, or chat `messages`"""
 
     prompt: Text = None
     messages: Annotated[Items | None, Field(min_length=1)] = None
@@ -242,7 +242,7 @@ class TokenizeBody(Body):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("either `prompt` or `messages` is required")
+            raise ValueError("exactly one of `prompt` and `messages` is required")
         return self
 
 

@@ -1,9 +1,9 @@
 """Tells a stream that finished from one that a dying engine ended politely.
 
-An engine that dies ends its own streams politely, with `[DONE]` or `message_stop`. Chat and
-completions say for each choice why it finished, so there the absence of a reason gives a death
-away. Responses and messages say "completed" and "end_turn" of a cut answer too: after their last
-event the engine is asked whether it lives.
+A dying engine ends its streams as if they were finished, with `[DONE]` or `message_stop`. Streams
+of chat and completions carry a finish reason for each choice; a missing one shows that the engine
+died. Streams of responses and messages say "completed" or "end_turn" even of a cut answer, so the
+relay checks that the engine is still alive before it passes their last event on.
 """
 
 import re
@@ -14,7 +14,7 @@ SEPARATOR = b"\n\n"
 _DONE = b"data: [DONE]\n\n"
 _ERROR_DATA = b'data: {"error":'
 _FAILURE = re.compile(rb"^event: (?:error|response\.failed)\n", re.MULTILINE)
-# Responses begin with these before the engine has looked at the request.
+# Streams of /v1/responses begin with these before the engine has checked the request.
 _PREAMBLE = (b"event: response.created\n", b"event: response.in_progress\n")
 _FINISHED = b'"finish_reason":"'
 ABORTED = b'"finish_reason":"abort"'
@@ -24,27 +24,27 @@ _NO_REASON = b'"stop_reason":null'
 
 @dataclass(frozen=True)
 class StreamState:
-    """What a piece of a stream is worth."""
+    """The verdict on the next events of a stream."""
 
-    good: bytes  # whole events that may go on
-    is_preamble: bool = False  # they are only what is said before the request is looked at
-    is_over: bool = False  # `good` ends with the stream's last word
+    good: bytes  # whole events that may be sent to the client
+    is_preamble: bool = False  # `good` has only events sent before the engine checked the request
+    is_over: bool = False  # `good` ends with the stream's last event
     is_lost: bool = False  # the engine died
-    error: bytes | None = None  # its own error event's data, after `good`; what follows is no news
+    error: bytes | None = None  # data of the engine's error event after `good`; the rest is ignored
 
 
 class StreamCheck(Protocol):
-    """Judges one stream while it passes."""
+    """Judges the events of one stream as they pass."""
 
-    needs_proof_of_life: bool  # whether its last word is believed only of a living engine
+    needs_proof_of_life: bool  # whether the last event counts only if the engine is still alive
 
     def judge(self, events: bytes) -> StreamState:
-        """The next events, whole ones, each with its separator."""
+        """Judge the next events: whole ones, each with its separator."""
         ...
 
 
 class ChatStreamCheck:
-    """Of chat and completions: `[DONE]`, after a finish_reason for every choice."""
+    """For chat and completions: `[DONE]` ends a stream, after a finish_reason for each choice."""
 
     needs_proof_of_life = False
 
@@ -65,7 +65,7 @@ class ChatStreamCheck:
 
 
 class NamedStreamCheck:
-    """Of responses and messages: an event of a certain name."""
+    """For responses and messages: an event with one of certain names ends a stream."""
 
     needs_proof_of_life = True
 
@@ -75,7 +75,7 @@ class NamedStreamCheck:
     def judge(self, events: bytes) -> StreamState:
         found = _FAILURE.search(events)
         whole = events[: found.start()] if found else events
-        if _NO_REASON in whole.partition(_MESSAGE_DELTA)[2]:  # how messages call an abort
+        if _NO_REASON in whole.partition(_MESSAGE_DELTA)[2]:  # an abort, as /v1/messages writes it
             return StreamState(b"", is_lost=True)
         is_preamble = sum(map(whole.count, _PREAMBLE)) == whole.count(SEPARATOR)
         if found:

@@ -20,7 +20,7 @@ from serve_app.routes.auth import check_admin, check_user, namespace_of
 from serve_app.telemetry.context import request_context
 from serve_app.validation import reading
 from serve_app.validation.body import encode, validate
-from serve_app.validation.images import prepare
+from serve_app.validation.images import prepare_pictures
 
 open_routes = APIRouter()  # no key needed
 routes = APIRouter(dependencies=[Depends(check_user)])
@@ -120,13 +120,13 @@ async def _read(
     raw = await reading.read_body(request, limits.max_body_bytes, deadline)
     examined = await validate(call, raw, gateway.settings)
     value, found = examined.value, examined.pictures
-    has_changed = bool(found) and await prepare(found, limits)
+    has_changed = bool(found) and await prepare_pictures(found, limits)
     engine_request = EngineRequest(
         model=value["model"],
         path=call.path,
         body=encode(value) if has_changed or examined.has_changed else raw,
         is_stream=bool(value.get("stream")),
-        ending=call.ending(examined.body.num_choices),
+        stream_check=call.stream_check(examined.body.num_choices),
         dialect=call.dialect,
     )
     return engine_request, value

@@ -1,11 +1,11 @@
-"""Reads a request's body, checks it, and brings it into the engine's form.
+"""Reads the body of a request, checks it, and turns it into the request for the engine.
 
-body.py             all steps, in order
-reading.py          bytes to one JSON object, within the limits
-normalizing.py      leaves out what no engine here knows or needs
-fields.py           the fields of the route, and what they may hold
-message_content.py  the parts of messages
-images.py           pictures: their size, and fetching them
-json_schema.py      schemas that the engine would compile
-threads.py          work on large bodies, beside the event loop
+body.py             all steps of the check, in order
+reading.py          turns bytes into one JSON object, within the limits
+normalizing.py      drops the fields that no engine here knows or needs
+fields.py           checks the fields of the body, and counts against the limits
+message_content.py  checks the parts of messages, and finds their pictures
+images.py           checks pictures, and fetches them from trusted hosts
+json_schema.py      checks the schemas that the engine would compile
+threads.py          works on large bodies in a thread
 """

@@ -1,7 +1,7 @@
-"""Turns a body's bytes into a checked request.
+"""Turns the bytes of a body into a checked request.
 
-A large body is worked on beside the event loop (`threads.py`); what one step of it may take is
-bounded in `reading.decode` and in the checks.
+A thread checks large bodies (`threads.py`). `reading.decode` and the checks themselves bound how
+long one step can take.
 """
 
 from dataclasses import dataclass
@@ -30,39 +30,38 @@ from serve_app.validation.threads import in_thread_if_large
 
 @dataclass(frozen=True)
 class ValidRequest:
-    """A request that an engine may see."""
+    """A checked request, which may be sent to an engine."""
 
     body: Body
     value: dict[str, Any]
     pictures: list[Picture]
-    has_changed: bool  # `value` is no longer what was received
+    has_changed: bool  # `value` differs from the body as received
 
 
 async def validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
     """Read and check the body of a request at `call`. Raises InvalidRequest, UnknownModel."""
-    return await in_thread_if_large(len(raw), lambda: _examine(call, raw, settings))
+    return await in_thread_if_large(len(raw), lambda: _validate(call, raw, settings))
 
 
-def _examine(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
+def _validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
     limits, models = settings.limits, settings.models
     value = reading.decode(raw, limits.max_values)
     spec = models[reading.wanted_model(value, models)]
     check_sizes(value)
     ignored = normalize(call, value, is_strict=limits.unknown_fields == "refuse")
-    request_context().ignored_fields = (
-        ignored.header()
-    )  # also told of a request that is refused below
+    # Already here, so that the header is also on the answer to a request that is refused below.
+    request_context().ignored_fields = ignored.header()
     body = check_fields(call, value)
     check_counts(body, limits)
-    is_shorter = lower_length(value, spec)
+    has_lowered = lower_length(value, spec)
     check_tools(body, value, spec)
     check_schemas(body, value, limits, ignored)
     request_context().ignored_fields = ignored.header()
     found = pictures(body, value)
     check_vision(found, spec)
-    return ValidRequest(body, value, found, ignored.has_changed or is_shorter)
+    return ValidRequest(body, value, found, ignored.has_changed or has_lowered)
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """A request that has changed, as it is sent on."""
+    """Encode a request that validation has changed."""
     return msgspec.json.encode(value)

@@ -1,28 +1,28 @@
 """Checks schemas, patterns and choices before the engine compiles them into a grammar.
 
-A few bytes can keep the engine's compiler (xgrammar) busy for minutes, and while it works the
-tokens of other requests come late. All schemas of a request are therefore counted together, and
-bounded by what costs time, to some 7 s at the very worst. CPU seconds, measured with xgrammar 0.2
-and the demo's vocabulary of 49,152 tokens on one core:
+A few bytes can keep the engine's compiler (xgrammar) busy for minutes, which delays the tokens of
+other requests. So the limits below hold for all schemas of a request together, and bound whatever
+takes the compiler time; the worst case is about 7 s. CPU seconds, measured with xgrammar 0.2 and
+the demo's vocabulary of 49,152 tokens on one core:
 
 | | |
 |---|---|
 | `maxLength` 20, 64, 128, 200, 100,000 | 0.15, 0.6, 1.25, 2.05, 2.05 |
-| 20 texts of one length; two of 200 and 201; eight of 30 to 37 | as one; 3.8; 2.3 |
+| 20 strings of one `maxLength`; two of 200 and 201; eight of 30 to 37 | as one string; 3.8; 2.3 |
 | `minLength` 20, 128, 4,096 | 0.15, 0.65, 0.65 |
 | `minItems`, `maxItems` up to 100,000, nested three deep | 0.00 |
-| `minProperties` 12, 25, 50, 100 of twice as many `properties` | 0.03, 0.12, 1.1, 18.6 |
-| `minProperties` 1 of 4, 40 objects with 25 `properties` | 0.16, 9.2 |
-| 100, 300 properties that are each 28 lists in one another | 1.2, 9.1 |
-| names of properties of 25,000, 250,000 characters together | 0.15, 1.9 |
+| `minProperties` 12, 25, 50, 100 with twice as many `properties` | 0.03, 0.12, 1.1, 18.6 |
+| `minProperties` 1 in 4, 40 objects with 25 `properties` | 0.16, 9.2 |
+| 100, 300 properties, each of 28 nested lists | 1.2, 9.1 |
+| property names with 25,000, 250,000 characters in total | 0.15, 1.9 |
 | `enum` of 2,000, 5,000, 20,000 words | 0.05, 0.12, 27 |
-| words of 20,000, 100,000 characters together | 0.8, 2.2 |
-| a pattern of 500, 2,000 classes | 0.5, 1.9 |
-| patterns `.{0,100}`, `([a-z]{1,20} ){1,20}`, three such nested | 0.9, 0.03, 51 |
-| 300 properties of one object, 1,000 in a hundred objects | 0.3, 0.25 |
+| `enum` words with 20,000, 100,000 characters in total | 0.8, 2.2 |
+| a pattern of 500, 2,000 character classes | 0.5, 1.9 |
+| patterns `.{0,100}`, `([a-z]{1,20} ){1,20}`, three levels of the latter | 0.9, 0.03, 51 |
+| 300 properties in one object, 1,000 in a hundred objects | 0.3, 0.25 |
 
-Bounds of lengths are common (pydantic's `max_length=4096`), and without one a schema only allows
-more. So what costs too much of them is left out and named in `X-Ignored-Fields`, not refused.
+Bounds of lengths are common (pydantic's `max_length=4096`), and without them a schema only allows
+more. So bounds that cost too much are dropped and named in `X-Ignored-Fields`, not refused.
 """
 
 import math
@@ -40,19 +40,19 @@ from serve_app.protocol.fields import Body
 from serve_app.protocol.openai import ChatBody, CompletionBody, ResponsesBody
 from serve_app.validation.normalizing import Ignored
 
-_MAX_NODES = 20_000  # objects and lists, of all schemas
-_MAX_COMPILED_NODES = 3_000
-_MAX_PROPERTIES = 1_000  # of all schemas of a request
-_MAX_WORDS, _MAX_WORD_CHARS = 2_000, 20_000  # of `enum`, `const` and `choice`
+_MAX_NODES = 20_000  # objects in all schemas of a request
+_MAX_COMPILED_NODES = 3_000  # those of them that the engine compiles
+_MAX_PROPERTIES = 1_000  # in all schemas of a request
+_MAX_WORDS, _MAX_WORD_CHARS = 2_000, 20_000  # in `enum`, `const` and `choice`
 _MAX_PATTERN_CHARS = 4_000
-_MAX_REPEATS = 128  # in one `{m,n}` of a pattern: the compiler takes no more
+_MAX_REPEATS = 128  # in one `{m,n}` of a pattern; the compiler accepts no more
 _REPEATS = re.compile(r"\{(\d*)(?:, *(\d*))?\}")
-_MAX_ATOMS = 400  # of all patterns, with their repetitions written out
+_MAX_ATOMS = 400  # in all patterns, with their repetitions written out
 _NUMBER = re.compile(r"\[\d+\]")
 _MAX_GRAMMAR_CHARS = 10_000
 _MAX_SCHEMA_CHARS = 100_000  # Claude Code's 25 tools have 74,000
-_MAX_LENGTHS = 200  # the sum of the different ones that texts are bounded by
-_MAX_COUNTED = 50  # properties of objects that say how many of them are needed or allowed
+_MAX_LENGTHS = 200  # sum of the different bounds of string lengths
+_MAX_COUNTED = 50  # `properties` of objects that have `minProperties` or `maxProperties`
 _MAX_COUNT = 2**31 - 1
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -60,35 +60,43 @@ _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_VALUES = ("enum", "const", "default", "example", "examples")  # what they hold is no schema
+_VALUES = (
+    "enum",
+    "const",
+    "default",
+    "example",
+    "examples",
+)  # their contents are values, not schemas
 
 
 def check_schemas(body: Body, value: dict[str, Any], limits: Limits, ignored: Ignored) -> None:
-    """All that shall constrain the answer to a request. Raises InvalidValue.
+    """Check everything that constrains the form of the answer. Raises InvalidValue.
 
-    Takes bounds that cost too much out of `value`, and adds them to `ignored`.
+    Drops bounds that cost too much from `value`, and adds them to `ignored`.
     """
-    work = _Work(limits, ignored)
+    load = _CompilerLoad(limits, ignored)
     for param, schema, is_compiled in _schemas(body, value):
         if schema is not None:
-            work.add_schema(schema, param, is_compiled=is_compiled)
+            load.add_schema(schema, param, is_compiled=is_compiled)
     constraint = value.get("structured_outputs")
     if isinstance(constraint, dict):
-        work.add_constraint(constraint)
+        load.add_constraint(constraint)
 
 
 def _schemas(body: Body, value: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Where a request has schemas, and whether the engine compiles them: its wish for an answer's
-    form, and the arguments of its tools, which are compiled where they are held to them."""
+    """Yield each schema of a request, with its path and whether the engine compiles it.
+
+    The engine compiles the schema of the answer, and the parameters of tools that are `strict`.
+    """
     match body:
         case ChatBody() | CompletionBody():
-            wanted = value.get("response_format")
-            yield "response_format", _inner(wanted, "json_schema", "schema"), True
+            answer_format = value.get("response_format")
+            yield "response_format", _inner(answer_format, "json_schema", "schema"), True
         case ResponsesBody():
             yield "text.format", _inner(value.get("text"), "format", "schema"), True
         case CountBody():
-            wanted = value.get("output_config")
-            yield "output_config.format", _inner(wanted, "format", "schema"), True
+            config = value.get("output_config")
+            yield "output_config.format", _inner(config, "format", "schema"), True
     yield "structured_outputs.json", _inner(value.get("structured_outputs"), "json"), True
     for number, tool in enumerate(value.get("tools") or []):
         at = f"tools[{number}]"
@@ -106,8 +114,8 @@ def _inner(value: Any, *keys: str) -> Any:
 
 
 @dataclass
-class _Work:
-    """What the compiler is given by one request."""
+class _CompilerLoad:
+    """Counts what one request gives the compiler, and refuses what exceeds a limit."""
 
     limits: Limits
     ignored: Ignored
@@ -120,11 +128,11 @@ class _Work:
     num_word_chars: int = 0
     num_pattern_chars: int = 0
     num_atoms: int = 0
-    bounds: set[tuple[int, int]] = field(default_factory=set)  # of texts' lengths
+    bounds: set[tuple[int, int]] = field(default_factory=set)  # (minLength, maxLength) of strings
     sum_lengths: int = 0
 
     def add_constraint(self, constraint: dict[str, Any]) -> None:
-        """vLLM's own way. Raises InvalidValue."""
+        """Add vLLM's own field `structured_outputs`. Raises InvalidValue."""
         at = "structured_outputs"
         if isinstance(pattern := constraint.get("regex"), str):
             self._add_pattern(pattern, f"{at}.regex")
@@ -133,13 +141,13 @@ class _Work:
         if isinstance(grammar := constraint.get("grammar"), str):
             if len(grammar) > _MAX_GRAMMAR_CHARS:
                 raise InvalidValue(
-                    f"Invalid '{at}.grammar': at most {_MAX_GRAMMAR_CHARS} characters are taken.",
+                    f"Invalid '{at}.grammar': it may have at most {_MAX_GRAMMAR_CHARS} characters.",
                     f"{at}.grammar",
                 )
             self._add_atoms(grammar, f"{at}.grammar")
 
     def add_schema(self, schema: Any, param: str, *, is_compiled: bool) -> None:
-        """Raises InvalidValue."""
+        """Add one schema, level by level. Raises InvalidValue."""
         if not isinstance(schema, dict):
             raise InvalidValue(f"Invalid '{param}': a JSON schema must be an object.", param)
         if is_compiled:
@@ -162,9 +170,9 @@ class _Work:
                 self.num_compiled_nodes += is_compiled
                 if self.num_nodes > _MAX_NODES or self.num_compiled_nodes > _MAX_COMPILED_NODES:
                     raise InvalidValue(
-                        f"Invalid '{param}': the schemas are too large; all of a request may be "
-                        f"made of {_MAX_NODES} objects, and those that an answer is held to of "
-                        f"{_MAX_COMPILED_NODES}.",
+                        f"Invalid '{param}': the schemas of a request may have at most "
+                        f"{_MAX_NODES} objects in total, and those that constrain the answer "
+                        f"at most {_MAX_COMPILED_NODES}.",
                         param,
                     )
                 if isinstance(reference := node.get("$ref"), str):
@@ -178,7 +186,7 @@ class _Work:
             num_properties = self.num_properties - num_before
             if num_properties > self.limits.max_schema_properties:
                 limit = self.limits.max_schema_properties
-                message = f"Invalid '{param}': a schema may have {limit} properties."
+                message = f"Invalid '{param}': a schema may have at most {limit} properties."
                 raise InvalidValue(message, param)
             if not below:
                 break
@@ -192,7 +200,7 @@ class _Work:
         for reference in references if is_compiled else ():
             if id(_target(schema, reference)) not in walked:
                 raise InvalidValue(
-                    f"Invalid '{param}': the $ref {reference[:60]} refers to no schema.", param
+                    f"Invalid '{param}': `$ref` {reference[:60]} does not lead to a schema.", param
                 )
 
     def _add_node(self, node: dict[str, Any], param: str) -> None:
@@ -215,7 +223,7 @@ class _Work:
             self._add_words([node["const"]], param)
 
     def _add_lengths(self, node: dict[str, Any], param: str) -> None:
-        """A text's, or what there is room for; the longer of the two gives way first."""
+        """Add the bounds of a string's length; if over the limit, drop the greater one first."""
         for key in ("maxLength", "minLength"):
             bounds = (node.get("minLength", 0), node.get("maxLength", 0))
             if max(bounds) <= 1 or bounds in self.bounds:
@@ -224,26 +232,28 @@ class _Work:
                 self.bounds.add(bounds)
                 self.sum_lengths += max(bounds)
                 return
-            limit = f"the different lengths of a request may come to {_MAX_LENGTHS} together"
+            limit = f"the different lengths in a request may add up to at most {_MAX_LENGTHS}"
             self._leave_out(node, key, param, limit)
 
     def _add_counts(self, node: dict[str, Any], param: str) -> None:
-        """How many properties an object has, or nothing where there is no room for it."""
+        """Add the bounds of the number of properties, or drop them if they exceed the limit."""
         keys = [key for key in ("minProperties", "maxProperties") if key in node]
         num_counted = self.num_counted + len(node.get("properties", ()))
         if keys and num_counted <= _MAX_COUNTED:
             self.num_counted = num_counted
             return
         for key in keys:
-            limit = f"it may be said of {_MAX_COUNTED} `properties` in a request"
+            limit = f"the objects with it may have at most {_MAX_COUNTED} `properties` in total"
             self._leave_out(node, key, param, limit)
 
     def _leave_out(self, node: dict[str, Any], key: str, param: str, limit: str) -> None:
-        """Take a bound out, or refuse it where the settings have it so."""
+        """Drop a bound, or refuse it if the settings say `unknown_fields: refuse`."""
         if key not in node:
             return
         if self.ignored.is_strict:
-            raise InvalidValue(f"Invalid '{param}': `{key}` costs too much; {limit}.", param)
+            raise InvalidValue(
+                f"Invalid '{param}': `{key}` takes too long to compile; {limit}.", param
+            )
         del node[key]
         self.ignored.add(_NUMBER.sub("[]", param), f".{key}")
 
@@ -253,8 +263,8 @@ class _Work:
             self.num_word_chars += sum(_num_chars(word) for word in words)
         if self.num_words > _MAX_WORDS or self.num_word_chars > _MAX_WORD_CHARS:
             raise InvalidValue(
-                f"Invalid '{param}': the choices (`enum`, `const`, `choice`) of a request may be "
-                f"{_MAX_WORDS}, with {_MAX_WORD_CHARS} characters in total.",
+                f"Invalid '{param}': a request may have at most {_MAX_WORDS} choices (`enum`, "
+                f"`const`, `choice`), with at most {_MAX_WORD_CHARS} characters in total.",
                 param,
             )
 
@@ -262,7 +272,8 @@ class _Work:
         repeats = _REPEATS.findall(pattern[:_MAX_PATTERN_CHARS])
         if any(int(n[:9] or 0) > _MAX_REPEATS for pair in repeats for n in pair):
             raise InvalidValue(
-                f"Invalid '{param}': a pattern may repeat a piece at most {_MAX_REPEATS} times.",
+                f"Invalid '{param}': the numbers in `{{m,n}}` of a pattern may be at most "
+                f"{_MAX_REPEATS}.",
                 param,
             )
         self.num_pattern_chars += len(pattern)
@@ -278,8 +289,8 @@ class _Work:
         self.num_atoms += num_repeated(pattern)
         if self.num_atoms > _MAX_ATOMS:
             raise InvalidValue(
-                f"Invalid '{param}': the patterns of a request, with repetitions written out, may "
-                f"have {_MAX_ATOMS} pieces.",
+                f"Invalid '{param}': the patterns of a request may have at most {_MAX_ATOMS} "
+                "elements in total, with repetitions written out.",
                 param,
             )
 
@@ -289,7 +300,7 @@ def _num_chars(word: Any) -> int:
 
 
 def _children(node: dict[str, Any], param: str) -> Iterator[dict[str, Any]]:
-    """The schemas right under one, and whatever else may be referred to as one."""
+    """Yield the schemas directly under `node`, and other objects that a `$ref` may point to."""
     for key, child in node.items():
         is_named = key in _NAMED_SCHEMAS and isinstance(child, dict)
         is_listed = key in _LISTED_SCHEMAS and isinstance(child, list)
@@ -300,53 +311,59 @@ def _children(node: dict[str, Any], param: str) -> Iterator[dict[str, Any]]:
             if isinstance(schema, dict):
                 yield schema
             elif (is_named or is_listed) and not isinstance(schema, bool):
-                raise InvalidValue(f"Invalid '{param}': in `{key}`, each must be a schema.", param)
+                raise InvalidValue(
+                    f"Invalid '{param}': each entry of `{key}` must be a schema.", param
+                )
 
 
 def _check_keywords(node: dict[str, Any], param: str) -> None:
-    """The kinds of what stands in one schema: the compiler fails on wrong ones."""
+    """Check the types of one schema's keywords; wrong ones make the compiler fail."""
     for key in _COUNTS:
         count = node.get(key, 0)
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MAX_COUNT:
-            raise _wrong(param, key, f"a whole number from 0 to {_MAX_COUNT}")
+            raise _wrong_keyword(param, key, f"an integer from 0 to {_MAX_COUNT}")
     for low, high in (("minLength", "maxLength"), ("minItems", "maxItems")):
         if low in node and high in node and node[low] > node[high]:
-            raise _wrong(param, low, f"at most `{high}`")
+            raise _wrong_keyword(param, low, f"at most `{high}`")
     for key in _NUMBERS:
         number = node.get(key, 0)
         if isinstance(number, bool) and key.startswith("exclusive"):
-            continue  # as older drafts have it
+            continue  # older drafts of JSON Schema have a boolean here
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number) or abs(number) >= 2**63:
-            raise _wrong(param, key, "a number within 64 bits")
+            raise _wrong_keyword(param, key, "a finite number that fits 64 bits")
     kinds = node.get("type", "string")
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind not in _TYPES:
-            raise _wrong(param, "type", f"one of {', '.join(_TYPES)}")
+            raise _wrong_keyword(param, "type", f"one of {', '.join(_TYPES)}")
     for key in _NAMED_SCHEMAS:
         if not isinstance(node.get(key, {}), dict):
-            raise _wrong(param, key, "an object of schemas")
+            raise _wrong_keyword(param, key, "an object of schemas")
     for key in ("enum", "required", *_LISTED_SCHEMAS):
         if not isinstance(node.get(key, []), list) or (node.get(key) == [] and key != "required"):
-            raise _wrong(param, key, "a list, not empty")
+            allowed = "an array" if key == "required" else "a non-empty array"
+            raise _wrong_keyword(param, key, allowed)
     for key in ("pattern", "$ref"):
         if not isinstance(node.get(key, ""), str):
-            raise _wrong(param, key, "a text")
+            raise _wrong_keyword(param, key, "a string")
 
 
-def _wrong(param: str, key: str, expected: str) -> InvalidValue:
-    return InvalidValue(f"Invalid '{param}': `{key}` must be {expected}.", param)
+def _wrong_keyword(param: str, key: str, allowed: str) -> InvalidValue:
+    return InvalidValue(f"Invalid '{param}': `{key}` must be {allowed}.", param)
 
 
 def _check_reference(schema: dict[str, Any], node: Any, param: str) -> None:
-    """(1) A reference stays inside. (2) It does not lead, by references alone, to itself: a tree
-    may hold trees, and a schema that says only "the same as I am" describes nothing."""
+    """Check a `$ref`.
+
+    (1) It stays inside the schema. (2) It does not lead to itself through `$ref`s alone: recursive
+    schemas are fine, but a schema that only refers to itself describes nothing.
+    """
     seen: set[str] = set()
     while isinstance(node, dict) and isinstance(reference := node.get("$ref"), str):
         if reference != "#" and not reference.startswith("#/"):  # (1)
-            raise InvalidValue(f"Invalid '{param}': a $ref must begin with #/.", param)
+            raise InvalidValue(f"Invalid '{param}': a `$ref` must start with `#/`.", param)
         if reference in seen:  # (2)
-            raise InvalidValue(f"Invalid '{param}': a $ref refers to itself.", param)
+            raise InvalidValue(f"Invalid '{param}': a `$ref` must not refer to itself.", param)
         seen.add(reference)
         node = _target(schema, reference)
 
@@ -363,12 +380,15 @@ def _target(schema: dict[str, Any], reference: str) -> Any:
 
 
 def num_repeated(pattern: str) -> int:
-    """The pieces of a pattern with each `{m,n}` written out, capped at a million; one pass.
+    """Count the elements of a pattern with each `{m,n}` written out, at most a million; one pass.
 
-    Alternatives and classes count as they stand. What is no valid pattern counts somehow: the
-    compiler refuses it.
+    A character class is one element, and alternatives are added up. The count of an invalid pattern
+    does not matter: the compiler refuses it.
     """
-    cap, opened = 1_000_000, [[0, 0]]  # a group's pieces, and those of its last piece
+    cap, opened = (
+        1_000_000,
+        [[0, 0]],
+    )  # each open group: its elements so far, and those of its last one
     at, end = 0, len(pattern)
     while at < end:
         char = pattern[at]
@@ -391,18 +411,18 @@ def num_repeated(pattern: str) -> int:
 
 
 def _repetition(pattern: str, at: int) -> tuple[int, int]:
-    """The greater number of the `{m,n}` whose brace ends before `at`, and where it ends."""
+    """Return the greater number of the `{m,n}` whose brace opens before `at`, and the end of it."""
     end = at
     while end < len(pattern) and end < at + 24 and pattern[end] in "0123456789, ":
         end += 1
     numbers = [int(n[:9]) for n in pattern[at:end].replace(" ", "").split(",") if n]
     if end < len(pattern) and pattern[end] == "}" and numbers:
         return max(1, *numbers), end + 1
-    return 1, at  # a brace that is meant as one, or too many digits: it is refused as a pattern
+    return 1, at  # a literal brace; or too many digits, which the compiler refuses
 
 
 def _after_class(pattern: str, at: int) -> int:
-    """Where the class ends whose bracket ends before `at`."""
+    """Return the end of the character class whose bracket opens before `at`."""
     first = at = at + pattern.startswith("^", at)
     while at < len(pattern) and (pattern[at] != "]" or at == first):
         at += 2 if pattern[at] == "\\" else 1

@@ -1,8 +1,8 @@
 """Checks the parts of messages, and finds the pictures among them.
 
-vLLM takes more kinds of content than the models here: embeddings as pickled tensors, video, audio,
-files, and pictures named by a key instead of sent. So a part is taken only if it is of a known kind
-and has no other fields than that kind's.
+vLLM accepts more types of content than the models here: embeddings as pickled tensors, video,
+audio, files, and pictures that a key names. So a part is accepted only if its type is known and it
+has only fields of that type.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,32 +64,40 @@ TOOL_RESULT_PARTS = {kind: ANTHROPIC_PARTS[kind] for kind in ("text", "image")}
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture in a request's value, where it can be replaced."""
+    """One picture in the body of a request."""
 
-    param: str  # its place, as errors name it
-    address: str
-    replace: Callable[[str], None]  # by one with a data address
+    param: str  # its path in the body, for errors
+    address: str  # its URL, as sent or as a data URL
+    replace: Callable[[str], None]  # puts a data URL in its place
 
 
 def pictures(body: Body, value: dict[str, Any]) -> list[Picture]:
-    """All pictures of a request, in order. `value` is what `body` was made of.
+    """Return all pictures of a request, in order. `value` is the JSON from which `body` was made.
 
     Raises:
-        InvalidRequest: a part is of an unknown kind, or has fields that its kind does not have.
+        InvalidRequest: a part has an unknown type, or a field that its type does not have.
     """
     match body:
         case ChatBody() | TokenizeBody() | EmbeddingsBody():
             messages = value.get("messages") or []
-            return [p for at, m in _numbered(messages, "messages") for p in _of_chat(m, at)]
+            return [
+                p
+                for at, m in _numbered(messages, "messages")
+                for p in _pictures_in_chat_message(m, at)
+            ]
         case ResponsesBody():
             items = value["input"] if isinstance(value["input"], list) else []
-            return [p for at, item in _numbered(items, "input") for p in _of_item(item, at)]
+            return [
+                p for at, item in _numbered(items, "input") for p in _pictures_in_item(item, at)
+            ]
         case CountBody():
-            system = list(_of_parts(value.get("system"), "system", SYSTEM_PARTS, _no_picture))
+            system = list(
+                _pictures_in_parts(value.get("system"), "system", SYSTEM_PARTS, _no_picture)
+            )
             return system + [
                 p
                 for at, message in _numbered(value["messages"], "messages")
-                for p in _of_message(message, at)
+                for p in _pictures_in_anthropic_message(message, at)
             ]
     return []
 
@@ -101,31 +109,31 @@ def _numbered(items: list[dict[str, Any]], name: str) -> Iterator[tuple[str, dic
 _Reader = Callable[[dict[str, Any], str], Iterator[Picture]]
 
 
-def _of_parts(
+def _pictures_in_parts(
     content: Any, at: str, kinds: dict[str, frozenset[str]], read: _Reader
 ) -> Iterator[Picture]:
-    """The pictures of a content: text, nothing, or a list of parts."""
+    """Check a `content` (null, a string or a list of parts) and yield its pictures."""
     if content is None or isinstance(content, str):
         return
     if not isinstance(content, list):
-        raise InvalidType(f"Invalid type for '{at}': text, or a list of parts.", at)
+        raise InvalidType(f"Invalid type for '{at}': it must be a string or an array of parts.", at)
     for number, part in enumerate(content):
         here = f"{at}[{number}]"
         if not isinstance(part, dict):
-            raise InvalidType(f"Invalid type for '{here}': an object is expected.", here)
+            raise InvalidType(f"Invalid type for '{here}': it must be an object.", here)
         kind = part.get("type")
         fields = kinds.get(kind) if isinstance(kind, str) else None
         if fields is None:
             raise InvalidValue(
-                f"Invalid '{here}.type': supported are {', '.join(kinds)}.", f"{here}.type"
+                f"Invalid '{here}.type': it must be one of {', '.join(kinds)}.", f"{here}.type"
             )
-        _no_others(part, here, fields)
+        _check_only_has(part, here, fields)
         if not isinstance(part.get("text", ""), str):
-            raise InvalidType(f"Invalid type for '{here}.text': text is expected.", here)
+            raise InvalidType(f"Invalid type for '{here}.text': it must be a string.", here)
         yield from read(part, here)
 
 
-def _no_others(value: dict[str, Any], at: str, fields: frozenset[str]) -> None:
+def _check_only_has(value: dict[str, Any], at: str, fields: frozenset[str]) -> None:
     for name in value:
         if name not in fields:
             raise UnknownField(f"Unknown parameter: '{at}.{name[:60]}'.", at)
@@ -135,78 +143,91 @@ def _no_picture(_: dict[str, Any], __: str) -> Iterator[Picture]:
     return iter(())
 
 
-def _role(message: dict[str, Any], at: str, roles: tuple[str, ...]) -> None:
+def _check_role(message: dict[str, Any], at: str, roles: tuple[str, ...]) -> None:
     role = message.get("role")
     if role is None:
         raise MissingField(f"Missing required parameter: '{at}.role'.", f"{at}.role")
     if role not in roles:
-        raise InvalidValue(f"Invalid '{at}.role': supported are {', '.join(roles)}.", f"{at}.role")
+        raise InvalidValue(
+            f"Invalid '{at}.role': it must be one of {', '.join(roles)}.", f"{at}.role"
+        )
 
 
-def _of_chat(message: dict[str, Any], at: str) -> Iterator[Picture]:
-    _role(message, at, _CHAT_ROLES)
-    _no_others(message, at, CHAT_MESSAGE)
-    return _of_parts(message.get("content"), f"{at}.content", CHAT_PARTS, _image_url)
+def _pictures_in_chat_message(message: dict[str, Any], at: str) -> Iterator[Picture]:
+    _check_role(message, at, _CHAT_ROLES)
+    _check_only_has(message, at, CHAT_MESSAGE)
+    return _pictures_in_parts(
+        message.get("content"), f"{at}.content", CHAT_PARTS, _picture_in_chat_part
+    )
 
 
-def _image_url(part: dict[str, Any], at: str) -> Iterator[Picture]:
+def _picture_in_chat_part(part: dict[str, Any], at: str) -> Iterator[Picture]:
     if part["type"] == "image_url":
         image = part.get("image_url")
         if not isinstance(image, dict) or set(image) - {"url", "detail"}:
             raise InvalidType(
-                f"Invalid type for '{at}.image_url': an object with `url` is expected.", at
+                f"Invalid type for '{at}.image_url': it must be an object with `url`.", at
             )
-        yield _picture(image, "url", f"{at}.image_url.url")
+        yield _picture_in_field(image, "url", f"{at}.image_url.url")
 
 
-def _of_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
+def _pictures_in_item(item: dict[str, Any], at: str) -> Iterator[Picture]:
     kind = item.get("type", "message")
     fields = RESPONSES_ITEMS.get(kind) if isinstance(kind, str) else None
     if kind == "item_reference":
         raise InvalidValue(
-            f"Invalid '{at}': items are not stored, so they cannot be referenced; send the whole "
-            "conversation, with `store: false`.",
+            f"Invalid '{at}.type': items are not stored, so they cannot be referenced; send the "
+            "whole conversation, with `store: false`.",
             f"{at}.type",
         )
     if fields is None:
         kinds = ", ".join(RESPONSES_ITEMS)
-        raise InvalidValue(f"Invalid '{at}.type': supported are {kinds}.", f"{at}.type")
-    _no_others(item, at, fields)
+        raise InvalidValue(f"Invalid '{at}.type': it must be one of {kinds}.", f"{at}.type")
+    _check_only_has(item, at, fields)
     if kind == "message":
-        _role(item, at, _CHAT_ROLES)
-    yield from _of_parts(item.get("output"), f"{at}.output", RESPONSES_PARTS, _input_image)
+        _check_role(item, at, _CHAT_ROLES)
+    yield from _pictures_in_parts(
+        item.get("output"), f"{at}.output", RESPONSES_PARTS, _picture_in_input_image
+    )
     parts = REASONING_PARTS if kind == "reasoning" else RESPONSES_PARTS
-    yield from _of_parts(item.get("content"), f"{at}.content", parts, _input_image)
-    yield from _of_parts(item.get("summary"), f"{at}.summary", REASONING_PARTS, _no_picture)
+    yield from _pictures_in_parts(
+        item.get("content"), f"{at}.content", parts, _picture_in_input_image
+    )
+    yield from _pictures_in_parts(
+        item.get("summary"), f"{at}.summary", REASONING_PARTS, _no_picture
+    )
 
 
-def _input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
+def _picture_in_input_image(part: dict[str, Any], at: str) -> Iterator[Picture]:
     if part["type"] == "input_image":
         if part.get("file_id") is not None:
             raise InvalidImage(
-                f"'{at}.file_id': files are not stored; send the picture itself.", at
+                f"Invalid '{at}.file_id': files are not stored; send the picture in `image_url`.",
+                at,
             )
-        yield _picture(part, "image_url", f"{at}.image_url")
+        yield _picture_in_field(part, "image_url", f"{at}.image_url")
 
 
-def _of_message(message: dict[str, Any], at: str) -> Iterator[Picture]:
-    _role(message, at, ("user", "assistant", "system"))
-    _no_others(message, at, ANTHROPIC_MESSAGE)
+def _pictures_in_anthropic_message(message: dict[str, Any], at: str) -> Iterator[Picture]:
+    _check_role(message, at, ("user", "assistant", "system"))
+    _check_only_has(message, at, ANTHROPIC_MESSAGE)
     content = message.get("content")
     if content is None:
         raise MissingField(f"Missing required parameter: '{at}.content'.", f"{at}.content")
-    return _of_parts(content, f"{at}.content", ANTHROPIC_PARTS, _block)
+    return _pictures_in_parts(content, f"{at}.content", ANTHROPIC_PARTS, _pictures_in_block)
 
 
-def _block(block: dict[str, Any], at: str) -> Iterator[Picture]:
+def _pictures_in_block(block: dict[str, Any], at: str) -> Iterator[Picture]:
     if block["type"] == "tool_result":
-        yield from _of_parts(block.get("content"), f"{at}.content", TOOL_RESULT_PARTS, _block)
+        yield from _pictures_in_parts(
+            block.get("content"), f"{at}.content", TOOL_RESULT_PARTS, _pictures_in_block
+        )
     if block["type"] == "image":
-        yield _source(block.get("source"), f"{at}.source")
+        yield _picture_in_source(block.get("source"), f"{at}.source")
 
 
-def _source(source: Any, at: str) -> Picture:
-    """Anthropic's way to name a picture, which the engine makes a data address of."""
+def _picture_in_source(source: Any, at: str) -> Picture:
+    """Check the `source` of an image block; the engine turns it into a data URL."""
     kind = source.get("type") if isinstance(source, dict) else None
     fields = {"base64": {"type", "media_type", "data"}, "url": {"type", "url"}}.get(str(kind))
     if (
@@ -215,7 +236,9 @@ def _source(source: Any, at: str) -> Picture:
         or not all(isinstance(source[f], str) for f in fields)
     ):
         raise InvalidImage(
-            f"Invalid '{at}': `type` base64 with `media_type` and `data`, or url with `url`.", at
+            f"Invalid '{at}': it must have `type: base64` with `media_type` and `data`, or "
+            "`type: url` with `url`.",
+            at,
         )
 
     def replace(address: str) -> None:
@@ -229,7 +252,7 @@ def _source(source: Any, at: str) -> Picture:
     return Picture(f"{at}.data", f"data:{source['media_type']};base64,{source['data']}", replace)
 
 
-def _picture(holder: dict[str, Any], key: str, param: str) -> Picture:
+def _picture_in_field(holder: dict[str, Any], key: str, param: str) -> Picture:
     address = holder.get(key)
     if not isinstance(address, str) or not address:
         raise InvalidRequest(f"Missing required parameter: '{param}'.", param)

@@ -1,4 +1,4 @@
-"""Reads a request's body, within its limits, as one JSON object."""
+"""Reads the body of a request, within the limits, as one JSON object."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -17,7 +17,9 @@ from serve_app.protocol.errors import (
 
 
 async def read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
-    """The body as received, which claims to be JSON. `deadline`: in the event loop's time.
+    """Return the body as received; its headers say that it is JSON.
+
+    `deadline`: in the event loop's time.
 
     Raises:
         BodyTooLarge, UnsupportedMediaType, UploadTimeout, InvalidRequest
@@ -25,11 +27,13 @@ async def read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(
-            f"The body's Content-Encoding is `{encoding[:40]}`; only identity is supported."
+            f"Unsupported Content-Encoding: `{encoding[:40]}`; send the body without an encoding."
         )
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaType("The body must be sent as application/json.")
+        raise UnsupportedMediaType(
+            "Unsupported Content-Type; the body must be sent as `application/json`."
+        )
     try:
         async with asyncio.timeout_at(deadline):
             return await _read_body(request, max_bytes)
@@ -38,14 +42,16 @@ async def read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
 
 
 def decode(body: bytes, max_values: int) -> dict[str, Any]:
-    """The JSON object in a body. Raises InvalidRequest.
+    """Return the JSON object in a body. Raises InvalidRequest.
 
-    A value takes up to 72 bytes of memory and some 0.1 µs, however short it is written, so their
-    number is bounded before any is made. Every value but the first comes after a comma or a
-    bracket; those in texts count too, of which no prompt has so many.
+    A value takes up to 72 bytes of memory and about 0.1 µs, however short its text is, so the
+    number of values is bounded before the body is decoded. Each value but the first follows a comma
+    or a bracket. Commas and brackets inside strings count too, but no real prompt has so many.
     """
     if body.count(b",") + body.count(b"[") + body.count(b"{") > max_values:
-        raise InvalidRequest(f"The body holds more than {max_values} values.")
+        raise InvalidRequest(
+            f"The body has more than {max_values} values (commas and brackets are counted)."
+        )
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as exc:
@@ -56,7 +62,7 @@ def decode(body: bytes, max_values: int) -> dict[str, Any]:
 
 
 def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
-    """The `model` of a request. Raises InvalidRequest, UnknownModel."""
+    """Return the `model` of a request. Raises InvalidRequest, UnknownModel."""
     model = value.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest(
@@ -67,7 +73,7 @@ def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
 
 
 def check_known(model: str, known: Collection[str]) -> None:
-    """Raises UnknownModel."""
+    """Check that the model exists. Raises UnknownModel."""
     if model not in known:
         raise UnknownModel(
             f"The model `{model[:100]}` does not exist. Available models: {', '.join(known)}.",
@@ -76,14 +82,16 @@ def check_known(model: str, known: Collection[str]) -> None:
 
 
 def invalid_field(problem: Mapping[str, Any]) -> InvalidRequest:
-    """One of pydantic's errors as ours; names the field, not where it was looked for."""
+    """Turn pydantic's error into ours; the name of the field is without `query` or `path`."""
     field = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path"))[:100]
-    return InvalidRequest(f"{field}: {problem['msg']}"[:300], field)
+    return InvalidRequest(f"Invalid '{field}': {problem['msg']}."[:300], field)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:  # refused without waiting for it
+    if (
+        declared.isdecimal() and int(declared) > max_bytes
+    ):  # refuse it without waiting for the bytes
         raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
     chunks: list[bytes] = []
     num_bytes = 0

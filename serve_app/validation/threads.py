@@ -1,4 +1,4 @@
-"""Runs work on large bodies in a thread, beside the event loop."""
+"""Runs work on large bodies in a thread, so that it does not block the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,14 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
-_SMALL_BYTES = 16_384  # less than a millisecond of checking, whatever they are
-_threads = ThreadPoolExecutor(2, "aside")
+_SMALL_BYTES = 16_384  # checking so many bytes takes less than a millisecond, whatever they contain
+_threads = ThreadPoolExecutor(2, "large-body")
 _T = TypeVar("_T")
 
 
 async def in_thread_if_large(num_bytes: int, work: Callable[[], _T]) -> _T:
-    """The result of `work` on so many bytes; on many of them it runs in one of two threads, so that
-    other requests and streams go on meanwhile."""
+    """Return the result of `work`, which handles `num_bytes` bytes.
+
+    If they are many, it runs in one of two threads, and other requests and streams go on meanwhile.
+    """
     if num_bytes <= _SMALL_BYTES:
         return work()
     run = copy_context().run

@@ -55,9 +55,9 @@ async def test_a_waiting_embedding_asks_for_its_task(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "Either `input` or `messages` is required."),
-        ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "Either `input`"),
-        ({"input": ["a"] * 257}, "Invalid 'input': 257 inputs; at most 256 are allowed."),
+        ({}, "Exactly one of `input` and `messages` is required."),
+        ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "Exactly one of `input`"),
+        ({"input": ["a"] * 257}, "Invalid 'input': it has 257 texts; at most 256 are allowed."),
         ({"input": "a", "model": "qwen-14b"}, "qwen-14b cannot embed; it can generate."),
     ],
 )

@@ -139,8 +139,8 @@ async def test_a_turn_without_its_type_is_a_message(backend: Backend) -> None:
         (CHAT, {"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "custom"),
         (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
         (CHAT, {"messages": None}, "Missing required parameter: 'messages'"),
-        (RESPONSES, {"input": []}, "a text, or a list of items"),
-        (COMPLETIONS, {"prompt": {"a": 1}}, "a list of token numbers"),
+        (RESPONSES, {"input": []}, "a non-empty string or a non-empty array of items"),
+        (COMPLETIONS, {"prompt": {"a": 1}}, "an array of token IDs"),
     ],
 )
 async def test_what_cannot_be_done_is_said_in_the_client_s_words(

@@ -355,4 +355,4 @@ async def test_an_ip_address_on_the_list_is_still_not_inside(settings: Any) -> N
     limits = settings.limits.model_copy(update={"image_hosts": ["127.0.0.1"]})
     picture = Picture("messages[0]", "http://127.0.0.1:1/a.png", lambda _: None)
     with pytest.raises(InvalidImage):
-        await images.prepare([picture], limits)
+        await images.prepare_pictures([picture], limits)
