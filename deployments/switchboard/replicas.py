@@ -18,9 +18,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine import standby
+from deployments.engine.environment import standby_environment
 from deployments.engine.events import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine.forkserver import ForkServerKeeper
-from deployments.engine.process import standby_environment
 from deployments.memory.monitor import open_host_memory
 from deployments.memory.plan import Plan
 from deployments.residency import Problem, UnloadMode

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 
 from deployments.engine import gpu_lock, standby
+from deployments.engine.environment import standby_environment
 from deployments.engine.forkserver import start_fork_server
-from deployments.engine.process import standby_environment
 from deployments.host import logs
 from deployments.settings import Settings, paths
 from deployments.settings.environment import export_file
