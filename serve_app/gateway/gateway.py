@@ -36,6 +36,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, switchboard: Switchboard) -> None:
         self.settings = settings
+        self.names = settings.names
         self.switchboard = switchboard
         self.admission = Admission(settings.limits, gateway=uuid.uuid4().hex)
         self.sessions = EngineSessions()

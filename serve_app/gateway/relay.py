@@ -97,6 +97,16 @@ class EngineRequest:
     is_stream: bool
     stream_check: StreamCheck
     dialect: Dialect
+    rewrites: tuple[tuple[bytes, bytes], ...] = ()  # in the answer's JSON: old bytes -> new
+
+    def rewritten(self, answer: bytes) -> bytes:
+        """Return an answer, or whole events of one, with the names that the client expects.
+
+        Each old text begins with a key of JSON in its quotes, which no JSON string holds unescaped.
+        """
+        for old, new in self.rewrites:
+            answer = answer.replace(old, new)
+        return answer
 
 
 class Relay:
@@ -197,6 +207,7 @@ class Relay:
             raise await self._cause(session)
         if self._request.stream_check.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
+        body = self._request.rewritten(body)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | provenance_headers(slot, self._request.model)))
         await send(chunk(body, is_last=True))
@@ -227,7 +238,7 @@ class Relay:
             if held and not state.is_preamble:
                 await self._start_stream(send, provenance_headers(slot, self._request.model))
                 self._num_events += held.count(SEPARATOR)
-                await send(chunk(held, is_last=state.is_over))
+                await send(chunk(self._request.rewritten(held), is_last=state.is_over))
                 held = b""
             if state.error is not None:
                 error = engine_error(500, state.error, self._request.path)

@@ -27,7 +27,7 @@ async def switch(request: Request, gateway: Here) -> JSONResponse:
     With `dry_run`: 200 with what would happen, and nothing does.
     """
     wish = await params.read_admin(request, SwitchRequest, _UPLOAD_S)
-    target = params.target(wish.model, wish.task, gateway.settings.models)
+    target = params.target(wish.model, wish.task, gateway.names)
     if wish.dry_run:
         return JSONResponse(await ask(gateway.switchboard.would_switch(target)))
     wait_s = _MAX_SWITCH_WAIT_S if wish.wait else None
@@ -51,7 +51,7 @@ async def lease(request: Request, gateway: Here) -> JSONResponse:
     """Keep a model resident for a time: 202 with the lease and the ticket of the switch to it, or
     200 where it is resident already."""
     wish = await params.read_admin(request, LeaseRequest, _UPLOAD_S)
-    target = params.target(wish.model, wish.task, gateway.settings.models)
+    target = params.target(wish.model, wish.task, gateway.names)
     answer = await ask(gateway.switchboard.lease(target, wish.seconds, wish.owner))
     return JSONResponse(answer, _ticket_status(answer["ticket"]))
 

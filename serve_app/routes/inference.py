@@ -1,12 +1,14 @@
 """The public addresses: health, the models, and the models' answers."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Send
 
+from deployments.settings.names import NamedModel
 from serve_app.cache.shared_answer import CacheRequest
 from serve_app.gateway.admission import AdmissionRequest, OnAbsent
 from serve_app.gateway.gateway import Gateway, Here
@@ -43,20 +45,24 @@ async def ready(gateway: Here) -> JSONResponse:
 @routes.get("/v1/models", tags=["models"])
 async def models(request: Request, gateway: Here) -> dict[str, Any]:
     """All models, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
-    specs = gateway.settings.models.values()
+    listed = [_described(named, request, gateway) for named in gateway.names.listed()]
     if _speaks_anthropic(request):
-        names = list(gateway.settings.models)
-        listed = [gateway.model_for_anthropic(spec) for spec in specs]
-        return {"data": listed, "has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return {"object": "list", "data": [gateway.model(spec) for spec in specs]}
+        ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
+        return {"data": listed, "has_more": False} | ends
+    return {"object": "list", "data": listed}
 
 
 @routes.get("/v1/models/{name}", tags=["models"])
 async def model(name: str, request: Request, gateway: Here) -> dict[str, Any]:
     """One model, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
-    reading.check_known(name, gateway.settings.models)
-    spec = gateway.settings.models[name]
-    return gateway.model_for_anthropic(spec) if _speaks_anthropic(request) else gateway.model(spec)
+    named = reading.find_model(name, gateway.names)
+    return _described(named, request, gateway)
+
+
+def _described(named: NamedModel, request: Request, gateway: Gateway) -> dict[str, Any]:
+    is_anthropic = _speaks_anthropic(request)
+    describe = gateway.model_for_anthropic if is_anthropic else gateway.model
+    return describe(named.spec) | {"id": named.asked}
 
 
 def _speaks_anthropic(request: Request) -> bool:
@@ -81,8 +87,8 @@ async def generate(
     wants_cache = params.wants_cache(request)
     if on_absent is OnAbsent.FORCE:
         await check_admin(request)
-    engine_request, value = await _read(call, request, gateway, deadline)  # (2)
-    target = params.target(engine_request.model, call.task, gateway.settings.models)
+    engine_request, value, asked = await _read(call, request, gateway, deadline)  # (2)
+    target = params.target(engine_request.model, call.task, gateway.names)
     request_context().model = engine_request.model
     admission_request = AdmissionRequest(
         target, deadline, on_absent, wait_deadline, gateway.admission.last_failure(target)
@@ -95,7 +101,7 @@ async def generate(
 
     cache_request = CacheRequest(
         path=call.path,
-        body=value,
+        body=value | {"model": asked},  # an answer names the model as it was asked for
         model=engine_request.model,
         target=target,
         namespace=namespace_of(request),
@@ -110,15 +116,15 @@ async def generate(
 
 async def _read(
     call: Call, request: Request, gateway: Gateway, deadline: float
-) -> tuple[EngineRequest, dict[str, Any]]:
-    """Read and check the body: the request for the engine, and its JSON.
+) -> tuple[EngineRequest, dict[str, Any], str]:
+    """Read and check the body: the request for the engine, its JSON, the model as it was asked for.
 
     Raises:
         InvalidRequest, UnknownModel: and their subclasses.
     """
     limits = gateway.settings.limits
     raw = await reading.read_body(request, limits.max_body_bytes, deadline)
-    examined = await validate(call, raw, gateway.settings)
+    examined = await validate(call, raw, gateway.settings, gateway.names)
     value, found = examined.value, examined.pictures
     has_changed = bool(found) and await prepare_pictures(found, limits)
     engine_request = EngineRequest(
@@ -128,8 +134,21 @@ async def _read(
         is_stream=bool(value.get("stream")),
         stream_check=call.stream_check(examined.body.num_choices),
         dialect=call.dialect,
+        rewrites=_rewrites(examined.model, call.path),
     )
-    return engine_request, value
+    return engine_request, value, examined.model.asked
+
+
+def _rewrites(model: NamedModel, path: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What an answer says otherwise than the engine: the model's name as it was asked for, and the
+    reasoning under the name that most clients read."""
+    rewrites = []
+    if model.asked != model.spec.name:
+        pair = (f'"model":{json.dumps(name)}'.encode() for name in (model.spec.name, model.asked))
+        rewrites.append((next(pair), next(pair)))
+    if model.spec.engine.reasoning_parser and path == "/v1/chat/completions":
+        rewrites.append((b'"reasoning":', b'"reasoning_content":'))
+    return tuple(rewrites)
 
 
 def _add(call: Call) -> None:

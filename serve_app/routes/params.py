@@ -3,13 +3,13 @@
 import asyncio
 import math
 import re
-from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from deployments.settings import ModelSpec, Task
+from deployments.settings import Task
+from deployments.settings.names import ModelNames
 from serve_app.gateway.admission import OnAbsent
 from serve_app.protocol.errors import InvalidRequest
 from serve_app.validation import reading
@@ -124,10 +124,9 @@ def event_id(request: Request) -> tuple[str, int] | None:
     return boot[:100], int(number)
 
 
-def target(model: str, task: Task | None, models: Mapping[str, ModelSpec]) -> str:
+def target(model: str, task: Task | None, names: ModelNames) -> str:
     """What a switch to `model`, for `task`, leads to. Raises UnknownModel, InvalidRequest."""
-    reading.check_known(model, models)
-    spec = models[model]
+    spec = reading.find_model(model, names).spec
     if task is None:
         return spec.target
     if task not in spec.tasks:
