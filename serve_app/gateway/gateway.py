@@ -190,4 +190,4 @@ async def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-Here = Annotated[Gateway, Depends(_gateway)]  # how a route gets its gateway
+GatewayDep = Annotated[Gateway, Depends(_gateway)]  # the type of a route's parameter `gateway`

@@ -86,7 +86,8 @@ def find_model(asked: str, names: ModelNames) -> NamedModel:
 def invalid_field(problem: Mapping[str, Any]) -> InvalidRequest:
     """Turn pydantic's error into ours; the name of the field is without `query` or `path`."""
     field = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path"))[:100]
-    return InvalidRequest(f"Invalid '{field}': {problem['msg']}."[:300], field)
+    message = str(problem["msg"])
+    return InvalidRequest(f"Invalid '{field}': {message[0].lower()}{message[1:]}."[:300], field)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

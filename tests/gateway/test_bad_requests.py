@@ -198,7 +198,7 @@ async def test_an_address_beside_the_right_one_names_it(
     async with backend.client.request(method, address) as response:
         assert response.status == 404
         error = error_of(await response.read())
-    assert error["message"] == f"There is no {path} here; did you mean {meant}?"
+    assert error["message"] == f"There is no route {path}; did you mean {meant}?"
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/nowhere", "/nowhere", "/v1/" + "models/" * 30])

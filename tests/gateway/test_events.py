@@ -75,7 +75,7 @@ async def test_a_quiet_stream_is_kept_alive(
     monkeypatch.setattr("serve_app.routes.event_stream._HEARTBEAT_S", 0.02)
     async with await connect(backend) as response:
         await block(response)
-        assert [await response.content.readline() for _ in range(2)] == [b": no news\n"] * 2
+        assert [await response.content.readline() for _ in range(2)] == [b": no new events\n"] * 2
 
 
 async def test_a_stream_ends_when_the_switchboard_goes(backend: Backend) -> None:

@@ -106,7 +106,9 @@ async def test_an_unexpected_error_has_an_id_too(backend: Backend, log: Lines) -
         await response.read()
     (line,) = await log.requests()
     assert (line["status"], line["outcome"]) == (500, "error")
-    (error,) = (json.loads(raw) for raw in log.raw if '"unexpected error"' in raw)
+    (error,) = (
+        json.loads(raw) for raw in log.raw if '"an unexpected error ended a request"' in raw
+    )
     assert error["request_id"] == line["request_id"] == response.headers["X-Request-Id"]
     assert SECRET not in "".join(log.raw)
 
