@@ -13,8 +13,12 @@ _STATES = {  # what the place may be doing while the running ticket is in a phas
 _ANSWERED = (Phase.PREPARING, Phase.LOADING, Phase.VERIFYING)  # the machine bounds these itself
 
 
-def validate(machine: Residency) -> None:
-    """Raise AssertionError where an invariant is broken."""
+def validate(machine: Residency, last_epoch: int = 0) -> None:
+    """Raise AssertionError where an invariant is broken.
+
+    `last_epoch` is the machine's at an earlier validation: epochs only grow.
+    """
+    assert machine.last_epoch >= last_epoch, machine
     _validate_place(machine)
     _validate_tickets(machine)
     held, pending = machine.held, machine.tickets.pending()
@@ -37,6 +41,8 @@ def _validate_place(machine: Residency) -> None:
     if machine.is_cut:  # until the next load
         assert state in (State.DRAINING, State.UNLOADING, State.EMPTY), machine
     assert 0 <= machine.epoch <= machine.last_epoch, machine
+    if state in (State.LOADING, State.VERIFYING):  # only an adopted engine may have an older epoch
+        assert machine.epoch == machine.last_epoch, machine
 
 
 def _validate_tickets(machine: Residency) -> None:

@@ -43,6 +43,7 @@ from deployments.residency.invariants import validate
 from deployments.residency.records import from_json, replay, to_json
 from tests.pure.residency.driver import BROKEN, MODELS, REFUSAL
 from tests.pure.residency.driver import POLICY as SHIPPED
+from tests.pure.residency.transitions import explain
 
 WRONG_ANSWER = Problem(GOLDEN_MISMATCH, "the answer is wrong")
 POLICY = replace(SHIPPED, idle_unload_s={"b": 15.0, "c": 60.0})
@@ -121,6 +122,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.machine = Residency(MODELS, POLICY)
         self.lines = [to_json(self.machine)]  # since the Switchboard's start
+        self.decided: list[Effect] = []  # not looked at yet
         self.effects: list[Effect] = []  # decided since then
         self.engine: Engine | None = None
         self.prepare: Prepare | None = None  # unanswered
@@ -316,7 +318,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.handle(events.EngineUnloaded(self.now, epoch))
         self.handle(events.Prepared(self.now, "sw-0-0"))
         self.handle(events.PreparationRefused(self.now, "sw-0-0", REFUSAL))
-        assert not self.machine.take_effects()
+        assert not self.take_decided()
 
     # --- time, and the Switchboard itself ---
 
@@ -336,7 +338,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             return
         desired, epoch = self.machine.desired, self.machine.epoch
         self.machine = Residency(MODELS, POLICY, epoch)
-        self.lines, self.effects = [to_json(self.machine)], []
+        self.lines, self.effects, self.decided = [to_json(self.machine)], [], []
         self.prepare, self.drain_deadline = None, math.inf
         self.tickets.clear()
         self.states.clear()
@@ -373,7 +375,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert deadline is None or deadline > self.now
         before = self.summary()
         self.handle(events.Ticked(self.now))
-        assert not self.machine.take_effects()
+        assert not self.take_decided()
         assert self.summary() == before
 
     @invariant()
@@ -449,11 +451,19 @@ class ResidencyMachine(RuleBasedStateMachine):
     # --- the world's workings ---
 
     def handle(self, event: Event) -> Ticket | None:
-        """Every event goes this way: the machine is valid after it."""
+        """Every event goes this way: the machine is valid after it, and its table explains it."""
         self.lines.append(to_json(event))
+        state, last_epoch = self.machine.state, self.machine.last_epoch
         ticket = self.machine.handle(event)
-        validate(self.machine)
+        validate(self.machine, last_epoch)
+        effects = self.machine.take_effects()
+        explain(state, event, self.machine.state, effects)
+        self.decided += effects
         return ticket
+
+    def take_decided(self) -> list[Effect]:
+        decided, self.decided = self.decided, []
+        return decided
 
     def calm_down(self) -> None:
         """Two seconds in which everything succeeds and all mail arrives."""
@@ -480,7 +490,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         asked_id = running.id if running and running.phase is Phase.PREPARING else None
         if self.prepare and self.prepare.ticket_id != asked_id:
             self.prepare = None  # given up: an answer would be stale
-        for effect in self.machine.take_effects():
+        for effect in self.take_decided():
             self.effects.append(effect)
             match effect:
                 case Prepare():

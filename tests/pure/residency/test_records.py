@@ -261,12 +261,22 @@ def _serving() -> Residency:
         lambda machine: setattr(machine, "desired", "b"),
         lambda machine: setattr(machine, "is_cut", True),
         lambda machine: setattr(machine, "epoch", machine.last_epoch + 1),
+        lambda machine: setattr(machine, "epoch", 0) or setattr(machine, "last_epoch", 0),
         lambda machine: setattr(machine, "state", State.UNLOADING),
     ],
-    ids=["no holder", "no endpoint", "another desired", "cut", "unknown epoch", "no ticket"],
+    ids=[
+        "no holder",
+        "no endpoint",
+        "another desired",
+        "cut",
+        "unknown epoch",
+        "epoch again",
+        "no ticket",
+    ],
 )
 def test_a_broken_machine_is_found(break_it: Callable[[Residency], None]):
     machine = _serving()
+    last_epoch = machine.last_epoch
     break_it(machine)
     with pytest.raises(AssertionError):
-        validate(machine)
+        validate(machine, last_epoch)
