@@ -15,7 +15,7 @@ from deployments.settings import PROJECT
 from tests.cluster.server import Server, running, wait_until
 from tests.conftest import DEMO_HOME
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 
 
 @dataclass

@@ -112,25 +112,34 @@ def test_second_copy_is_refused_and_the_first_unharmed(server: Server, tmp_path:
     assert server.get("/health")["state"] == "serving"
 
 
-def test_kill_9_of_the_raylet_leaves_no_engine(tmp_path: Path) -> None:
-    """The cluster is lost; the supervisor sees its owner gone and ends the engine."""
-    with running(tmp_path) as server:
-        (engine,) = server.watch().engines().values()
-        tree = psutil.Process(server.process.pid).children(recursive=True)
-        raylet = next(p for p in tree if p.name() == "raylet")
-        raylet.kill()
-        wait_until(lambda: not any(p.is_running() for p in engine), 60, "the engine is gone")
-
-
-def test_idle_model_is_unloaded_and_the_next_request_loads_it(tmp_path: Path) -> None:
-    """`idle_unload_s`: the GPU is free for others while nobody asks."""
-    configs = shutil.copytree(PROJECT / "configs", tmp_path / "configs")
+@pytest.fixture(scope="module")
+def idling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that unloads the default model as soon as nobody asks for it."""
+    folder = tmp_path_factory.mktemp("idling")
+    configs = shutil.copytree(PROJECT / "configs", folder / "configs")
     file = configs / "backend.yaml"
     file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-14b: 2}"))
-    with running(tmp_path, config_dir=str(configs)) as server:
-        wait_until(lambda: server.get("/health")["state"] == "idle", 60, "it is unloaded")
-        assert server.watch().engines() == {}
-        assert "Paris" in server.chat("qwen-14b").text
+    with running(folder, config_dir=str(configs)) as server:
+        yield server
+
+
+@pytest.mark.own_server
+def test_idle_model_is_unloaded_and_the_next_request_loads_it(idling: Server) -> None:
+    """`idle_unload_s`: the GPU is free for others while nobody asks."""
+    wait_until(lambda: idling.get("/health")["state"] == "idle", 120, "it is unloaded")
+    assert idling.watch().engines() == {}
+    assert "Paris" in idling.chat("qwen-14b").text
+
+
+@pytest.mark.own_server
+def test_kill_9_of_the_raylet_leaves_no_engine(idling: Server) -> None:
+    """The cluster is lost; the supervisor sees its owner gone and ends the engine."""
+    assert idling.switch("qwen-coder").json()["state"] == "done"  # it stays
+    (engine,) = idling.watch().engines().values()
+    tree = psutil.Process(idling.process.pid).children(recursive=True)
+    raylet = next(p for p in tree if p.name() == "raylet")
+    raylet.kill()
+    wait_until(lambda: not any(p.is_running() for p in engine), 60, "the engine is gone")
 
 
 class Desk:
@@ -178,6 +187,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     shutil.rmtree(desk.ray_tmp, ignore_errors=True)
 
 
+@pytest.mark.own_server
 def test_start_in_a_terminal_outlives_it_and_stop_ends_all(desk: Desk) -> None:
     """It asks for the model, returns when that serves; then a stop leaves nothing."""
     terminal = desk.start()
@@ -196,6 +206,7 @@ def test_start_in_a_terminal_outlives_it_and_stop_ends_all(desk: Desk) -> None:
     assert desk.run("health").returncode == 3
 
 
+@pytest.mark.own_server
 def test_ctrl_c_at_the_terminal_while_starting_leaves_nothing(desk: Desk) -> None:
     """Half a server is ended in the same order as a whole one."""
     terminal = desk.start()

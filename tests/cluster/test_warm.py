@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.ledger import steady_load
 from tests.cluster.server import Server, running, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 MODELS = ["qwen-14b", "qwen-coder", "qwen-vl"]
 
 
