@@ -132,7 +132,7 @@ def call_without_token(port: int, method: str) -> grpc.StatusCode | None:
     """How a gRPC call ends; None where it was carried out."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            channel.unary_unary(method)(b"", timeout=10)
+            channel.unary_unary(method)(b"", timeout=60)
         except grpc.RpcError as exc:
             code: grpc.StatusCode = exc.code()
             return code
@@ -149,7 +149,7 @@ def asks_for_the_token(port: int) -> bool:
         return True
     try:
         answers = [
-            httpx.request(verb, f"http://127.0.0.1:{port}{path}", json={}, timeout=5)
+            httpx.request(verb, f"http://127.0.0.1:{port}{path}", json={}, timeout=30)
             for verb, path in (("POST", "/api/jobs/"), ("GET", "/nodes"))
         ]
     except httpx.HTTPError:
@@ -179,7 +179,7 @@ def test_no_port_lets_anybody_in(server: Server) -> None:
 
 def is_gateway(port: int) -> bool:
     try:
-        return "resident" in httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).json()
+        return "resident" in httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).json()
     except (httpx.HTTPError, ValueError):
         return False
 
