@@ -52,13 +52,13 @@ pytest: .venv/.dev models
 
 .PHONY: $(PARTS)
 pytest-shared:
-	@$(call PYTEST,tests/cluster -m 'not gpu and not drill and not own_server')
+	@$(call PYTEST,tests/cluster -m 'shared_server and not drill')
 
 pytest-own:
 	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
 
 pytest-rest:
-	@nice $(call PYTEST,--ignore=tests/cluster)
+	@nice $(call PYTEST,-m 'not (shared_server or own_server or gpu or drill)')
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cluster.server import Server, running
 
+FOLDER = Path(__file__).parent
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
@@ -26,6 +28,12 @@ def server() -> Iterator[Server]:
         os.umask(before)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test that takes every core comes last: other tests run beside this folder's."""
+    """Mark the tests that share the server. The one that takes every core comes last: other tests
+    run beside these."""
+    for item in items:
+        uses_it = item.path.parent == FOLDER and "server" in getattr(item, "fixturenames", ())
+        if uses_it and not item.get_closest_marker("own_server"):
+            item.add_marker("shared_server")
     items.sort(key=lambda item: item.path.name == "test_busy_machine.py")
