@@ -1,5 +1,6 @@
 # make run       install missing packages, then serve on http://127.0.0.1:7000 until Ctrl-C
-# make test      install missing packages, then run linter, type checker, import contracts and tests
+# make test      install missing packages, then run linter, type checker, import contracts and tests;
+#                the parts run beside each other, and each is printed when it has ended
 # make check     make test without a real engine or browser: some four minutes, for every change
 # make bench     measure this server against bare vLLM in two rounds; ARGS=--quick for one
 # make drill     kill every part in every phase of a switch, then at random, and print the losses;
@@ -29,7 +30,8 @@ DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
 
-test: system lint pytest
+test: system .venv/.dev models
+	@$(MAKE) --no-print-directory --jobs lint $(PARTS)
 
 # Without the minute of requests generated from the API's description.
 check: lint
@@ -41,8 +43,23 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Engines and servers start and stop for most of their tests' time, and other tests can have the cores
+# then. Two servers are up at once, at most: the one that most tests share, and one of a test's own.
+PARTS := pytest-shared pytest-own pytest-rest
+PYTEST = $(BIN)/pytest $(1) > .venv/$@.log 2>&1; status=$$?; echo "== $@"; cat .venv/$@.log; exit $$status
+
 pytest: .venv/.dev models
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --jobs $(PARTS)
+
+.PHONY: $(PARTS)
+pytest-shared:
+	@$(call PYTEST,tests/cluster -m 'shared_server and not drill')
+
+pytest-own:
+	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
+
+pytest-rest:
+	@nice $(call PYTEST,-m 'not (shared_server or own_server or gpu or drill or rehearse)')
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)

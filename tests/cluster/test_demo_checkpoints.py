@@ -26,7 +26,7 @@ def run_in_engine_process(code: str, *arguments: str) -> Any:
         env=os.environ | {"PYTHONPATH": f"{SITE}:{ROOT}", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from deployments.settings import PROJECT
 from tests.cluster.server import Server, running, wait_until
 from tests.conftest import DEMO_HOME
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 
 
 @dataclass
@@ -178,7 +178,7 @@ def test_engine_that_dies_right_after_it_was_ready_is_rolled_back(mended: Drill)
     (engine,) = mended.server.watch().engines().values()
     engine[0].kill()
     path = f"/admin/switch/{ticket['id']}"
-    wait_until(lambda: mended.server.get(path)["state"] == "rolled_back", 120, "it is rolled back")
+    wait_until(lambda: mended.server.get(path)["state"] == "rolled_back", 300, "it is rolled back")
     assert "Paris" in mended.server.chat("qwen-14b").text
 
 

@@ -176,7 +176,7 @@ class Whole:
         return self.client.post(CHAT, json=body, headers=named)
 
 
-async def until(is_true: Callable[[], object], deadline_s: float = 20) -> None:
+async def until(is_true: Callable[[], object], deadline_s: float = 60) -> None:
     """Run the loop until `is_true`, or fail."""
     async with asyncio.timeout(deadline_s):
         while not is_true():  # noqa: ASYNC110 (a count has no event to wait for)

@@ -27,7 +27,7 @@ OLD, NEW = "a" * 40, "b" * 40
 SHARD = "model-00002-of-00002.safetensors"
 MB = 10**6
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 
 def safetensors(num_bytes: int, fill: bytes = b"\1") -> bytes:

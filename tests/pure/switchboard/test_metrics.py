@@ -33,7 +33,7 @@ from deployments.switchboard.metrics import (
 from tests.pure.switchboard.fake_host import FakeReplicas
 
 A, B, C = "qwen-14b", "qwen-coder", "qwen-vl"
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(150)
 
 MISMATCH = Problem(GOLDEN_MISMATCH, "it answers wrongly")
 
