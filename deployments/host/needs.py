@@ -6,6 +6,7 @@
 
 from __future__ import annotations  # this runs under the system's Python too, which may be old
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -140,11 +141,12 @@ def compiler_needs(environ: Mapping[str, str], include: Path | None = None) -> I
         yield Need("compiler", f"CC names the C compiler {named}, which is not there", "unset CC")
     elif missing:
         yield Need("compiler", f"no model loads without {' and '.join(missing)}", remedy)
-    elif compiler and (problem := _compile(compiler, include, environ)):
+    elif compiler and (problem := _compile(compiler, include)):
         yield Need("compiler", f"{compiler} cannot compile for Python: {problem}", remedy)
 
 
-def _compile(compiler: str, include: Path, environ: Mapping[str, str]) -> str | None:
+@functools.cache
+def _compile(compiler: str, include: Path) -> str | None:
     """Why a file that includes Python.h does not compile: the C library's headers may be gone."""
     command = [compiler, f"-I{include}", "-fsyntax-only", "-x", "c", "-"]
     try:
@@ -154,7 +156,6 @@ def _compile(compiler: str, include: Path, environ: Mapping[str, str]) -> str | 
             capture_output=True,
             text=True,
             timeout=60,
-            env=dict(environ),
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
