@@ -8,6 +8,8 @@ say that there is no card: it also fails after a driver update until the next re
 from __future__ import annotations  # this runs under the system's Python too, which may be old
 
 import ctypes
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -33,6 +35,8 @@ _LIBRARY = "libnvidia-ml.so.1"
 _NVIDIA_VENDOR = "0x10de"
 # Return codes of NVML. Source: nvml.h.
 _NOT_LOADED, _OTHER_VERSION = 9, 18
+_HANGS = -1  # our own
+_TIMEOUT_S = 20.0  # a driver without persistence takes seconds to wake a card
 
 
 class CardState(Enum):
@@ -99,7 +103,8 @@ def find_card(
 
 
 def has_hardware(root: Path = ROOT) -> bool:
-    """Whether the PCI bus has an NVIDIA display controller, or Windows shares one with WSL2."""
+    """Whether the PCI bus has an NVIDIA display controller, a driver is loaded, or Windows shares a
+    card with WSL2."""
     for vendor in (root / "sys/bus/pci/devices").glob("*/vendor"):
         try:
             is_display = (vendor.parent / "class").read_text().startswith("0x03")
@@ -107,12 +112,26 @@ def has_hardware(root: Path = ROOT) -> bool:
                 return True
         except OSError:
             continue
+    if (root / "dev/nvidiactl").exists():  # a driver is loaded; the card may have left the bus
+        return True
     # Windows shares every maker's card through /dev/dxg, and this library for NVIDIA's.
     return (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib" / _LIBRARY).exists()
 
 
-def ask_driver(load: Callable[[str], Any] = ctypes.CDLL) -> DriverAnswer:
-    """Ask NVML through ctypes: this runs before any package is installed."""
+def ask_driver(
+    load: Callable[[str], Any] = ctypes.CDLL, timeout_s: float = _TIMEOUT_S
+) -> DriverAnswer:
+    """Ask NVML, in a thread: the calls of a driver that hangs do not return."""
+    answers: queue.Queue[DriverAnswer] = queue.Queue()
+    threading.Thread(target=lambda: answers.put(_ask(load)), daemon=True).start()
+    try:
+        return answers.get(timeout=timeout_s)
+    except queue.Empty:
+        return DriverAnswer(code=_HANGS, message=f"not within {timeout_s:.0f} s")
+
+
+def _ask(load: Callable[[str], Any]) -> DriverAnswer:
+    """Through ctypes, because this runs before any package is installed."""
     try:
         nvml = load(_LIBRARY)
         code = nvml.nvmlInit_v2()

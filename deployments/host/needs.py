@@ -98,20 +98,18 @@ def gpu_needs(
 def card_needs(card: FoundCard) -> Iterator[Need]:
     """A card whose driver answers and runs the packages' CUDA."""
     if card.state is not CardState.READY:
-        yield Need("gpu", card.problem, f"{card.remedy}, {ON_CPU}")
+        yield Need("gpu", card.problem, f"{card.remedy}; {ON_CPU}")
     else:
         yield from driver_needs(card.driver, card.cuda)
 
 
-def driver_needs(
-    driver: str | None, newest: tuple[int, int] | None, needed: tuple[int, int] = CUDA
-) -> Iterator[Need]:
-    """A driver that runs the CUDA `needed`. `newest`: the newest that it runs."""
-    if newest and newest[0] < needed[0]:  # within a major version, older drivers run newer CUDA
+def driver_needs(driver: str | None, newest: tuple[int, int] | None) -> Iterator[Need]:
+    """A driver that runs the packages' CUDA. `newest`: the newest CUDA that it runs."""
+    if newest and newest[0] < CUDA[0]:  # within a major version, older drivers run newer CUDA
         yield Need(
             "driver",
             f"the NVIDIA driver {driver or ''} runs CUDA {newest[0]}.{newest[1]}, and the packages "
-            f"need CUDA {needed[0]} (driver {DRIVER})",
+            f"need CUDA {CUDA[0]} (driver {DRIVER})",
             WSL_DRIVER if is_wsl() else INSTALL_DRIVER,
         )
 
