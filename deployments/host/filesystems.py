@@ -5,47 +5,51 @@ from __future__ import annotations  # this runs under the system's Python too, w
 import re
 from pathlib import Path
 
-_MOUNTS = Path("/proc/self/mountinfo")
-# How WSL2 (9p) and WSL1 (drvfs) show a disk of Windows.
-_WINDOWS_DISK = {"9p", "v9fs", "drvfs"}
+MOUNTS = Path("/proc/self/mountinfo")
+# What a virtual machine shares of its host; WSL2 shows the disks of Windows as 9p.
+_SHARED = {"9p", "v9fs", "drvfs"}
+_OF_WINDOWS = "drvfs"  # in a mount's type, source or options
 
 
-def filesystem_of(path: Path, mounts: Path = _MOUNTS) -> str | None:
+def filesystem_of(path: Path, mounts: Path = MOUNTS) -> str | None:
     """The type of the file system of `path`, as ext4 or 9p; None where it is not known. `path` need
     not exist."""
-    found = _mount_of(path, mounts)
-    return found[0] if found else None
+    return _mount_of(path, mounts)[0]
 
 
-def is_slow_filesystem(path: Path, mounts: Path = _MOUNTS) -> bool:
-    """Whether `path` lies on a disk of Windows that is shared with WSL, such as /mnt/c.
+def is_slow_filesystem(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether `path` lies on a disk that the host shares, such as /mnt/c under WSL2.
 
-    Such a disk reads 90 to 250 MB/s (microsoft/WSL#4197), keeps little in Linux's page cache, and
-    makes no Unix sockets (microsoft/WSL#5961).
+    It reads 90 to 250 MB/s (microsoft/WSL#4197), and keeps little in Linux's page cache.
     """
-    found = _mount_of(path, mounts)
-    return found is not None and (found[0] in _WINDOWS_DISK or found[1].startswith("drvfs"))
+    return _mount_of(path, mounts)[0] in _SHARED or is_windows_disk(path, mounts)
 
 
-def _mount_of(path: Path, mounts: Path) -> tuple[str, str] | None:
-    """The type and the source of the mount that `path` lies on. Of two mounts on one folder the
-    later one counts."""
+def is_windows_disk(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether `path` lies on a disk of Windows, where no Unix socket can be made
+    (microsoft/WSL#5961)."""
+    return any(_OF_WINDOWS in (text or "") for text in _mount_of(path, mounts))
+
+
+def _mount_of(path: Path, mounts: Path) -> tuple[str | None, str]:
+    """The type of the mount that `path` lies on, and its source with its options. Of two mounts on
+    one folder the later one counts."""
     path = path.expanduser().resolve()
-    best: tuple[int, str, str] | None = None
+    depth = 0
+    found: tuple[str | None, str] = (None, "")
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
-        return None
+        lines = []
     for line in lines:
         before, _, after = line.partition(" - ")
         fields, rest = before.split(), after.split()
         if len(fields) < 5 or len(rest) < 2:
             continue
         folder = Path(_unescaped(fields[4]))
-        is_above = folder == path or folder in path.parents
-        if is_above and (best is None or len(folder.parts) >= best[0]):
-            best = (len(folder.parts), rest[0], _unescaped(rest[1]))
-    return best[1:] if best else None
+        if (folder == path or folder in path.parents) and len(folder.parts) >= depth:
+            depth, found = len(folder.parts), (rest[0], " ".join(rest[1:]))
+    return found
 
 
 def _unescaped(text: str) -> str:

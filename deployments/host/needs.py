@@ -26,7 +26,7 @@ from deployments.host.card import (
     CardState,
     FoundCard,
 )
-from deployments.host.filesystems import filesystem_of, is_slow_filesystem
+from deployments.host.filesystems import MOUNTS, is_slow_filesystem, is_windows_disk
 from deployments.host.platform import is_wsl
 
 OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 13)  # as requires-python in pyproject.toml
@@ -250,35 +250,34 @@ def _cache(environ: Mapping[str, str]) -> str:
     return environ.get("XDG_CACHE_HOME") or "~/.cache"
 
 
-def home_needs(home: Path) -> Iterator[Need]:
+def home_needs(home: Path, mounts: Path = MOUNTS) -> Iterator[Need]:
     """A home folder in which the engines' sockets and the locks work."""
-    if is_slow_filesystem(home):
+    if is_windows_disk(home, mounts):
         yield Need(
             "disk",
-            f"{home} lies on a disk of Windows ({filesystem_of(home)}), where Unix sockets and "
-            "file locks do not work",
+            f"{home} lies on a disk of Windows, where Unix sockets and file locks do not work",
             "set LLM_BACKEND_HOME=~/.cache/llm-backend, which lies on Linux's own disk",
         )
 
 
-def slow_places(venv: Path, environ: Mapping[str, str]) -> Iterator[Need]:
-    """Warnings of packages and checkpoints on a disk of Windows."""
+def slow_places(venv: Path, environ: Mapping[str, str], mounts: Path = MOUNTS) -> Iterator[Need]:
+    """Warnings of checkpoints and packages on a disk that Windows or another host shares."""
     hub = hub_cache(environ)
-    if is_slow_filesystem(hub):
+    if is_slow_filesystem(hub, mounts):
         yield Need(
             "disk",
-            f"the checkpoints in {hub} lie on a disk of Windows ({filesystem_of(hub)}), which "
-            "reads 100 to 250 MB/s: each switch then takes a minute and more",
+            f"the checkpoints lie in {hub}, on a disk that Linux shares with its host and reads at "
+            "100 to 250 MB/s: a switch then takes a minute and more",
             "set HF_HOME=~/.cache/huggingface, and copy what is there with: llm-backend pull "
             f"--from {hub}",
             is_wall=False,
         )
-    if is_slow_filesystem(venv):
+    if is_slow_filesystem(venv, mounts):
         yield Need(
             "disk",
-            f"the packages in {venv} lie on a disk of Windows ({filesystem_of(venv)}), where each "
-            "start takes minutes",
-            f"move the project to Linux's own disk: cp -r {venv.parent} ~ (without .venv)",
+            f"the packages lie in {venv}, on a disk that Linux shares with its host: each start "
+            "takes minutes",
+            "move the project to Linux's own disk, such as ~/llm-backend, and run make there",
             is_wall=False,
         )
 

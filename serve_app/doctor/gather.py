@@ -25,6 +25,7 @@ from deployments.memory.nvml import GpuReadError, open_nvml
 from deployments.memory.plan import Plan
 from deployments.memory.planner import PlanError, plan_of, room_of
 from deployments.settings import Settings, SettingsError, known_checkpoints
+from deployments.settings.environment import export_file
 from serve_app.doctor.facts import Card, Disk, HostFacts, Port, Torch, Weights
 from serve_app.launcher.preflight import (
     PreflightError,
@@ -99,6 +100,7 @@ def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | Non
     host, port = "127.0.0.1", 7000
     try:
         host, port, args = read_deployment(config)
+        export_file(args.env_path)  # HF_HOME, before huggingface_hub reads it
         settings = local_settings(args)
         return settings, known_checkpoints(Path(args.config_dir)), host, port, None
     except (PreflightError, SettingsError) as exc:

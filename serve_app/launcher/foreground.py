@@ -27,7 +27,6 @@ from deployments.engine.forkserver import start_fork_server
 from deployments.engine.process import standby_environment
 from deployments.host import logs
 from deployments.settings import Settings, paths
-from deployments.settings.environment import export_file
 from serve_app.launcher import haproxy, pidfile, private
 from serve_app.launcher.preflight import (
     PreflightError,
@@ -92,8 +91,7 @@ def run_server(config: Path, report: Reporter) -> int:
     private.close_to_others()
     report = _unfailing(report)
     try:
-        host, port, args = read_deployment(config)
-        export_file(args.env_path)
+        host, port, _ = read_deployment(config)
         settings = check_all(config)
         with claim(settings.home):
             return _run(config, settings, host, port, report)

@@ -20,7 +20,7 @@ from deployments.host import needs
 from deployments.host.card import FoundCard, find_card
 from deployments.memory.monitor import open_host_memory
 from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
-from deployments.settings.environment import read_environment
+from deployments.settings.environment import export_file, read_environment
 from serve_app.launcher import pidfile, private
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
@@ -77,6 +77,7 @@ def check_all(path: Path) -> Settings:
         PreflightError: the first check that fails.
     """
     host, port, args = read_deployment(path)
+    export_file(args.env_path)  # HF_HOME, before huggingface_hub reads it
     settings = local_settings(args)
     try:
         check_bound(host, settings)

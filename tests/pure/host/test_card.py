@@ -133,10 +133,7 @@ class Library:
 
 
 def test_library_is_asked_for_cards_driver_and_cuda_and_shut() -> None:
-    class Named(Library):
-        """Functions take attributes, as those of ctypes do."""
-
-    library = Named()
+    library = Library()
     assert ask_driver(lambda name: library) == DriverAnswer(2, "580.95.05", (13, 1))
     assert library.is_shut
 
