@@ -12,6 +12,8 @@ plan.py        `plan`
 pull.py        `pull`
 doctor.py      `doctor`
 bench.py       `bench`
+launch.py      `launch`, `config`
+tools.py       how programs of other makers reach this backend: pure
 connection.py  reaches a server; makes one line and an exit code of each error
 tables.py      values as lines of text
 progress.py    a switch as a bar
@@ -25,6 +27,7 @@ from serve_app.cli import (
     cache,
     chat,
     doctor,
+    launch,
     logs,
     plan,
     pull,
@@ -46,6 +49,7 @@ status.register(app)
 switch.register(app)
 chat.register(app)
 logs.register(app)
+launch.register(app)
 cache.register(app)
 for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
     app.command()(command)
