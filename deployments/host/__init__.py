@@ -1,8 +1,8 @@
-"""What the operating system gives: processes, files, logs.
+"""The operating system's side: processes, files, logs.
 
-processes.py     names a process so that a reused id is not taken for it
+processes.py     identifies a process even if its id is used again
 parent_death.py  ends this process when its parent has ended
 files.py         replaces a file as a whole
-logs.py          one JSON object a line, in files that stay bounded
-log_rotation.py  keeps the logs bounded that other programs write
+logs.py          writes our logs as JSON lines, in files of bounded size
+log_rotation.py  bounds the size of logs that other programs write
 """
