@@ -1,9 +1,9 @@
-"""Where the weights lie, whether they are whole and safe, and how they get here.
+"""Finds, checks and downloads the models' weights.
 
 checkpoint.py  finds and checks a model's checkpoint
-shape.py       reads its layers and sizes: pure
-safety.py      refuses code, pickles and links out of its folder
-manifest.py    its files with their sizes and hashes
+shape.py       reads a model's layers and sizes: pure
+safety.py      refuses code, pickles, and links out of the checkpoint's folder
+manifest.py    a checkpoint's files with their sizes and hashes
 hub.py         downloads from the Hugging Face hub
 folder.py      copies from a folder of this machine, in place of the hub
 pull.py        pulls a model at its pinned revision

@@ -1,7 +1,7 @@
 """Reads a checkpoint's layers and sizes from its `config.json`. Pure: nothing is downloaded.
 
-The sizes are those of the tensors as the checkpoint stores them, which is what vLLM loads: its
-repacking for Marlin kernels moves bits and keeps their number.
+The sizes are those of the tensors as the checkpoint stores them. vLLM loads the same number of
+bytes: its repacking for Marlin kernels moves bits and keeps their number.
 """
 
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-# Architectures whose tensors are counted below; of others the files have to tell the weights.
+# Architectures whose tensors are counted below; for others the size comes from the weights' files.
 _COUNTED = {"llama", "qwen2", "qwen2_5_vl"}
 
 
 class UnknownShapeError(Exception):
-    """The config does not say what is needed to plan for it."""
+    """The config lacks a number that the memory plan needs."""
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the linear layers of the language model are stored; embeddings and vision are not."""
+    """How the language model's linear layers are quantized; embeddings and vision are not."""
 
     method: str
     bits: int
-    group_size: int | None  # None: one scale an output channel
+    group_size: int | None  # None: one scale for each output channel
 
     def linear_bytes(self, num_in: int, num_out: int) -> int:
         weights = num_in * num_out * self.bits // 8
@@ -41,7 +41,7 @@ class VisionShape:
     num_layers: int
     hidden_size: int
     intermediate_size: int
-    num_patch_values: int  # that one patch holds: channels x frames x pixels
+    num_patch_values: int  # in one patch: channels x frames x pixels
     num_merged: int  # patches merged into one token
     out_hidden_size: int
 
@@ -58,7 +58,7 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a transformer that decide what memory it takes."""
+    """The numbers of a transformer that its memory depends on."""
 
     model_type: str
     num_layers: int
@@ -70,17 +70,17 @@ class Shape:
     vocab_size: int
     max_context_tokens: int
     dtype_bytes: int
-    is_tied: bool  # one matrix is embedding and output layer
+    is_tied: bool  # embedding and output layer share one matrix
     quantization: Quantization | None
     vision: VisionShape | None
 
     def kv_bytes_per_token(self, kv_cache_dtype: str) -> int:
-        """Key and value of one token in all layers; `auto` keeps the checkpoint's precision."""
+        """Bytes of one token's keys and values in all layers; `auto`: in the checkpoint's dtype."""
         value_bytes = 1 if kv_cache_dtype.startswith("fp8") else self.dtype_bytes
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * value_bytes
 
     def weights_bytes(self) -> int:
-        """All tensors. Raises UnknownShapeError for an architecture that is not counted here."""
+        """Bytes of all tensors. Raises UnknownShapeError for an architecture not counted here."""
         if self.model_type not in _COUNTED:
             raise UnknownShapeError(f"the tensors of {self.model_type!r} cannot be counted")
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -109,7 +109,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """Read a `config.json`, in the layout of transformers 4 or 5.
 
     Raises:
-        UnknownShapeError: a number is missing, or none.
+        UnknownShapeError: a number is missing or is not a number.
     """
     text = config.get("text_config") or config
     try:
@@ -131,7 +131,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             vision=_vision_of(config.get("vision_config")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as exc:
-        raise UnknownShapeError(f"config.json cannot be planned with: {exc!r}") from exc
+        raise UnknownShapeError(f"config.json lacks a number for the memory plan: {exc!r}") from exc
 
 
 def _quantization_of(raw: Mapping[str, Any] | None) -> Quantization | None:

@@ -4,9 +4,9 @@ Each event is a value with the time it happened at; each decision is an `Effect`
 Switchboard carries out, answering it with a later event. The machine knows no Ray, no vLLM, no
 clock and no I/O, and nothing in it awaits, so every event is atomic.
 
-A model is here a target: a model with the task its engine is started for, a name to be compared.
-One place holds one engine. The table has every transition of the place, with the effects; the
-tests compare it with what the machine does:
+A model here is a target: a model and the task that its engine is started for. The machine only
+compares its name. The GPU's one place holds one engine. This table has every transition of the
+place with its effects; the tests compare the table with what the machine does:
 
     state      event               next state  effects           when
     ---------  ------------------  ----------  ----------------  --------------------------------
@@ -68,7 +68,7 @@ from deployments.residency.types import (
 
 
 class Residency(MachineState):
-    """Who holds the GPU, and what is to become of it."""
+    """Decides which model holds the GPU, and when that changes."""
 
     def __init__(self, models: list[str], policy: Policy, epoch: int = 0, boot: str = "0") -> None:
         super().__init__(models, policy, epoch, boot)
@@ -78,17 +78,17 @@ class Residency(MachineState):
     # --- what others read ---
 
     def take_effects(self) -> list[Effect]:
-        """The decisions since the last call, in order; each is to be carried out once."""
+        """Hand out the decisions since the last call, in order, each to be carried out once."""
         effects, self._effects = self._effects, []
         return effects
 
     def take_changes(self) -> list[Change]:
-        """What has been done since the last call, in order."""
+        """Hand out what the machine did since the last call, in order."""
         changes, self._changes = self._changes, []
         return changes
 
     def next_deadline(self, now: float) -> float | None:
-        """When `Ticked` has something to decide, if nothing else happens before."""
+        """When the machine needs a `Ticked`, if no other event comes before."""
         return min((at for at in self._deadlines(now) if at > now), default=None)
 
     # --- events ---
@@ -98,10 +98,10 @@ class Residency(MachineState):
     @overload
     def handle(self, event: Event) -> Ticket | None: ...
     def handle(self, event: Event) -> Ticket | None:
-        """Take one event; the ticket of what it asks for, if it asks for a switch or a lease.
+        """Take one event. A request for a switch or a lease returns its ticket.
 
         Raises:
-            LeaseHeld: another owner's lease stands; nothing has changed.
+            LeaseHeld: another owner has a lease; nothing has changed.
         """
         held, ticket = self.held, self._apply(event)
         self._advance(event.at)
@@ -110,7 +110,7 @@ class Residency(MachineState):
         return ticket
 
     def _apply(self, event: Event) -> Ticket | None:
-        """What the event itself changes; `_advance` does what follows from it."""
+        """Change what the event itself changes; `_advance` does what follows from it."""
         match event:
             case events.SwitchRequested(now, target, cause, drain_timeout_s):
                 return self._request_switch(now, target, cause, drain_timeout_s)
@@ -168,7 +168,7 @@ class Residency(MachineState):
     def _lease(self, now: float, lease: Lease) -> Ticket:
         assert lease.model in self.models, lease.model
         self.leases.take(now, lease)
-        ticket = self.tickets.join_last(lease.model)  # one that follows would unload the model
+        ticket = self.tickets.join_last(lease.model)  # a ticket behind it would unload the model
         if ticket:
             return self._join(now, ticket, Cause.LEASE, self.policy.drain_timeout_s)
         return self._make_ticket(now, lease.model, Cause.LEASE, self.policy.drain_timeout_s)
@@ -181,7 +181,7 @@ class Residency(MachineState):
         return ticket
 
     def _go_on(self, now: float) -> None:
-        """The running switch is prepared: disturb the old model, if it is still wanted to."""
+        """The running switch is prepared: stop the old model, if the switch is still wanted."""
         ticket = self._the_running()
         if not self._is_wanted(ticket):
             self._abandon(now, ticket)
@@ -207,7 +207,7 @@ class Residency(MachineState):
         self._finish(now, ticket, Phase.FAILED)
 
     def _leave_empty(self, now: float) -> None:
-        """The engine is gone: load what the running switch loads next, if anything."""
+        """The engine is gone: load the model that the running switch loads next, if any."""
         self.state, self.holder, self.endpoint = State.EMPTY, None, None
         ticket = self._the_running()
         if ticket.error and not ticket.is_rolling_back:
@@ -239,7 +239,7 @@ class Residency(MachineState):
             self._finish(now, ticket, Phase.READY)
 
     def _lose_engine(self, now: float, problem: Problem) -> None:
-        """It failed (1) as it loads, (2) as it drains, (3) as it serves."""
+        """The engine failed (1) while it loaded, (2) while it drained, (3) while it served."""
         if self.state in (State.LOADING, State.VERIFYING):  # (1)
             self._fail_load(now, problem)
         elif self.state is State.DRAINING:  # (2)
@@ -250,7 +250,7 @@ class Residency(MachineState):
     # --- decisions ---
 
     def _advance(self, now: float) -> None:
-        """Do what the present state calls for; ends every event."""
+        """Do what the present state calls for. Every event ends with this."""
         self.gateways.forget_silent(now)
         if self.state is State.DRAINING:
             self._advance_drain(now)
@@ -264,16 +264,16 @@ class Residency(MachineState):
         self._grant_lease(now)
 
     def _give_up_waiting(self, now: float) -> None:
-        """The running switch's effect has no answer in its time, as with a disk that hangs; one
-        that comes later is stale."""
+        """The running switch's effect was not answered in time, for example because a disk hangs.
+        An answer that comes later is stale."""
         self.answer_deadline = None
         ticket = self._the_running()
         seconds = f"{self.policy.load_timeout_s:.0f} s"
         if ticket.phase is Phase.PREPARING:
-            message = f"the files of {ticket.target} could not be read in {seconds}"
+            message = f"the files of {ticket.target} could not be read within {seconds}"
             self._refuse(now, Problem("prepare_timeout", message))
         elif self.state in (State.LOADING, State.VERIFYING):
-            message = f"{self.holder} was not ready in {seconds}"
+            message = f"{self.holder} was not ready within {seconds}"
             self._fail_load(now, Problem("load_timeout", message))
 
     def _advance_drain(self, now: float) -> None:
@@ -349,7 +349,8 @@ class Residency(MachineState):
         self.failed.next_retry = None
 
     def _fail_load(self, now: float, problem: Problem) -> None:
-        """(1) A wrong answer earns one restart, (2) the old model comes back, (3) nothing does."""
+        """(1) A wrong answer earns one restart, (2) the old model is loaded again, (3) the place
+        stays empty."""
         ticket = self._the_running()
         assert self.holder is not None
         is_first = ticket.num_attempts == 1 and not ticket.is_rolling_back
@@ -367,8 +368,8 @@ class Residency(MachineState):
         self._unload(now)
 
     def _lose_serving_engine(self, now: float, problem: Problem) -> None:
-        """(1) Another switch prepares: it goes on. (2) Just loaded: the load failed after all.
-        (3) The same model comes back."""
+        """(1) Another switch prepares: it goes on. (2) The engine is on probation: its load failed
+        after all. (3) The same model is loaded again."""
         assert self.holder is not None
         self.state = State.LOST
         self.scheduler.close(now, self.holder)
@@ -388,7 +389,8 @@ class Residency(MachineState):
         self._unload(now)
 
     def _is_wanted(self, ticket: Ticket) -> bool:
-        """Whether what it is made for still holds, as it is about to disturb the resident model."""
+        """Whether the lease or the requests that the switch is made for are still there; asked just
+        before it stops the resident model."""
         if ticket.cause not in (Cause.LEASE, Cause.REQUEST):
             return True
         if self.held:
@@ -396,7 +398,7 @@ class Residency(MachineState):
         return ticket.target in self.gateways.waiting()
 
     def _abandon(self, now: float, ticket: Ticket) -> None:
-        ticket.error = Problem("abandoned", "no request waits for this model any more")
+        ticket.error = Problem("abandoned", "no request is waiting for this model any more")
         self._finish(now, ticket, Phase.FAILED)
 
     def _finish(self, now: float, ticket: Ticket, phase: Phase) -> None:
@@ -407,7 +409,7 @@ class Residency(MachineState):
         self.tickets.finish(ticket)
         if ticket.target is None and phase is Phase.READY:
             self.desired = None
-        if self.state is State.LOST:  # the engine died while the switch was being prepared
+        if self.state is State.LOST:  # the engine died while the switch prepared
             self._recover(now)
         elif self.state is State.EMPTY and phase is Phase.FAILED:
             self.failed.backoff(now)
@@ -438,10 +440,10 @@ class Residency(MachineState):
         self._changes.append(PhaseEntered(ticket, len(ticket.history) - 1))
 
     def _join(self, now: float, ticket: Ticket, cause: Cause, drain_timeout_s: float) -> Ticket:
-        """A second request for the same switch may shorten its drain, never lengthen it."""
+        """Take a second request for the same switch: it may shorten the drain, not lengthen it."""
         is_promoted = cause is Cause.LEASE and ticket.cause is Cause.REQUEST
         if cause is Cause.ADMIN or is_promoted:
-            ticket.cause = cause  # it goes on although the waiting requests may leave
+            ticket.cause = cause  # the switch goes on even if the waiting requests leave
         if drain_timeout_s < ticket.drain_timeout_s:
             ticket.drain_timeout_s = drain_timeout_s
             if self.state is State.DRAINING and ticket is self.running:
@@ -455,7 +457,7 @@ class Residency(MachineState):
             self.leases.end()
 
     def _learn_cost(self, now: float, ticket: Ticket) -> None:
-        """Average the time from the old model's last possible answer to the new one's first."""
+        """Add the seconds from the old model's last possible answer to the new one's first."""
         began = next(
             at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING)
         )

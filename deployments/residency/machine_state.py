@@ -20,22 +20,22 @@ class MachineState:
 
     models: list[str]
     policy: Policy
-    epoch: int  # grows with every load; names the engine
+    epoch: int  # the engine's number; grows with every load
     state: State
     holder: str | None  # the model whose engine is in the place
-    endpoint: str | None  # the engine's socket, from when it serves until it is gone
+    endpoint: str | None  # the engine's socket, from when the engine serves until it is gone
     serving_since: float
-    desired: str | None  # what a restart of everything brings back
-    is_cut: bool  # the drain deadline has passed: gateways end what is in flight
+    desired: str | None  # the model that a restart of everything loads
+    is_cut: bool  # the drain deadline has passed: gateways end the requests in flight
     tickets: TicketQueue
     gateways: GatewayLedger
     leases: LeaseBook
     failed: FailureLog
     scheduler: Scheduler
-    last_epoch: int  # not less than `epoch`: an adopted engine may be of an older load
-    _on_probation: tuple[Ticket, float] | None  # whose engine serves, and since when
+    last_epoch: int  # the newest; `epoch` is less if an adopted engine is of an older load
+    _on_probation: tuple[Ticket, float] | None  # the ticket of the last load, and when it was ready
     _drain_deadline: float
-    answer_deadline: float | None  # of the effect that the running switch waits for
+    answer_deadline: float | None  # for the effect that the running switch waits for
 
     def __init__(self, models: list[str], policy: Policy, epoch: int = 0, boot: str = "0") -> None:
         self.models = models
@@ -72,7 +72,7 @@ class MachineState:
 
     @property
     def held(self) -> Lease | None:
-        """The lease, granted or yet to be."""
+        """The lease, whether or not its time has started."""
         return self.leases.held
 
     @property
@@ -82,7 +82,7 @@ class MachineState:
 
     @property
     def costs(self) -> Costs:
-        """What switches have taken."""
+        """The seconds that switches took."""
         return self.scheduler.costs
 
     def num_in_flight(self) -> int:
@@ -90,7 +90,7 @@ class MachineState:
         return self.gateways.in_flight(self.epoch)
 
     def is_resident(self, model: str | None) -> bool:
-        """Whether `model` serves; of None, whether the place is empty."""
+        """Whether `model` serves; for None, whether the place is empty."""
         if model is None:
             return self.state is State.EMPTY
         return self.holder == model and self.state is State.SERVING

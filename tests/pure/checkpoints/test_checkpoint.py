@@ -70,7 +70,7 @@ def test_cut_or_grown_file_tells_both_sizes(folder, num_data_bytes):
     path = folder / "model.safetensors"
     path.write_bytes(safetensors(num_data_bytes=num_data_bytes))
     whole = len(safetensors())
-    assert f"has {path.stat().st_size} bytes where {whole} belong" in problem_of(folder)
+    assert f"has {path.stat().st_size} bytes and should have {whole}" in problem_of(folder)
 
 
 @pytest.mark.parametrize(

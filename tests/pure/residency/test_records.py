@@ -85,7 +85,7 @@ def test_event_is_the_same_after_it_was_written(event: Event):
     "line", ["", "{", "[]", "7", '{"kind": "Nothing"}', '{"kind": "Ticked"}', '{"at": 1}']
 )
 def test_damaged_line_is_refused(line: str):
-    with pytest.raises(ValueError, match=r"no event|Expecting"):
+    with pytest.raises(ValueError, match=r"not an event|Expecting"):
         from_json(line)
 
 
