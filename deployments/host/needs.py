@@ -282,6 +282,20 @@ def slow_places(venv: Path, environ: Mapping[str, str], mounts: Path = MOUNTS) -
         )
 
 
+def package_needs(profile: str, venv: Path) -> Iterator[Need]:
+    """The packages of the device that the profile is for."""
+    wanted = "cpu" if profile == "cpu-demo" else "gpu"
+    installed = installed_device(venv)
+    if installed and installed != wanted:
+        names = {"gpu": "a GPU", "cpu": "the CPU"}
+        yield Need(
+            "vllm",
+            f"the packages in {venv} are for {names[installed]}, and the profile {profile} needs "
+            f"those for {names[wanted]}",
+            f"run: make run DEVICE={wanted}",
+        )
+
+
 def installed_device(venv: Path) -> str | None:
     """The device whose packages `venv` holds, gpu or cpu, also where pip was interrupted; None if
     it holds neither."""

@@ -65,6 +65,8 @@ def machine_needs(settings: Settings) -> Iterator[needs.Need]:
     yield from needs.home_needs(settings.home)
     if settings.device == "cuda":
         yield from needs.card_needs(_card())
+    yield from needs.package_needs(settings.profile, Path(sys.prefix))
+    if settings.device == "cuda":
         yield from needs.compiler_needs(os.environ)
         yield from needs.nvcc_needs(os.environ)
         yield from needs.slow_places(Path(sys.prefix), os.environ)

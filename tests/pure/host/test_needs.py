@@ -220,3 +220,8 @@ def test_device_of_an_environment_is_seen_by_its_packages(
     for name in packages:
         (tmp_path / f"lib/python3.12/site-packages/{name}.dist-info").mkdir(parents=True)
     assert needs.installed_device(tmp_path) == device
+    for profile, wanted in (("rtx5080", "gpu"), ("cpu-demo", "cpu")):
+        found = list(needs.package_needs(profile, tmp_path))
+        assert [need.remedy for need in found] == (
+            [f"run: make run DEVICE={wanted}"] if device and device != wanted else []
+        )
