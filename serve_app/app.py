@@ -32,7 +32,8 @@ def build_app(args: AppArgs) -> Application:
     if settings.place.resource == "GPU" and not ray.cluster_resources().get("GPU"):
         raise SettingsError(
             f"the profile {settings.profile} needs a GPU, and Ray has none: its driver does not "
-            "answer, or CUDA_VISIBLE_DEVICES hides it; `llm-backend doctor` says more"
+            "answer, or CUDA_VISIBLE_DEVICES hides it; see `llm-backend doctor`, or set "
+            "LLM_BACKEND_PROFILE=cpu-demo"
         )
     http = serve.context._get_global_client().http_config
     check_bound(http.host, settings)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.host import needs
+from deployments.host import disk_needs, needs
 from deployments.host.card import FoundCard, find_card
 
 _VENV = Path(".venv")
@@ -70,9 +70,9 @@ def _lacking(device: str, is_install: bool, is_any_card: bool) -> Iterator[needs
         if device == "cpu" and not is_any_card:
             yield needs.Need("gpu", _card().problem, _card().remedy, is_wall=False)
         yield from needs.nvcc_needs(os.environ) if device == "gpu" else ()
-        yield from needs.slow_places(_VENV.absolute(), os.environ)
+        yield from disk_needs.slow_places(_VENV.absolute(), os.environ)
         if needs.installed_device(_VENV) != device:
-            yield from needs.install_needs(device, _VENV, os.environ)
+            yield from disk_needs.install_needs(device, _VENV, os.environ)
 
 
 def _card() -> FoundCard:

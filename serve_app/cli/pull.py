@@ -9,7 +9,7 @@ import typer
 
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
-from deployments.host.needs import slow_places
+from deployments.host.disk_needs import slow_places
 from deployments.settings import PROJECT, ModelSpec, Settings, SettingsError
 from deployments.settings.environment import export_file
 from serve_app.launcher.preflight import PreflightError, local_settings, read_deployment

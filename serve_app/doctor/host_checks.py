@@ -30,9 +30,9 @@ def check_settings(facts: HostFacts) -> Iterator[Finding]:
 
 
 def check_needs(facts: HostFacts) -> Iterator[Finding]:
-    """Report what a start refuses or notes; `gpu_checks.py` has the card and its driver."""
+    """Report what a start refuses or notes; `gpu_checks.py` has the card, driver and packages."""
     for need in facts.needs:
-        if need.check not in ("gpu", "driver"):
+        if need.check not in ("gpu", "driver", "vllm"):
             level = Level.PROBLEM if need.is_wall else Level.WARNING
             yield Finding(need.check, level, need.text, need.remedy)
 

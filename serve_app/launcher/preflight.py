@@ -19,6 +19,7 @@ from deployments.engine import gpu_lock
 from deployments.engine.flag_check import check_flags
 from deployments.host import needs
 from deployments.host.card import FoundCard, find_card
+from deployments.host.disk_needs import home_needs, slow_places
 from deployments.memory.monitor import open_host_memory
 from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
 from deployments.settings.environment import export_file, read_environment
@@ -63,12 +64,14 @@ def _card() -> FoundCard:
 
 def machine_needs(settings: Settings) -> Iterator[needs.Need]:
     """What this machine lacks to serve with `settings`, and what will be slow."""
-    yield from needs.home_needs(settings.home)
+    yield from home_needs(settings.home)
     if settings.device == "cuda":
         yield from needs.card_needs(_card())
+    yield from needs.package_needs(settings.profile, Path(sys.prefix))
+    if settings.device == "cuda":
         yield from needs.compiler_needs(os.environ)
         yield from needs.nvcc_needs(os.environ)
-        yield from needs.slow_places(Path(sys.prefix), os.environ)
+        yield from slow_places(Path(sys.prefix), os.environ)
 
 
 def check_all(path: Path) -> Settings:
