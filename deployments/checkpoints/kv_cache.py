@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 _STEPS_IN_FLIGHT = 2  # vLLM schedules a step while the one before computes
+_ENDLESS_TOKENS = 2**20  # what is said of a pool in which a context of any length fits
 _STATES_KEPT = 2  # of a sequence with prefix caching: one is written, one is kept to go on from
 
 
@@ -85,7 +86,8 @@ class KvCache:
     def num_tokens(self, size_bytes: int) -> int:
         """The longest context for which there is room."""
         num_blocks = max(size_bytes // self._block_bytes - self._num_spare_blocks, 0)
-        counts = range(num_blocks + 1)
+        has_end = any(x.kind is LayerKind.FULL for x in self._layers)
+        counts = range(num_blocks + 1 if has_end else _ENDLESS_TOKENS // self.block_tokens + 1)
         fitting = bisect_right(
             counts, num_blocks, key=lambda count: self._num_blocks(count * self.block_tokens)
         )
