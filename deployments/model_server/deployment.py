@@ -54,9 +54,7 @@ class ModelServer:
         # set, and replaced by a new event, when the engine falls asleep or wakes
         self._sleep_changed = asyncio.Event()
         self._is_asleep = False
-        self._problem: Problem | None = (
-            None  # why this replica killed the engine or put it to sleep
-        )
+        self._problem: Problem | None = None  # why the replica killed it or put it to sleep
 
     async def run_engine(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
         """Start or wake the engine of `epoch` for `target`, which is one of this model's, and yield
