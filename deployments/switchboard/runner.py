@@ -259,7 +259,7 @@ class EffectRunner:
 
     def _save(self) -> None:
         """Write the state file if it would change; leases and tickets change with an event only."""
-        to_save = (self.machine.desired, self.machine.epoch, self.history.position)
+        to_save = (self.machine.desired, self.machine.last_epoch, self.history.position)
         if to_save == self._last_saved:
             return
         self._last_saved = to_save

@@ -336,7 +336,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def switchboard_restarts(self, luck):
         if luck:  # a rarer rule
             return
-        desired, epoch = self.machine.desired, self.machine.epoch
+        desired, epoch = self.machine.desired, self.machine.last_epoch
         self.machine = Residency(MODELS, POLICY, epoch)
         self.lines, self.effects, self.decided = [to_json(self.machine)], [], []
         self.prepare, self.drain_deadline = None, math.inf

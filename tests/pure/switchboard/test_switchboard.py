@@ -33,6 +33,7 @@ from deployments.switchboard.errors import (
     UnknownTicketError,
 )
 from deployments.switchboard.messages import Event, View
+from deployments.switchboard.state_file import SavedState, load_state, save_state
 from serve_app.gateway.switchboard_client import behind
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.pure.memory.test_plan import SHAPE
@@ -235,6 +236,19 @@ async def test_a_restart_adopts_the_engine_that_runs(stage: Stage) -> None:
     await stage.phase("ready")
     assert stage.host.loads == [B]
     assert (await stage.view()).epoch == 8
+
+
+async def test_an_adopted_engine_of_an_older_load_does_not_turn_the_epochs_back(
+    stage: Stage,
+) -> None:
+    """As when a load was interrupted whose old engine could not be stopped: the epochs given since
+    are not given again, also after another restart."""
+    save_state(stage.state_file, SavedState(B, 9))
+    stage.host.found = (B, 7, "/run/b.sock")
+    await stage.start().watch("gateway", None)
+    saved = load_state(stage.state_file)
+    assert saved
+    assert (saved.desired, saved.epoch) == (B, 9)
 
 
 async def test_calls_during_the_start_wait_for_it(stage: Stage) -> None:
