@@ -26,7 +26,7 @@ from deployments.settings import ModelSpec
 _COMMIT_LENGTH = 40
 _KEPT = "llm-backend"  # a ref of this name keeps `hf cache prune` from removing the revision
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Wanted:
     files: tuple[PulledFile, ...]
 
 
-def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool) -> Path:
+def pull(hub: Hub, spec: ModelSpec, say: Reporter, *, is_update: bool) -> Path:
     """Bring `spec`'s checkpoint onto this machine; returns its folder.
 
     The revision is the commit in the model's file. If the file has a branch or no revision, it is
@@ -87,7 +87,7 @@ def _served(repo: str, files: tuple[PulledFile, ...]) -> tuple[PulledFile, ...]:
     return tuple(served)
 
 
-def _bring(hub: Hub, wanted: _Wanted, say: Say) -> Path:
+def _bring(hub: Hub, wanted: _Wanted, say: Reporter) -> Path:
     """Download the missing files, hash the others, and make the folder."""
     repo, commit, files = wanted.repo, wanted.commit, wanted.files
     for file in files:
@@ -133,7 +133,7 @@ def _link(hub: Hub, wanted: _Wanted) -> Path:
     return folder
 
 
-def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Say) -> None:
+def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Reporter) -> None:
     if before is None:
         return
     old = load_manifest(hub.snapshot(repo, before))

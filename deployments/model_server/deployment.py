@@ -60,8 +60,7 @@ class ModelServer:
         self._num_stops = 0  # calls of `stop_engine`
         self._context_tokens = 0  # of that engine
         self._load_steps: dict[str, float] = {}  # of its last load
-        # why this replica killed the engine or put it to sleep
-        self._problem: Problem | None = None
+        self._problem: Problem | None = None  # why the replica killed it or put it to sleep
 
     async def run_engine(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
         """Start or wake the engine of `epoch` for `target`, which is one of this model's, and yield

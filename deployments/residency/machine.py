@@ -1,7 +1,7 @@
 """The residency machine: takes events, decides, and hands out effects.
 
 Each event is a value with the time it happened at; each decision is an `Effect` that the
-Switchboard carries out, answering it with a later event. The machine knows no Ray, no vLLM, no
+Switchboard carries out, answering it with a later event. The machine uses no Ray, no vLLM, no
 clock and no I/O, and nothing in it awaits, so every event is atomic.
 
 A model here is a target: a model and the task that its engine is started for. The machine only
@@ -35,9 +35,10 @@ place with its effects; the tests compare the table with what the machine does:
     UNLOADING  EngineUnloaded      EMPTY       -                 nothing is left to load
 
 `any` is each event, `Ticked` among them: such a row may follow the event's own row, and another
-`any` row. A row of `Ticked` may follow any event that comes after its deadline. Any other event
-leaves the state as it is and has no effect. So does a stale event: one about another epoch, or
-about a ticket that does not prepare.
+`any` row. A row of `Ticked` may follow any event that comes after its deadline. Any other pair of
+state and event leaves the place as it is and has no effect; it may change the tickets, the gateways
+or the lease. A stale event, about another epoch or about a ticket that does not prepare, changes
+none of these.
 
 A switch begins in this order: the queue (admins, leases), the models that requests wait for
 (`switch_rule.py` says when), an idle model's unload, a retry (`triggers.py`).
@@ -75,7 +76,7 @@ class Residency(MachineState):
         self._effects: list[Effect] = []
         self._changes: list[Change] = []
 
-    # --- what others read ---
+    # --- for the Switchboard ---
 
     def take_effects(self) -> list[Effect]:
         """Hand out the decisions since the last call, in order, each to be carried out once."""

@@ -60,15 +60,17 @@ class History:
                 case PhaseEntered():
                     self._observe_phase(machine, change)
                 case LoadFailed(model, problem):
-                    self.tell("failure", model=model, code=problem.code, message=problem.message)
+                    self.add_event(
+                        "failure", model=model, code=problem.code, message=problem.message
+                    )
                 case LeaseChanged(lease):
                     self.lease = _lease_view(lease, now) if lease else None
-                    self.tell("lease", lease=lease_json(self.lease))
+                    self.add_event("lease", lease=lease_json(self.lease))
                     if lease and lease.until is not None:  # granted: its model serves
                         self.metrics.leased(lease.model)
         self.metrics.at(machine.state, now)
 
-    def tell(self, kind: str, **data: Any) -> None:
+    def add_event(self, kind: str, **data: Any) -> None:
         """Add one event, for admins and for the log."""
         logger.info(kind, extra=_log_fields(kind, data))
         self._num_events += 1
@@ -122,7 +124,7 @@ class History:
         then.history = ticket.history[: n + 1]
         is_now = ticket is machine.running and n == len(ticket.history) - 1
         reasons = waits_for(machine) if is_now else None
-        self.tell("switch", **ticket_json(then, change.at, reasons))
+        self.add_event("switch", **ticket_json(then, change.at, reasons))
         self.metrics.entered(change)
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:

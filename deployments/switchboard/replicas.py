@@ -31,7 +31,8 @@ from deployments.switchboard.scaler import ReplicaScaler, ScalingFailed
 
 # Serve needs seconds, and up to twenty times as long if other programs use the cores.
 _SCALE_TIMEOUT_S = 120.0
-# The fork server's imports take 8 s on two idle cores; starting an engine without it takes 24 s.
+# The fork server's imports take 8 s on two idle cores; a plain start of an engine takes three times
+# that.
 _STANDBY_READY_S = 45.0
 _CLEARED_S = 60.0  # to kill an engine that has not ended in its own time, and to clear its remains
 _DESCRIBE_S = 60.0

@@ -163,7 +163,9 @@ class EffectRunner:
         await self.has_started.wait()
         async for state in watch.states():
             if state.is_alarming != self.gpu.is_alarming:
-                self.history.tell("gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at))
+                self.history.add_event(
+                    "gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at)
+                )
             self.gpu = state
             self._apply_decisions()
 
@@ -258,7 +260,7 @@ class EffectRunner:
             self.history.metrics.lost(load.model, problem, has_served=has_served)
             if has_served:
                 fields = {"model": load.model, "epoch": load.epoch} | asdict(problem)
-                self.history.tell("engine_lost", **fields)
+                self.history.add_event("engine_lost", **fields)
         self.handle(events.EngineLost(time.monotonic(), load.epoch, problem))
 
     def _note(self, **notes: object) -> None:
@@ -268,7 +270,7 @@ class EffectRunner:
 
     def _save(self) -> None:
         """Write the state file if it would change; leases and tickets change with an event only."""
-        to_save = (self.machine.desired, self.machine.epoch, self.history.position)
+        to_save = (self.machine.desired, self.machine.last_epoch, self.history.position)
         if to_save == self._last_saved:
             return
         self._last_saved = to_save

@@ -111,7 +111,7 @@ def test_pulled_checkpoint_is_what_serving_finds(fake, puller):
     }
 
 
-def test_size_is_said_before_the_first_file_is_asked_for(fake, puller):
+def test_size_is_shown_before_the_first_download(fake, puller):
     total = sum(len(c) for name, c in model_files().items() if name != "README.md")
     asked: list[int] = []
 
@@ -320,7 +320,7 @@ def test_unknown_repository_and_revision_say_so(fake, puller):
     assert f"the hub has no checkpoint {REPO}" in puller.refused()
 
 
-def test_disk_without_room_is_told_before_the_download():
+def test_disk_without_room_is_refused_before_the_download():
     told = room_needed(10**10, 9 * 10**9, Path("/cache")) or ""
     assert "needs 10.00 GB and 2.00 GB to spare, and /cache has 9.00 GB free" in told
     assert room_needed(10**9, 10**10, Path("/cache")) is None
@@ -385,7 +385,7 @@ def test_pulled_file_that_was_cut_is_found_without_reading_it(puller):
     assert "llm-backend pull tiny" in caught.value.problem.message
 
 
-def test_shard_that_is_gone_is_named(puller):
+def test_missing_shard_is_named(puller):
     folder = puller.pull()
     (folder / SHARD).unlink()
     with pytest.raises(CheckpointError) as caught:

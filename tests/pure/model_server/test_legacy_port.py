@@ -92,7 +92,8 @@ async def test_a_megabyte_goes_there_and_back(old: tuple[LegacyPort, int]) -> No
 async def test_gateway_learns_that_a_client_has_left(
     echo: Echo, old: tuple[LegacyPort, int], is_rude: bool
 ) -> None:
-    """By a closed connection or a reset one: else an answer for nobody would be made to its end."""
+    """By a closed connection or a reset one: otherwise the engine would finish an answer that no
+    client reads."""
     old_port, port = old
     await old_port.open()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -116,7 +117,7 @@ async def test_closing_ends_what_is_connected(echo: Echo, old: tuple[LegacyPort,
     writer.close()
 
 
-async def test_port_that_somebody_else_has_is_left_to_them(echo: Echo) -> None:
+async def test_port_of_another_program_is_left_to_it(echo: Echo) -> None:
     """The model serves all the same, at its proper address."""
     taken = LegacyPort(echo.address[1], ("127.0.0.1", 1))
     await taken.open()

@@ -147,7 +147,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         if is_up:
             self.all_mail_arrives()
 
-    # --- wishes ---
+    # --- requests for switches and leases ---
 
     @rule(model=targets, drain_s=drains)
     def admin_switches(self, model, drain_s):
@@ -164,7 +164,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([3.0, 40.0]),
         owner=st.sampled_from(["one", "other"]),
     )
-    def somebody_leases(self, model, seconds, owner):
+    def owner_leases(self, model, seconds, owner):
         held = self.machine.held
         if held and held.owner != owner:
             with pytest.raises(LeaseHeld) as caught:
@@ -336,7 +336,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def switchboard_restarts(self, luck):
         if luck:  # a rarer rule
             return
-        desired, epoch = self.machine.desired, self.machine.epoch
+        desired, epoch = self.machine.desired, self.machine.last_epoch
         self.machine = Residency(MODELS, POLICY, epoch)
         self.lines, self.effects, self.decided = [to_json(self.machine)], [], []
         self.prepare, self.drain_deadline = None, math.inf
@@ -348,7 +348,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             gateway.heard_at = self.now
         engine = self.engine
         if engine and engine.is_alive and engine.is_verified:
-            # also one that was draining or ending; what its requests were told holds
+            # also an engine that was draining or ending: its requests go on
             engine.is_ending = engine.is_excused = False
             self.handle(
                 events.EngineAdopted(self.now, engine.model, engine.epoch, "/run/engine.sock")
@@ -370,7 +370,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_decided_without_an_event_or_a_deadline(self):
-        """A tick that nobody asked for changes nothing: no deadline was missed."""
+        """A tick without a deadline changes nothing: no deadline was missed."""
         deadline = self.machine.next_deadline(self.now)
         assert deadline is None or deadline > self.now
         before = self.summary()
@@ -406,8 +406,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             times = [at for _, at in ticket.history]
             assert times == sorted(times)
             assert ticket.history[-1][0] is ticket.phase
-        wished_for = [t.target for t in self.machine.queue]
-        assert len(set(wished_for)) == len(wished_for)
+        targets = [t.target for t in self.machine.queue]
+        assert len(set(targets)) == len(targets)
 
     @invariant()
     def empty_place_that_should_not_be_is_tried_again(self):
@@ -515,7 +515,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.check_outcome(known)
 
     def check_priority(self) -> None:
-        """No request begins a switch away from a lease, nor while an earlier wish is queued."""
+        """No request begins a switch away from a lease, nor while another switch is queued."""
         machine = self.machine
         assert machine.running
         if machine.running.cause is Cause.REQUEST:

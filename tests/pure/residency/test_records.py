@@ -1,4 +1,4 @@
-"""What the residency machine was told can be written down, read again, and done again."""
+"""The residency machine's events can be written, read again and replayed."""
 
 import json
 from collections.abc import Callable

@@ -92,7 +92,7 @@ def test_load_waits_until_the_old_engine_is_gone():
     assert driver.unanswered == [Load(2, "b")]
 
 
-def test_unload_leaves_the_place_empty_and_wanted_so():
+def test_unload_leaves_the_place_empty_and_no_model_desired():
     driver = Driver().serving("a")
     ticket = driver.switch(None)
     driver.succeed()
@@ -132,7 +132,7 @@ def test_cost_of_a_load_is_learnt():
 # --- drain ---
 
 
-def test_cut_at_the_drain_deadline():
+def test_requests_are_cut_at_the_drain_deadline():
     driver = draining(drain_timeout_s=60)
     for _ in range(6):
         assert not driver.machine.is_cut
@@ -229,7 +229,9 @@ def test_report_crossing_the_news_of_serving_does_not_end_the_drain():
     driver.ready()  # the gateway's watch is answered: the answer is on its way
     driver.switch("b")
     driver.prepared()
-    driver.report(0, admitting=True, waiting={"a": 0})  # made as it still knew of nobody serving
+    driver.report(
+        0, admitting=True, waiting={"a": 0}
+    )  # made before the gateway knew that a model serves
     assert driver.unanswered == []  # it is about to learn, and to admit
 
 
@@ -250,10 +252,10 @@ def test_requests_of_an_older_epoch_do_not_hold_a_drain():
     assert driver.unanswered == [Unload(2, "b", UnloadMode.SLEEP)]
 
 
-# --- several wishes ---
+# --- several requests for switches ---
 
 
-def test_same_target_joins():
+def test_second_request_for_a_target_joins_the_running_switch():
     driver = Driver().serving("a")
     ticket = driver.switch("b")
     for step in (driver.prepared, driver.unloaded, driver.ready):
@@ -263,7 +265,7 @@ def test_same_target_joins():
     assert driver.num_loads["b"] == 1
 
 
-def test_other_target_queues():
+def test_switch_to_another_target_is_queued():
     driver = Driver().serving("a")
     first, second = driver.switch("b"), driver.switch("c")
     assert second.state is TicketState.QUEUED
@@ -272,13 +274,13 @@ def test_other_target_queues():
     assert (second.source, driver.machine.holder) == ("b", "c")
 
 
-def test_same_target_joins_in_the_queue():
+def test_second_request_for_a_target_joins_the_queued_switch():
     driver = Driver().serving("a")
     driver.switch("b")
     assert driver.switch("c") is driver.switch("c")
 
 
-def test_twenty_wishes_for_three_targets_make_one_load_each():
+def test_twenty_requests_for_three_targets_make_one_load_each():
     driver = Driver().serving("a")
     tickets = [driver.switch("abc"[n % 3]) for n in range(20)]
     driver.succeed()
@@ -294,7 +296,7 @@ def test_joining_shortens_a_drain_and_never_lengthens_it():
     assert driver.machine.is_cut
 
 
-def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
+def test_request_for_the_old_model_during_a_switch_loads_it_again_afterwards():
     driver = draining(in_flight=0)
     ticket = driver.switch("a")
     driver.succeed()
@@ -302,7 +304,7 @@ def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
     assert driver.machine.holder == "a"
 
 
-def test_wish_for_a_target_that_just_failed_is_tried_anew():
+def test_request_for_a_target_that_just_failed_is_tried_again():
     driver = draining(in_flight=0)
     driver.unloaded()
     driver.load_failed()
@@ -313,7 +315,7 @@ def test_wish_for_a_target_that_just_failed_is_tried_anew():
     assert driver.machine.holder == "b"
 
 
-def test_wish_for_a_start_that_just_failed_is_tried_anew():
+def test_request_for_a_start_that_just_failed_is_tried_again():
     driver = Driver()
     driver.start("a")
     driver.prepared()
@@ -449,7 +451,7 @@ def test_pause_starts_anew_once_an_engine_has_worked():
 
 
 def test_desired_survives_a_failed_switch_on_an_empty_place():
-    """A wish for a model that cannot load does not replace what the server is meant to serve."""
+    """A request for a model that cannot load does not replace the desired model."""
     driver = Driver()
     driver.start("a")
     driver.refused()
@@ -463,7 +465,7 @@ def test_desired_survives_a_failed_switch_on_an_empty_place():
     assert driver.machine.holder == "a"
 
 
-def test_switch_that_nobody_waits_for_any_more_is_not_made():
+def test_switch_whose_requests_have_left_is_not_made():
     """The waiting request left while its switch was prepared: the old model never notices."""
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
@@ -472,7 +474,7 @@ def test_switch_that_nobody_waits_for_any_more_is_not_made():
     assert (driver.machine.holder, driver.machine.state) == ("a", State.SERVING)
 
 
-def test_admin_who_joins_keeps_a_switch_alive_that_nobody_waits_for():
+def test_switch_that_an_admin_joins_goes_on_when_its_requests_leave():
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
     assert driver.switch("b", Cause.ADMIN) is ticket
@@ -849,7 +851,7 @@ def test_lease_joins_a_running_switch_to_its_model():
     assert driver.machine.held.until == driver.now + 60
 
 
-def test_lease_joining_keeps_a_switch_alive_that_nobody_waits_for():
+def test_switch_that_a_lease_joins_goes_on_when_its_requests_leave():
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
     assert driver.lease("b") is ticket
@@ -857,7 +859,7 @@ def test_lease_joining_keeps_a_switch_alive_that_nobody_waits_for():
     assert ticket.error is None
 
 
-def test_lease_comes_after_earlier_wishes_and_then_stays():
+def test_lease_comes_after_earlier_requests_and_then_stays():
     driver = Driver().serving("a")
     driver.switch("b")
     driver.switch("c")
@@ -1035,7 +1037,7 @@ def test_model_without_an_idle_time_stays():
     assert driver.unanswered == []
 
 
-# --- what is told of a switch ---
+# --- reports about a switch ---
 
 
 def learnt() -> Driver:
