@@ -58,7 +58,7 @@ pytest-own:
 	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
 
 pytest-rest:
-	@nice $(call PYTEST,-m 'not (shared_server or own_server or gpu or drill)')
+	@$(call PYTEST,-m 'not (shared_server or own_server or gpu or drill)')
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)
