@@ -83,7 +83,7 @@ pytest-own:
 	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
 
 pytest-rest:
-	@nice $(call PYTEST,-m 'not (shared_server or own_server or gpu or drill or rehearse)')
+	@$(call PYTEST,-m 'not (shared_server or own_server or gpu or drill or rehearse)')
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)

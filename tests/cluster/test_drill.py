@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -191,3 +192,13 @@ def test_stopped_engine_is_found_by_its_probe_and_restarted(mended: Drill) -> No
     mended.server.wait_serving("qwen-14b", after_epoch=epoch)
     assert not core.is_running()
     assert "Paris" in mended.server.chat("qwen-14b").text
+
+
+def test_kill_9_of_the_raylet_leaves_no_engine(drill: Drill) -> None:
+    """The last test of this server: its cluster is lost. The supervisor sees its owner gone and
+    ends the engine."""
+    drill.server.switch("qwen-14b")
+    (engine,) = drill.server.watch().engines().values()
+    tree = psutil.Process(drill.server.process.pid).children(recursive=True)
+    next(p for p in tree if p.name() == "raylet").kill()
+    wait_until(lambda: not any(p.is_running() for p in engine), 120, "the engine is gone")

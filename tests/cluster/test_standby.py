@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -15,13 +16,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine.args import engine_environment
 from deployments.engine.forkserver import listens, socket_path
+from deployments.settings import PROJECT
 from tests.cluster import victims
-from tests.cluster.server import Server, wait_until
+from tests.cluster.server import Server, running, wait_until
 from tests.specs import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 
 STANDBY_S = 240.0  # for one to be ready: its imports, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One of its own, as half of what follows is waiting: for imports, and for a standby that
+    hangs. It unloads qwen-vl as soon as nobody asks for it."""
+    folder = tmp_path_factory.mktemp("standby")
+    configs = shutil.copytree(PROJECT / "configs", folder / "configs")
+    file = configs / "backend.yaml"
+    file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-vl: 2}"))
+    with running(folder, config_dir=str(configs)) as server:
+        yield server
 
 
 def ready_standby(server: Server) -> psutil.Process:
@@ -99,6 +113,18 @@ def test_dead_standby_is_replaced_while_the_old_model_still_serves(server: Serve
     dead.kill()
     assert switch_to_the_other(server) == {"standby": 1}
     assert ready_standby(server).pid != dead.pid
+
+
+def test_idle_model_is_unloaded_and_the_next_request_loads_it(server: Server) -> None:
+    """`idle_unload_s`: the GPU is free for others while nobody asks."""
+    ready_standby(server)
+    assert server.switch("qwen-vl").json()["state"] == "done"
+    wait_until(lambda: server.get("/health")["state"] == "idle", 120, "it is unloaded")
+    assert server.watch().engines() == {}
+    before = starts(server)
+    assert server.chat("qwen-vl").status_code == 200
+    assert starts(server) - before == {"standby": 1}
+    assert "Paris" in server.chat("qwen-14b").text
 
 
 def test_hung_standby_is_ended_and_the_engine_started_without(server: Server) -> None:

@@ -19,7 +19,6 @@ from tests.cluster.server import (
     free_port,
     make_config,
     make_home,
-    running,
     wait_until,
 )
 from tests.terminal import Terminal
@@ -110,36 +109,6 @@ def test_second_copy_is_refused_and_the_first_unharmed(server: Server, tmp_path:
     line = start_and_fail(make_config(tmp_path, server.home, free_port()))
     assert f"a server on {server.home} is already running" in line
     assert server.get("/health")["state"] == "serving"
-
-
-@pytest.fixture(scope="module")
-def idling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that unloads the default model as soon as nobody asks for it."""
-    folder = tmp_path_factory.mktemp("idling")
-    configs = shutil.copytree(PROJECT / "configs", folder / "configs")
-    file = configs / "backend.yaml"
-    file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-14b: 2}"))
-    with running(folder, config_dir=str(configs)) as server:
-        yield server
-
-
-@pytest.mark.own_server
-def test_idle_model_is_unloaded_and_the_next_request_loads_it(idling: Server) -> None:
-    """`idle_unload_s`: the GPU is free for others while nobody asks."""
-    wait_until(lambda: idling.get("/health")["state"] == "idle", 120, "it is unloaded")
-    assert idling.watch().engines() == {}
-    assert "Paris" in idling.chat("qwen-14b").text
-
-
-@pytest.mark.own_server
-def test_kill_9_of_the_raylet_leaves_no_engine(idling: Server) -> None:
-    """The cluster is lost; the supervisor sees its owner gone and ends the engine."""
-    assert idling.switch("qwen-coder").json()["state"] == "done"  # it stays
-    (engine,) = idling.watch().engines().values()
-    tree = psutil.Process(idling.process.pid).children(recursive=True)
-    raylet = next(p for p in tree if p.name() == "raylet")
-    raylet.kill()
-    wait_until(lambda: not any(p.is_running() for p in engine), 120, "the engine is gone")
 
 
 class Desk:
