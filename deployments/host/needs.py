@@ -67,7 +67,7 @@ def python_needs(
 
 def _get_python(root: Path) -> str:
     packages = "sudo apt install python3.12 python3.12-venv python3.12-dev"
-    by_uv = "uv python install 3.12"  # of https://docs.astral.sh/uv; it brings Python.h
+    by_uv = "uv python install 3.12 (uv is at https://docs.astral.sh/uv)"  # brings Python.h
     try:
         release = (root / "etc/os-release").read_text().replace('"', "").splitlines()
     except OSError:
