@@ -6,7 +6,7 @@ Checked before anything is drained.
 import json
 from pathlib import Path
 
-from deployments.checkpoints.manifest import SERVED_FILES, load_manifest
+from deployments.checkpoints.manifest import SERVED_FILES, load_manifest, weights_among
 from deployments.checkpoints.safety import danger_in_folder
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, paths
@@ -93,7 +93,7 @@ def check(spec: ModelSpec, home: Path) -> Path:
 
 def tensor_bytes(folder: Path) -> int:
     """What the tensors of a whole checkpoint take, as the headers of its files say."""
-    files = folder.glob("*.safetensors")
+    files = [folder / name for name in weights_among(path.name for path in folder.iterdir())]
     return sum(
         path.stat().st_size - _LENGTH_BYTES - len(safetensors_header(path)) for path in files
     )
