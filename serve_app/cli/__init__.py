@@ -10,6 +10,9 @@ logs.py        `logs`
 cache.py       `cache stats`, `cache clear`
 plan.py        `plan`
 pull.py        `pull`
+add.py         `add`
+fitting.py     fits the model that `add` drafts to a card
+model_file.py  drafts a model's file from what its checkpoint says of itself
 doctor.py      `doctor`
 bench.py       `bench`
 connection.py  reaches a server; makes one line and an exit code of each error
@@ -21,6 +24,7 @@ log_times.py   reads the time of a log line
 import typer
 
 from serve_app.cli import (
+    add,
     bench,
     cache,
     chat,
@@ -47,7 +51,7 @@ switch.register(app)
 chat.register(app)
 logs.register(app)
 cache.register(app)
-for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
+for command in (plan.plan, doctor.doctor, pull.pull, add.add, bench.bench):
     app.command()(command)
 
 
