@@ -2,6 +2,11 @@
 
 checkpoint.py  finds and checks a model's checkpoint
 shape.py       reads its layers and sizes: pure
+families.py    what the architectures differ in: pure
+quantization.py  how linear layers are stored: pure
+vision.py      the vision towers that can be counted: pure
+kv_cache.py    the size of a KV cache in vLLM's blocks: pure
+remote.py      reads what the hub says of a checkpoint that is not here
 safety.py      refuses code, pickles and links out of its folder
 manifest.py    its files with their sizes and hashes
 hub.py         downloads from the Hugging Face hub
