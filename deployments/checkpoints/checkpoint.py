@@ -6,7 +6,7 @@ A switch makes these checks before it drains the old model.
 import json
 from pathlib import Path
 
-from deployments.checkpoints.manifest import SERVED_FILES, load_manifest
+from deployments.checkpoints.manifest import SERVED_FILES, load_manifest, weights_among
 from deployments.checkpoints.safety import danger_in_folder
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, paths
@@ -96,7 +96,7 @@ def check(spec: ModelSpec, home: Path) -> Path:
 
 def tensor_bytes(folder: Path) -> int:
     """Bytes of all tensors of a whole checkpoint, by the headers of its files."""
-    files = folder.glob("*.safetensors")
+    files = [folder / name for name in weights_among(path.name for path in folder.iterdir())]
     return sum(
         path.stat().st_size - _LENGTH_BYTES - len(safetensors_header(path)) for path in files
     )

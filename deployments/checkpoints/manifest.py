@@ -11,6 +11,11 @@ from deployments.host.files import write_whole
 # The files that an engine reads, and the licence. No other file is downloaded or looked for.
 SERVED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 
+# Folders in which repositories keep the same weights for other programs: Llama's and gpt-oss's own
+# code, Apple's Metal, ONNX. Nothing in them is downloaded, so what they hold does no harm.
+OTHER_PROGRAMS = ("original/", "metal/", "onnx/", "openvino/")
+
+_MISTRALS_OWN = "consolidated"  # the same tensors once more, for Mistral's own code
 _SHA256_LENGTH = 64
 
 
@@ -38,6 +43,12 @@ class PulledFile:
         digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
         digest.update(content)
         return digest.hexdigest() == self.digest
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """The files that hold the weights which an engine loads, each tensor once."""
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    return [name for name in found if not name.startswith(_MISTRALS_OWN)] or found
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from deployments.checkpoints.hub import Hub, PullError, room_needed
 from deployments.checkpoints.manifest import (
+    OTHER_PROGRAMS,
     SERVED_FILES,
     Manifest,
     PulledFile,
     changes,
     load_manifest,
     size_text,
+    weights_among,
 )
 from deployments.checkpoints.safety import (
     danger_in_config,
@@ -57,7 +59,7 @@ def pull(hub: Hub, spec: ModelSpec, say: Reporter, *, is_update: bool) -> Path:
     if commit is None or is_update:
         commit = hub.newest(repo, "main" if is_fixed else branch)
     known = load_manifest(hub.snapshot(repo, commit))
-    files = known.files if known else _served(repo, hub.files(repo, commit))
+    files = known.files if known else served(repo, hub.files(repo, commit))
     folder = _bring(hub, _Wanted(spec.name, repo, commit, files), say)
     manifest = known or Manifest(repo, commit, datetime.now(UTC).isoformat("T", "seconds"), files)
     manifest.save(folder)
@@ -76,15 +78,28 @@ def pull(hub: Hub, spec: ModelSpec, say: Reporter, *, is_update: bool) -> Path:
     return folder
 
 
-def _served(repo: str, files: tuple[PulledFile, ...]) -> tuple[PulledFile, ...]:
-    """The files that an engine reads. Raises PullError if the checkpoint has unsafe files."""
+def served(repo: str, files: tuple[PulledFile, ...]) -> tuple[PulledFile, ...]:
+    """The files that an engine reads, of a checkpoint whose files may all be there.
+
+    Raises:
+        PullError: the checkpoint has unsafe files, or no weights that are loaded here.
+    """
+    files = tuple(file for file in files if not file.path.startswith(OTHER_PROGRAMS))
     danger = danger_in_names(file.path for file in files)
     if danger:
         raise PullError(f"{repo} is refused: {danger}")
-    served = [f for f in files if any(fnmatch(f.path, pattern) for pattern in SERVED_FILES)]
-    if not any(file.path.endswith(".safetensors") for file in served):
+    weights = weights_among(file.path for file in files)
+    if not weights:
         raise PullError(f"{repo} is refused: it has no safetensors files")
-    return tuple(served)
+    return tuple(
+        f
+        for f in files
+        if f.path in weights
+        or (
+            not f.path.endswith(".safetensors")
+            and any(fnmatch(f.path, pattern) for pattern in SERVED_FILES)
+        )
+    )
 
 
 def _bring(hub: Hub, wanted: _Wanted, say: Reporter) -> Path:

@@ -10,6 +10,9 @@ logs.py        `logs`
 cache.py       `cache stats`, `cache clear`
 plan.py        `plan`
 pull.py        `pull`
+add.py         `add`
+fitting.py     fits the model that `add` drafts to a card
+model_file.py  drafts a model's file from what its checkpoint says of itself
 doctor.py      `doctor`
 bench.py       `bench`
 launch.py      `launch`, `config`
@@ -23,6 +26,7 @@ log_times.py   reads the time of a log line
 import typer
 
 from serve_app.cli import (
+    add,
     bench,
     cache,
     chat,
@@ -51,7 +55,7 @@ chat.register(app)
 logs.register(app)
 launch.register(app)
 cache.register(app)
-for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
+for command in (plan.plan, doctor.doctor, pull.pull, add.add, bench.bench):
     app.command()(command)
 
 
