@@ -91,7 +91,7 @@ def test_file_that_is_not_what_its_hash_says_is_refused(tmp_path: Path, cache: P
     source = hf_cache(tmp_path / "source")
     blob = (source / NAME / "snapshots" / OLD / SHARD).resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\2")
-    with pytest.raises(PullError, match="is not what the folder says"):
+    with pytest.raises(PullError, match="is not the one in the folder"):
         copy(source)
     assert not (cache / NAME / "blobs" / blob.name).exists()
     assert not [path for path in cache.rglob("*") if path.name.startswith(blob.name)]
@@ -131,7 +131,7 @@ def test_notes_of_a_local_download_name_revision_and_hashes(tmp_path: Path) -> N
     assert copy(source).name == NEW
     (source / SHARD).write_bytes(b"damaged")
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(PullError, match="is not what the folder says"):
+    with pytest.raises(PullError, match="is not the one in the folder"):
         copy(source)
 
 

@@ -279,7 +279,7 @@ def test_part_with_a_fault_in_it_is_begun_again(fake, puller, num_bytes, starts)
 def test_wrong_hash_is_refused_and_nothing_of_it_stays(fake, puller, path):
     """Large files by SHA-256, small ones by git's SHA-1."""
     fake.lies[path] = bytes(len(model_files()[path]))
-    assert f"the hash of {path} of {REPO} is not the one that the hub lists" in puller.refused()
+    assert f"the hash of {path} of {REPO} is not the one in the hub's listing" in puller.refused()
     files = [p for p in puller.hub.cache.rglob("*") if p.is_file()]
     assert all(fake.lies[path] != p.read_bytes() for p in files)
     assert puller.hub.pinned(REPO, "main") is None
