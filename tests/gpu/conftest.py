@@ -27,10 +27,12 @@ from tests.gpu.report import Report
 from tests.rehearsal.driver import DESKTOP, Card, DriverStub, compile_libraries
 from tests.rehearsal.place import UTILIZATION, gpu_place
 from tests.rehearsal.programs import Program
-from tests.rehearsal.studio import Studio
+from tests.rehearsal.studio import ENGINE_MIB, Studio
 
 # A first load compiles kernels and reads some 10 GB.
 START_TIMEOUT_S = 900.0
+# What the stub's card shows of an engine that may sleep, awake or not: it cannot tell which is.
+SLEEPER_MIB = 1_000
 # Warm, with two sleepers on the card and a desktop beside them.
 WARM_ENGINE = {"gpu_memory_utilization": 0.80, "max_model_len": 16384}
 
@@ -123,7 +125,8 @@ def started(
             )
         )
         if driver:
-            stack.enter_context(Studio(driver, server).followed())
+            engine_mib = SLEEPER_MIB if residency == "warm" else ENGINE_MIB
+            stack.enter_context(Studio(driver, server, engine_mib=engine_mib).followed())
         yield server
 
 
