@@ -160,3 +160,12 @@ QWEN3_NEXT_80B = _config(
 )
 # As transformers' own configuration of the 9B describes it.
 QWEN3_5_TEXT = _config("qwen3_5_text", 32, 4096, 12288, (16, 4), 248320, 262144)
+QWEN2_5_14B = _config("qwen2", 48, 5120, 13824, (40, 8), 152064, 32768)
+# FP8 by the tensor; its vision tower (0.4 billion parameters) is not counted.
+MINISTRAL_3_8B = {
+    "model_type": "mistral3",
+    "torch_dtype": "bfloat16",
+    "quantization_config": {"quant_method": "fp8"},
+    "text_config": _config("ministral3", 34, 4096, 14336, (32, 8), 131072, 262144, head_dim=128),
+    "vision_config": {"model_type": "pixtral"},
+}
