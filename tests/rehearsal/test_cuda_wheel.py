@@ -2,7 +2,9 @@
 wheel, on a machine that has a stub of the driver and no CUDA."""
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import deployments.engine.site
 from deployments.engine.args import EVERY_ENGINE, engine_environment, engine_flags
 from deployments.engine.forkserver import _ONE_THREAD
 from deployments.settings import PROJECT, AppArgs, ModelSpec, load_settings
+from tests.pure.memory import vllm_memory
 from tests.rehearsal.cuda_wheel import NoWheelError, unpacked
 from tests.rehearsal.driver import DriverStub
 
@@ -160,6 +163,52 @@ def test_engine_core_is_one_process_with_the_second_runner(chosen, mode, name):
     assert choice["uses_v2_runner"] is True
     assert choice["can_sleep"] is (mode == "warm")
     assert choice["touched"] == []
+
+
+def test_model_of_vllms_memory_rule_refuses_what_vllm_refuses(run: Run, tmp_path: Path) -> None:
+    """To the byte: the share of the card that must be free, and the KV cache for one request."""
+    spec = TARGETS["qwen-14b"]
+    shape = json.loads((FOLDER / "data" / "Qwen2.5-14B-Instruct-AWQ.json").read_text())
+    num_layers, num_kv_heads = shape["num_hidden_layers"], shape["num_key_value_heads"]
+    head_size = shape["hidden_size"] // shape["num_attention_heads"]
+    block_bytes = 2 * vllm_memory.BLOCK_TOKENS * num_kv_heads * head_size * num_layers
+    engine = vllm_memory.Engine(0, block_bytes, spec.engine.max_model_len, context_bytes=0)
+    total = vllm_memory.ON_LINUX.total_bytes
+    wanted = engine.wanted_bytes + block_bytes
+    gate = math.ceil(total * 0.85)
+    given = {
+        "flags": engine_flags(spec, checkpoint(spec, tmp_path), "cuda"),
+        "num_layers": num_layers,
+        "num_kv_heads": num_kv_heads,
+        "head_size": head_size,
+        "gates": [(total, gate, 0.85), (total, gate - 1, 0.85)],
+        "kv_caches": [wanted, wanted - 1],
+    }
+    theirs = [answer["error"] for answer in run("memory_rule.py", json.dumps(given))]
+    ours = [
+        refusal(engine, vllm_memory.Card(total, free), share, kv_cache_memory_bytes=wanted)
+        for _, free, share in given["gates"]
+    ]
+    ours += [
+        refusal(engine, vllm_memory.ON_LINUX, 0.85, kv_cache_memory_bytes=kv_bytes)
+        for kv_bytes in given["kv_caches"]
+    ]
+    assert [error is None for error in ours] == [True, False, True, False]
+    assert [error is None for error in theirs] == [error is None for error in ours]
+    for our, their in zip(ours, theirs, strict=True):
+        assert numbers(our) <= numbers(their), (our, their)
+
+
+def numbers(message: str | None) -> set[str]:
+    return set(re.findall(r"\d+\.?\d*", message or ""))
+
+
+def refusal(*args: Any, **kwargs: Any) -> str | None:
+    try:
+        vllm_memory.start(*args, **kwargs)
+    except vllm_memory.StartRefused as exc:
+        return str(exc)
+    return None
 
 
 def test_what_a_standby_imports_starts_no_thread_and_leaves_cuda_alone(run: Run) -> None:
