@@ -42,7 +42,7 @@ async def wait_until_memory_freed(
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:
-            reading = reader.read()
+            reading = await asyncio.to_thread(reader.read)
         except GpuReadError as exc:
             logger.warning("the GPU's memory cannot be read: %s", exc)
             return None
