@@ -1,5 +1,6 @@
 # make run       install missing packages, then serve on http://127.0.0.1:7000 until Ctrl-C
-# make test      install missing packages, then run linter, type checker, import contracts and tests
+# make test      install missing packages, then run linter, type checker, import contracts and tests;
+#                the parts run beside each other, and each is printed when it has ended
 # make check     make test without a real engine or browser: some four minutes, for every change
 # make bench     measure this server against bare vLLM in two rounds; ARGS=--quick for one
 # make drill     kill every part in every phase of a switch, then at random, and print the losses;
@@ -10,9 +11,33 @@
 # make rehearse  on a machine without a GPU: test the GPU's part over a stub of the driver's library
 # make test-gpu  on a machine with a GPU: test its models, switches and speeds, and write a report
 # make lock      after a change of a version in pyproject.toml: write it into requirements-*.lock
-PYTHON ?= python3
+#
+# DEVICE=cpu or DEVICE=gpu chooses the packages; by default an NVIDIA card does, with a driver that
+# answers or not. PYTHON=python3.12 names another Python for .venv.
 BIN := .venv/bin
-DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+ifeq ($(origin PYTHON),undefined)
+  # The first Python that will do; else python3, which says what is missing.
+  PYTHON := $(shell for python in python3 python3.12 python3.11 $(HOME)/.local/bin/python3.12; do \
+    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && \
+    { echo $$python; exit; }; done; echo python3)
+endif
+# An environment is whole if its Python runs, finds pip, and was made for this folder. Otherwise it
+# counts as none: the system's Python was upgraded, the folder was moved, or making it has failed.
+WHOLE := $(shell $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)' \
+  2>/dev/null && grep -sqF "$(CURDIR)/$(BIN)/python" $(BIN)/pip && echo yes)
+$(if $(WHOLE),,$(shell rm -f .venv/.gpu .venv/.cpu .venv/.dev))
+# What this machine has and lacks; needs no package.
+HOST := $(if $(WHOLE),$(BIN)/python,$(PYTHON)) -B -m deployments.host
+DEVICE := $(shell $(HOST) device)
+ifeq ($(DEVICE),)
+  $(error Python 3.11 or 3.12 is needed; run: sudo apt install python3 python3-venv)
+endif
+ifeq ($(origin DEVICE),command line)
+  ANY_CARD := --any-card
+  ifeq ($(DEVICE),cpu)
+    export LLM_BACKEND_PROFILE := cpu-demo
+  endif
+endif
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 UV := uv==0.13.9
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -29,7 +54,8 @@ DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
 
-test: system lint pytest
+test: system .venv/.dev models
+	@$(MAKE) --no-print-directory --jobs lint $(PARTS)
 
 # Without the minute of requests generated from the API's description.
 check: lint
@@ -41,8 +67,23 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Engines and servers start and stop for most of their tests' time, and other tests can have the cores
+# then. Two servers are up at once, at most: the one that most tests share, and one of a test's own.
+PARTS := pytest-shared pytest-own pytest-rest
+PYTEST = $(BIN)/pytest $(1) > .venv/$@.log 2>&1; status=$$?; echo "== $@"; cat .venv/$@.log; exit $$status
+
 pytest: .venv/.dev models
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --jobs $(PARTS)
+
+.PHONY: $(PARTS)
+pytest-shared:
+	@$(call PYTEST,tests/cluster -m 'shared_server and not drill')
+
+pytest-own:
+	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
+
+pytest-rest:
+	@$(call PYTEST,-m 'not (shared_server or own_server or gpu or drill or rehearse)')
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)
@@ -91,6 +132,7 @@ endif
 	$(BIN)/pytest tests/gpu -m gpu -s
 
 env: .venv/.$(DEVICE)
+	@$(HOST) check $(DEVICE) $(ANY_CARD)
 
 # Without a GPU, build the demo models once into ~/.cache/llm-backend. With a GPU, download what the
 # default model lacks, after printing its size.
@@ -101,20 +143,23 @@ else
 	@$(BIN)/llm-backend pull --default
 endif
 
-# An incomplete .venv is made again. A package without RECORD, which pip writes last, is incomplete
-# and is installed again.
+# What is not whole, or holds the packages of the other device, is made again: both have the same
+# files. A package without RECORD, which pip writes last, is incomplete and is installed again.
 .PHONY: venv
 venv:
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-	  { echo "Python 3.11 or 3.12 is needed; name one with: make run PYTHON=python3.12"; exit 1; }; \
-	  echo "Making an environment in .venv"; $(PYTHON) -m venv --clear .venv; }
+	@case "$(WHOLE) $(FOR)/$(if $(FOR),$$($(HOST) installed))" in \
+	  "yes gpu/cpu"|"yes cpu/gpu") echo "The packages in .venv are for another device";; \
+	  yes*) exit 0;; \
+	esac; \
+	$(PYTHON) -B -m deployments.host python || exit 1; \
+	rm -rf .venv && echo "Making an environment in .venv" && $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@for package in .venv/lib/python3*/site-packages/*.dist-info; do \
 	  [ -e "$$package/RECORD" ] || rm -rf "$$package"; done
 
 .venv/.gpu: requirements-gpu.lock pyproject.toml
-	@$(MAKE) --no-print-directory venv
-	@echo "Installing Ray and vLLM for the GPU (about 4 GB)"
+	@$(HOST) check gpu --install $(ANY_CARD)
+	@$(MAKE) --no-print-directory venv FOR=gpu
+	@echo "Installing Ray and vLLM for the GPU (downloads about 4 GB)"
 	@{ $(LOCKED) -r requirements-gpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@touch $@
 
@@ -122,8 +167,9 @@ venv:
 # PyTorch's own index; the hash requires the same file. The packages that belong to torch always come
 # from PyPI; deployments/engine/site lets vLLM import them.
 .venv/.cpu: requirements-torch-cpu.lock requirements-cpu.lock pyproject.toml
-	@$(MAKE) --no-print-directory venv
-	@echo "No NVIDIA GPU: installing Ray and vLLM for the CPU (about 1.1 GB, four to ten minutes)"
+	@$(HOST) check cpu --install $(ANY_CARD)
+	@$(MAKE) --no-print-directory venv FOR=cpu
+	@echo "Installing Ray and vLLM for the CPU (downloads about 1.1 GB, four to ten minutes)"
 	@{ { $(LOCKED) -r requirements-torch-cpu.lock || \
 	  $(LOCKED) -r requirements-torch-cpu.lock --index-url $(TORCH_CPU_INDEX); } && \
 	$(LOCKED) -r requirements-cpu.lock && $(PROJECT); } 2> .venv/pip.log || { cat .venv/pip.log; exit 1; }

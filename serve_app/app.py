@@ -1,4 +1,4 @@
-"""Builds the graph that `serve_config.yaml` names; the one file that imports every part."""
+"""Builds the Ray Serve application that `serve_config.yaml` names."""
 
 import math
 from typing import Any
@@ -7,26 +7,34 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from deployments.host.card import find_card
 from deployments.model_server.deployment import ModelServer
-from deployments.settings import AppArgs, Settings, check_bound, load_settings
+from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings
 from deployments.switchboard.deployment import SwitchboardDeployment
 from serve_app.ingress import GatewayDeployment
 
 _LOOPBACK = "127.0.0.1"
-_PLENTY = 4096  # calls at once; the limits are the gateway's own, and Serve's would be silent ones
+_PLENTY = 4096  # calls at once: the gateway limits requests; Serve would queue them unseen
 
 
 def build_app(args: AppArgs) -> Application:
-    """The application: Gateway → Switchboard → one deployment a model.
+    """Build the application: Gateway → Switchboard → one deployment for each model.
 
-    Serve knows no initial count of zero, so each model starts with one replica; a replica holds no
-    engine until the Switchboard asks it to, Ray places only one of them, and the Switchboard's
-    first act is to scale them all to zero.
+    Serve cannot start a deployment with zero replicas, so each model starts with one. A replica has
+    no engine until the Switchboard starts one in it, Ray places only one of the replicas, and the
+    Switchboard first scales them all to zero.
 
     Raises:
-        SettingsError: the files under `configs/` cannot be used.
+        SettingsError: the files under `configs/` are not valid.
     """
-    settings = load_settings(args, has_gpu=ray.cluster_resources().get("GPU", 0) > 0)
+    # Without CUDA_VISIBLE_DEVICES, which Ray sets for this process as for each of its workers.
+    settings = load_settings(args, has_gpu=find_card().is_there)
+    if settings.place.resource == "GPU" and not ray.cluster_resources().get("GPU"):
+        raise SettingsError(
+            f"the profile {settings.profile} needs a GPU, and Ray has none: its driver does not "
+            "answer, or CUDA_VISIBLE_DEVICES hides it; see `llm-backend doctor`, or set "
+            "LLM_BACKEND_PROFILE=cpu-demo"
+        )
     http = serve.context._get_global_client().http_config
     check_bound(http.host, settings)
     servers: dict[str, Any] = {}
@@ -36,7 +44,7 @@ def build_app(args: AppArgs) -> Application:
             ray_actor_options=_actor_options(settings),
             max_ongoing_requests=16,
             health_check_period_s=2,
-            graceful_shutdown_timeout_s=0,  # its engine has been ended, or its supervisor does that
+            graceful_shutdown_timeout_s=0,  # the Switchboard or the supervisor ends the engine
             max_constructor_retry_count=1,
         )(ModelServer)
         servers[name] = server.bind(settings, name, (_LOOPBACK, http.port))
@@ -60,8 +68,11 @@ def build_app(args: AppArgs) -> Application:
 
 
 def _actor_options(settings: Settings) -> dict[str, object]:
-    """A model's share of the GPU: so much that Ray places one replica; or, where the others sleep
-    beside the one that is awake, an equal share each."""
+    """Return the resources of a model's replica.
+
+    In cold mode, as much of the GPU as lets Ray place only one replica. In warm mode, where engines
+    sleep beside the one that is awake, an equal share for each model.
+    """
     amount = settings.place.amount
     if settings.is_warm:
         amount = math.floor(100 / len(settings.models)) / 100

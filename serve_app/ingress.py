@@ -1,10 +1,10 @@
-"""The ingress deployment: the ASGI application around one gateway."""
+"""The ingress deployment: the ASGI application, with its middleware and error handlers."""
 
 import asyncio
 import gc
 import logging
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -28,30 +28,21 @@ from serve_app.protocol.errors import (
     NotFound,
     error_response,
 )
-from serve_app.routes import admin, console, inference, logs, metrics
-from serve_app.routes.auth import Guard
-from serve_app.routes.openapi import document
+from serve_app.routes import Guard, openapi_document, routes
 from serve_app.telemetry.context import RequestFields, request_context
 from serve_app.telemetry.middleware import TelemetryMiddleware
 from serve_app.validation.reading import invalid_field
 
 _MAX_HEADER_BYTES = 32_768
-# By which clients steer Serve's proxy. HAProxy drops the second: Serve would obey before we do.
+# Headers that control Serve's proxy. HAProxy drops the second one, which Serve would obey before
+# the request gets here.
 _STEERING = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 logger = logging.getLogger("llm_backend.gateway")
 
-routes = APIRouter()
-routes.include_router(inference.open_routes)
-routes.include_router(inference.routes)
-routes.include_router(admin.routes)
-routes.include_router(metrics.routes)
-routes.include_router(logs.routes)
-routes.include_router(console.routes)
-
 
 class _Application(FastAPI):
-    """FastAPI with the measuring around everything, its answers to unexpected errors included."""
+    """FastAPI with telemetry around everything, even around its answers to unexpected errors."""
 
     def build_middleware_stack(self) -> ASGIApp:
         metrics = self.state.gateway.metrics
@@ -61,21 +52,21 @@ class _Application(FastAPI):
 
 
 def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
-    """The ASGI application of one gateway."""
+    """Build the ASGI application of one gateway."""
     app = _Application(
         title="llm-backend",
         version="0.1.0",
         openapi_url="/openapi.json",
-        docs_url=None,  # FastAPI's page runs scripts of a foreign server; ours is a file
+        docs_url=None,  # FastAPI's page loads scripts from another server; we serve our own
         redoc_url=None,
-        redirect_slashes=False,  # a redirect is no answer to a POST, and follows the Host header
+        redirect_slashes=False,  # a redirect does not work for a POST, and follows the Host header
     )
     app.state.gateway = gateway
     app.state.guard = Guard.of(gateway.settings)
     app.state.is_behind_serve = is_behind_serve
     app.include_router(routes)
     names = list(gateway.settings.models)
-    app.openapi = lambda: document(app, names)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_document(app, names)  # type: ignore[method-assign]
     app.add_middleware(_HeaderLimits)
     if gateway.settings.http.cors_origins:
         app.add_middleware(
@@ -94,12 +85,12 @@ def build_http(gateway: Gateway, is_behind_serve: bool = False) -> FastAPI:
 
 
 class _HeaderLimits:
-    """Refuses what Serve's proxy lets through, whatever the route.
+    """Refuses requests with headers that Serve's proxy lets through, on every route.
 
-    (1) More bytes of headers than any client has a use for. (2) Two lengths of one body, by which
-    two servers in a row can be made to disagree where it ends. (3) Serve's own headers: with one
-    the gateway does not see that its client leaves, so the engine goes on for no client; the other
-    cuts a stream without an error event.
+    (1) More bytes of headers than any client needs. (2) Both lengths of a body, since two servers
+    in a row may disagree where such a body ends. (3) Serve's own headers: one hides from the
+    gateway that the client left, so the engine would go on for no client; the other cuts a stream
+    without an error event.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -111,11 +102,13 @@ class _HeaderLimits:
             names = {name for name, _ in headers}
             error: BackendError | None = None
             if sum(len(name) + len(value) for name, value in headers) > _MAX_HEADER_BYTES:  # (1)
-                error = HeadersTooLarge(f"The headers have more than {_MAX_HEADER_BYTES} bytes.")
+                error = HeadersTooLarge(f"The headers are larger than {_MAX_HEADER_BYTES} bytes.")
             elif {b"transfer-encoding", b"content-length"} <= names:  # (2)
-                error = InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
+                error = InvalidRequest(
+                    "A request must not have both Transfer-Encoding and Content-Length."
+                )
             elif steering := next((name for name in _STEERING if name in names), None):  # (3)
-                error = InvalidRequest(f"{steering.decode().title()} is not taken here.")
+                error = InvalidRequest(f"The header {steering.decode().title()} is not supported.")
             if error:
                 response = await _on_backend_error(Request(scope), error)
                 return await response(scope, receive, send)
@@ -123,8 +116,10 @@ class _HeaderLimits:
 
 
 class _HeadAsGet:
-    """Answers HEAD as GET, without the body. Of an answer that goes on and on, the head alone: what
-    makes it is told that its client has left."""
+    """Answers HEAD like GET, but without the body.
+
+    After the head, the route sees its client disconnect, so that an endless stream ends too.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,25 +127,25 @@ class _HeadAsGet:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
-        is_told = asyncio.Event()
+        has_answered = asyncio.Event()
 
-        async def receive_until_told() -> Message:
-            if is_told.is_set():
+        async def receive_until_answered() -> Message:
+            if has_answered.is_set():
                 return {"type": "http.disconnect"}
             return await receive()
 
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await send(message)
-            elif not is_told.is_set():
-                is_told.set()
+            elif not has_answered.is_set():
+                has_answered.set()
                 await send(chunk(b"", is_last=True))
 
         inner = {**scope, "method": "GET"}
         try:
-            await self._app(inner, receive_until_told, send_head)
+            await self._app(inner, receive_until_answered, send_head)
         finally:
-            scope["route"] = inner.get("route")  # for the layers around this one
+            scope["route"] = inner.get("route")  # the access log and the metrics need it
 
 
 async def _on_backend_error(request: Request, exc: Exception) -> Response:
@@ -168,27 +163,30 @@ async def _on_validation_error(request: Request, exc: Exception) -> Response:
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if exc.status_code != 405:
-        return await _on_backend_error(request, NotFound(_no_such(request)))
-    error = MethodNotAllowed(f"{request.method} is not allowed here.")
+        return await _on_backend_error(request, NotFound(_not_found_message(request)))
+    error = MethodNotAllowed(f"{request.method} is not allowed for {request.url.path[:100]}.")
     response = await _on_backend_error(request, error)
     response.headers["allow"] = ", ".join(_allowed_methods(request))
     return response
 
 
-def _no_such(request: Request) -> str:
-    """Names the right address where `/v1` is missing or too much, as many base URLs have it."""
+def _not_found_message(request: Request) -> str:
+    """Return a message that suggests the right path if `/v1` is missing or repeated in it.
+
+    Clients with a wrong base URL send such paths.
+    """
     path = request.url.path
     steps = [step for step in path.split("/") if step]
     while steps[:1] == ["v1"]:
         del steps[0]
-    for meant in ("/".join(["", "v1", *steps]), "/".join(["", *steps])):
-        if steps and meant != path and len(path) <= 100 and _routes_at(request, meant):
-            return f"There is no {path} here; did you mean {meant}?"
-    return f"There is no {path[:100]}."
+    for suggestion in ("/".join(["", "v1", *steps]), "/".join(["", *steps])):
+        if steps and suggestion != path and len(path) <= 100 and _routes_at(request, suggestion):
+            return f"There is no route {path}; did you mean {suggestion}?"
+    return f"There is no route {path[:100]}."
 
 
 def _routes_at(request: Request, path: str) -> list[Route]:
-    """All routes at an address, whatever their methods."""
+    """Return all routes at a path, whatever their methods."""
     scope = {**request.scope, "path": path}
     return [
         route
@@ -198,26 +196,27 @@ def _routes_at(request: Request, path: str) -> list[Route]:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Of all routes at this address; Starlette's own `Allow` names those of the first."""
-    here = _routes_at(request, request.scope["path"])
-    methods = {method for route in here for method in route.methods or ()}
+    """Return the methods of all routes at the path; Starlette's `Allow` has the first one's."""
+    found = _routes_at(request, request.scope["path"])
+    methods = {method for route in found for method in route.methods or ()}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 async def _on_exception(request: Request, exc: Exception) -> Response:
-    logger.error("unexpected error", exc_info=exc)
+    logger.error("an unexpected error ended a request", exc_info=exc)
     return await _on_backend_error(request, BackendError("Internal error."))
 
 
 @serve.ingress()
 class GatewayDeployment:
-    """The gateway on Ray Serve."""
+    """The gateway as a Ray Serve deployment."""
 
     def __init__(self, settings: Settings, switchboard: DeploymentHandle) -> None:
         end_with_parent()
         write_to_file(settings.home, "gateway", context=RequestFields())
         self._gateway = Gateway(settings, behind(switchboard))
-        # What is there now stays: no collection that a large body sets off looks at it again.
+        # The objects made so far stay: freeze them, so that the garbage collections that large
+        # bodies trigger do not visit them again.
         gc.collect()
         gc.freeze()
 

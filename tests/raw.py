@@ -53,7 +53,7 @@ class RawClient:
 
     @classmethod
     async def connect(cls, port: int, host: str = "127.0.0.1") -> Self:
-        connection = await asyncio.to_thread(socket.create_connection, (host, port), 10)
+        connection = await asyncio.to_thread(socket.create_connection, (host, port), 60)
         return cls(connection)
 
     async def __aenter__(self) -> Self:
@@ -65,7 +65,7 @@ class RawClient:
     async def send(self, *pieces: bytes) -> None:
         """Each piece in a segment of its own."""
         for piece in pieces:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not self._is_taken():  # noqa: ASYNC110 (another process's reading)
                     await asyncio.sleep(0)
                 await asyncio.get_running_loop().sock_sendall(self._socket, piece)
@@ -73,7 +73,7 @@ class RawClient:
     async def send_bytewise(self, *pieces: bytes) -> None:
         await self.send(*[bytes([byte]) for piece in pieces for byte in piece])
 
-    async def until(self, mark: bytes, timeout_s: float = 20) -> bytes:
+    async def until(self, mark: bytes, timeout_s: float = 60) -> bytes:
         """All that has come, once `mark` is in it."""
         async with asyncio.timeout(timeout_s):
             while mark not in self._received:
@@ -82,7 +82,7 @@ class RawClient:
                 self._received += data
         return self._received
 
-    async def all(self, timeout_s: float = 20) -> bytes:
+    async def all(self, timeout_s: float = 60) -> bytes:
         """All that comes until the server closes."""
         async with asyncio.timeout(timeout_s):
             with contextlib.suppress(ConnectionResetError):
@@ -103,19 +103,18 @@ class RawClient:
     def _is_taken(self) -> bool:
         """Whether the server has read all that was sent: nothing waits in its socket or here."""
         ours, theirs = self._socket.getsockname()[1], self._socket.getpeername()[1]
+        ends = {f":{ours:04X}", f":{theirs:04X}"}
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                fields = line.split()
-                local, remote = (int(fields[i].rpartition(":")[2], 16) for i in (1, 2))
-                to_send, to_read = (int(number, 16) for number in fields[4].split(":"))
-                if (local, remote) == (theirs, ours) and to_read:
-                    return False
-                if (local, remote) == (ours, theirs) and to_send:
-                    return False
+                _, local, remote, _, queues, *_ = line.split(maxsplit=5)
+                if {local[-5:], remote[-5:]} == ends:
+                    to_send, to_read = (int(number, 16) for number in queues.split(":"))
+                    if to_read if local.endswith(f":{theirs:04X}") else to_send:
+                        return False
         return True
 
 
-async def ask(port: int, *pieces: bytes, timeout_s: float = 20) -> tuple[int, bytes, bytes]:
+async def ask(port: int, *pieces: bytes, timeout_s: float = 60) -> tuple[int, bytes, bytes]:
     """Status, head and body of the answer to what is sent so, read until the server closes."""
     async with await RawClient.connect(port) as client:
         await client.send(*pieces)

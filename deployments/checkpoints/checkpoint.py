@@ -1,22 +1,22 @@
 """Finds a model's weights, and checks that they are whole and safe.
 
-Checked before anything is drained.
+A switch makes these checks before it drains the old model.
 """
 
 import json
 from pathlib import Path
 
-from deployments.checkpoints.manifest import SERVED_FILES, load_manifest
+from deployments.checkpoints.manifest import SERVED_FILES, load_manifest, weights_among
 from deployments.checkpoints.safety import danger_in_folder
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, paths
 
 _DEMO = "demo/"
-_LENGTH_BYTES = 8  # of a safetensors header's length, little-endian
+_LENGTH_BYTES = 8  # a safetensors file begins with its header's length, little-endian
 
 
 class CheckpointError(Exception):
-    """The weights are not there, not whole, not to be loaded, or do not fit."""
+    """The weights are missing, damaged or unsafe, or do not fit into memory."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -24,19 +24,19 @@ class CheckpointError(Exception):
 
 
 def is_on_hub(spec: ModelSpec) -> bool:
-    """Whether the checkpoint is a name on a Hugging Face hub, and no folder."""
+    """Whether the checkpoint is a name on a Hugging Face hub, not a folder."""
     return not spec.checkpoint.startswith(_DEMO) and not Path(spec.checkpoint).is_absolute()
 
 
 def locate(spec: ModelSpec, home: Path) -> Path:
     """The folder of `spec`'s checkpoint on this machine.
 
-    `demo/<name>` and absolute paths are folders; anything else is a Hugging Face name, looked up in
-    the hub's cache without using the network.
+    `demo/<name>` and absolute paths are folders. Any other text is a Hugging Face name, which is
+    looked up in the hub's cache without the network.
 
     Raises:
-        CheckpointError: there is no such folder, and the message says how to get it; or it holds
-            what is never loaded: code of its own, pickles, links out of it.
+        CheckpointError: the folder does not exist (the message says how to get it), or it holds
+            code, pickles or links out of it.
     """
     roots: list[Path] = []
     if spec.checkpoint.startswith(_DEMO):
@@ -46,7 +46,10 @@ def locate(spec: ModelSpec, home: Path) -> Path:
         folder, remedy = Path(spec.checkpoint), "correct its path in configs/models"
     else:
         folder, remedy = _hub_folder(spec), f"llm-backend pull {spec.name}"
-        roots = [folder.parent.parent, folder.parent.parent.parent]  # a snapshot is links to blobs
+        roots = [
+            folder.parent.parent,
+            folder.parent.parent.parent,
+        ]  # a snapshot holds links to blobs
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             Problem(
@@ -64,23 +67,23 @@ def locate(spec: ModelSpec, home: Path) -> Path:
 
 
 def check(spec: ModelSpec, home: Path) -> Path:
-    """`locate`, and compare every weights file with its own header and the index, and every file
-    that was pulled with the size it had.
+    """Do `locate`, then compare every weights file with its header and the index, and the size of
+    every pulled file with the manifest.
 
     Raises:
-        CheckpointError: a file is missing, cut short or not a safetensors file.
+        CheckpointError: as `locate`, or a file is missing, cut short or not a safetensors file.
     """
     folder = locate(spec, home)
     manifest = load_manifest(folder) if is_on_hub(spec) else None
     for file in manifest.files if manifest else ():
         if not file.is_whole(folder / file.path):
             raise _broken(
-                spec, f"{file.path} is missing or has another size than it was pulled with"
+                spec, f"{file.path} is missing, or its size is not that of the pulled file"
             )
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         try:
             json.loads((folder / name).read_text())
-        except FileNotFoundError:  # of the first, `locate` has told; the others need not be there
+        except FileNotFoundError:  # `locate` has checked the first; the others are optional
             continue
         except ValueError as exc:
             raise _broken(spec, f"{name} is not JSON") from exc
@@ -92,29 +95,29 @@ def check(spec: ModelSpec, home: Path) -> Path:
 
 
 def tensor_bytes(folder: Path) -> int:
-    """What the tensors of a whole checkpoint take, as the headers of its files say."""
-    files = folder.glob("*.safetensors")
+    """Bytes of all tensors of a whole checkpoint, by the headers of its files."""
+    files = [folder / name for name in weights_among(path.name for path in folder.iterdir())]
     return sum(
         path.stat().st_size - _LENGTH_BYTES - len(safetensors_header(path)) for path in files
     )
 
 
 def safetensors_header(path: Path) -> bytes:
-    """The JSON that a safetensors file begins with, after eight bytes that tell its length.
+    """The JSON header of a safetensors file; it follows eight bytes with its length.
 
     Raises:
-        OSError, ValueError: it cannot be read, or has none.
+        OSError, ValueError: the file cannot be read, or has no such header.
     """
     room = path.stat().st_size - _LENGTH_BYTES
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if length > room:  # before it is believed: `read` makes room for as much
+        if length > room:  # checked first, because `read` allocates this many bytes
             raise ValueError(f"the header of {path.name} is longer than the file")
         return file.read(length)
 
 
 def size_bytes(spec: ModelSpec, home: Path) -> int | None:
-    """What its weights take on disk; None where they are not here, or not whole."""
+    """Bytes of the model's weights on disk; None if they are missing or damaged."""
     try:
         folder = locate(spec, home)
         return sum((folder / name).stat().st_size for name in _weight_files(spec, folder))
@@ -155,7 +158,7 @@ def _weight_files(spec: ModelSpec, folder: Path) -> list[str]:
 
 
 def _check_safetensors(spec: ModelSpec, path: Path) -> None:
-    """A safetensors file: its header, and data to its last offset."""
+    """Check that the file has a header, and data up to the header's last offset."""
     try:
         actual = path.stat().st_size
         header = safetensors_header(path)
@@ -167,11 +170,11 @@ def _check_safetensors(spec: ModelSpec, path: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
         raise _broken(spec, f"{path.name} is not a safetensors file") from exc
     if actual != expected:
-        raise _broken(spec, f"{path.name} has {actual} bytes where {expected} belong")
+        raise _broken(spec, f"{path.name} has {actual} bytes and should have {expected}")
 
 
-def _broken(spec: ModelSpec, what: str) -> CheckpointError:
-    remedy = f"; mend them with: llm-backend pull {spec.name}" if is_on_hub(spec) else ""
+def _broken(spec: ModelSpec, fault: str) -> CheckpointError:
+    remedy = f"; repair them with: llm-backend pull {spec.name}" if is_on_hub(spec) else ""
     return CheckpointError(
-        Problem("checkpoint_broken", f"the weights of {spec.name} are not whole: {what}{remedy}")
+        Problem("checkpoint_broken", f"the checkpoint of {spec.name} is damaged: {fault}{remedy}")
     )

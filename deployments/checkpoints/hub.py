@@ -1,9 +1,9 @@
 """Lists, downloads and links files of the Hugging Face hub in its cache on this machine.
 
 The cache's layout is the hub's own (`blobs/<digest>`, `snapshots/<commit>/<path>` as links,
-`refs/<branch>`), so checkpoints that are there already are found. Blobs are downloaded here and not
-by `snapshot_download`, which since huggingface_hub 2 drops what an ended process has of a file: up
-to 4 GB of a model in three files. Nothing enters the cache before its hash is right.
+`refs/<branch>`), so checkpoints from other programs are found. This module downloads the blobs
+itself: `snapshot_download` of huggingface_hub 2 starts a file again after its process was ended,
+which loses up to 4 GB of a model in three files. A file enters the cache only if its hash is right.
 """
 
 import fcntl
@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import huggingface_hub
 import huggingface_hub.constants
-from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from deployments.checkpoints.manifest import PulledFile, size_text
 from deployments.host.files import write_whole
@@ -38,26 +38,29 @@ class PullError(Exception):
 
 
 class Hub:
-    """The hub at `endpoint`, and the cache in `cache`; by default as the environment says
-    (`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`)."""
+    """The hub at `endpoint` and the cache in `cache`. The defaults come from the environment:
+    `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`."""
+
+    listing = "the hub's listing"  # of sizes and hashes
+    verb = "download"
 
     def __init__(self, endpoint: str | None = None, cache: Path | None = None) -> None:
         self.cache = cache or Path(huggingface_hub.constants.HF_HUB_CACHE)
         self._endpoint = endpoint
         self._api = HfApi(endpoint=endpoint)
 
-    # --- what the hub says ---
+    # --- listings from the hub ---
 
     def newest(self, repo: str, branch: str) -> str:
-        """The commit that `branch` stands at. Raises PullError."""
+        """The newest commit of `branch`. Raises PullError."""
         with _explained(repo):
             commit = self._api.model_info(repo, revision=branch).sha
         if not commit:
-            raise PullError(f"the hub names no revision of {repo}")
+            raise PullError(f"the hub gives no commit for the branch {branch} of {repo}")
         return commit
 
     def files(self, repo: str, commit: str) -> tuple[PulledFile, ...]:
-        """Every file of a revision, served or not. Raises PullError."""
+        """All files of a revision, also those that no engine reads. Raises PullError."""
         with _explained(repo):
             entries = list(self._api.list_repo_tree(repo, revision=commit, recursive=True))
         return tuple(
@@ -68,36 +71,36 @@ class Hub:
             if isinstance(f, RepoFile)
         )
 
-    # --- what is here ---
+    # --- the cache on this machine ---
 
     def pinned(self, repo: str, branch: str) -> str | None:
-        """The commit that `branch` stood at when it was last pulled."""
+        """The commit of `branch` that was pulled last."""
         try:
             return self._ref(repo, branch).read_text().strip() or None
         except OSError:
             return None
 
     def pin(self, repo: str, branch: str, commit: str) -> None:
-        """Let `branch` mean `commit`, from the next load on."""
+        """Make `commit` the one that loads of `branch` use from now on."""
         path = self._ref(repo, branch)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, commit)
 
     def snapshot(self, repo: str, commit: str) -> Path:
-        """Where a revision's files lie, or will."""
+        """The folder for a revision's files; it may not exist yet."""
         return self._folder(repo) / "snapshots" / commit
 
     def blob(self, repo: str, file: PulledFile) -> Path:
-        """Where a file's content lies, or will."""
+        """The path for a file's content; it may not exist yet."""
         return self._folder(repo) / "blobs" / file.digest
 
     def free_bytes(self) -> int:
-        """Of the disk that the cache is on."""
+        """Free bytes on the cache's disk."""
         self.cache.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(self.cache).free
 
     def left_to_download(self, repo: str, file: PulledFile) -> int:
-        """Bytes of `file` that are not here; what an interrupted pull has left counts."""
+        """Bytes of `file` yet to download, without those that an interrupted pull has left."""
         if file.is_whole(self.blob(repo, file)):
             return 0
         part = _part(self.blob(repo, file))
@@ -107,10 +110,10 @@ class Hub:
     # --- downloading ---
 
     def download(self, repo: str, commit: str, file: PulledFile) -> None:
-        """Bring one file's content into the cache, going on where an earlier pull has ended.
+        """Download one file's content into the cache, going on where an earlier pull has ended.
 
         Raises:
-            PullError: it could not be had, or is not what the listing says.
+            PullError: the download failed, or the content's hash is not the listed one.
         """
         blob = self.blob(repo, file)
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -118,18 +121,19 @@ class Hub:
         with _locked_part(blob, file) as part, _explained(repo):
             was_begun = self._download_rest(url, file, part)
             if was_begun and not file.has_digest(_part(blob)):
-                part.truncate(0)  # what was there may have been the fault
+                part.truncate(0)  # the bytes of the earlier pull may have been damaged
                 self._download_rest(url, file, part)
             if not file.has_digest(_part(blob)):
                 _part(blob).unlink()
                 raise PullError(
-                    f"{file.path} of {repo} is not what the hub's listing says: its hash is "
-                    "another. It was deleted; try again, and if it stays so, do not use it"
+                    f"the hash of {file.path} of {repo} is not the one in {self.listing}. The file "
+                    "was deleted: run the command again; if this happens again, do not use this "
+                    "checkpoint"
                 )
             _part(blob).replace(blob)
 
     def _download_rest(self, url: str, file: PulledFile, part: BinaryIO) -> bool:
-        """Returns whether there was something already."""
+        """Download the missing bytes into `part`; returns whether it had bytes already."""
         have = part.seek(0, os.SEEK_END)
         if have > file.size_bytes:
             have = part.truncate(0)
@@ -145,20 +149,23 @@ class Hub:
         return have > 0
 
     def link(self, repo: str, commit: str, files: tuple[PulledFile, ...]) -> Path:
-        """Make the snapshot's folder of blobs that are here. Raises PullError."""
+        """Make the snapshot's folder with links to blobs in the cache. Raises PullError.
+
+        Not by `snapshot_download`, which asks the hub for the revision each time.
+        """
+        folder = self.snapshot(repo, commit)
         with _explained(repo):
-            snapshot_download(
-                repo,
-                revision=commit,
-                allow_patterns=[file.path for file in files],
-                cache_dir=self.cache,
-                endpoint=self._endpoint,
-                tqdm_class=_NoBar,
-            )
-        return self.snapshot(repo, commit)
+            for file in files:
+                path = folder / file.path
+                target = os.path.relpath(self.blob(repo, file), path.parent)
+                if not path.is_symlink() or os.readlink(path) != target:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(target)
+        return folder
 
     def forget(self, repo: str, commit: str, file: PulledFile) -> None:
-        """Remove a file that is not what it should be."""
+        """Remove a damaged file from the cache."""
         (self.snapshot(repo, commit) / file.path).unlink(missing_ok=True)
         self.blob(repo, file).unlink(missing_ok=True)
 
@@ -169,15 +176,10 @@ class Hub:
         return self._folder(repo) / "refs" / branch
 
 
-class _NoBar(tqdm):
-    """Linking takes no time to be shown."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-
-
 def _part(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.incomplete")  # a name that `hf cache prune` clears
+    return blob.with_name(
+        f"{blob.name}.incomplete"
+    )  # `hf cache prune` removes files with this ending
 
 
 @contextmanager
@@ -186,7 +188,9 @@ def _locked_part(blob: Path, file: PulledFile) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise PullError(f"another `llm-backend pull` downloads {file.path} now") from exc
+            raise PullError(
+                f"another `llm-backend pull` is downloading {file.path}; wait for it to end"
+            ) from exc
         yield part
 
 
@@ -197,37 +201,49 @@ def _explained(repo: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as exc:
         raise PullError(
-            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, which forbids every download; unset "
-            "it for this command: serving is offline without it"
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set and forbids downloads. Unset it for "
+            "this command; serving stays offline without it"
         ) from exc
     except GatedRepoError as exc:
         raise PullError(
-            f"{repo} wants its licence accepted: do so on its page, then `hf auth login`"
+            f"the licence of {repo} must be accepted on its page on the hub; then log in with "
+            "`hf auth login` and run this command again"
         ) from exc
     except RevisionNotFoundError as exc:
-        raise PullError(f"{repo} has no such revision; correct it in configs/models") from exc
+        raise PullError(
+            f"{repo} does not have the revision that configs/models names; correct it there"
+        ) from exc
     except RepositoryNotFoundError as exc:
-        raise PullError(f"the hub has no {repo}, or only for those logged in") from exc
+        raise PullError(
+            f"the hub has no checkpoint {repo}, or it is private: correct its name in "
+            "configs/models, or log in with `hf auth login`"
+        ) from exc
     except HfHubHTTPError as exc:
-        raise PullError(f"the hub answered {exc.response.status_code} for {repo}") from exc
+        raise PullError(
+            f"the hub answered with status {exc.response.status_code} for {repo}"
+        ) from exc
     except LocalEntryNotFoundError as exc:
-        raise PullError(f"the hub gave not all of {repo}; run it again to go on") from exc
+        raise PullError(
+            f"the hub did not give all files of {repo}; run this command again to go on"
+        ) from exc
     except OSError as exc:
-        raise PullError(f"{repo} could not be pulled: {exc}; run it again to go on") from exc
-    except Exception as exc:  # its HTTP library's tree of errors is a private detail of the hub's
+        raise PullError(
+            f"{repo} could not be pulled: {exc}; run this command again to go on"
+        ) from exc
+    except Exception as exc:  # huggingface_hub does not document the errors of its HTTP library
         if not type(exc).__module__.startswith(("httpx", "httpcore")):
             raise
         raise PullError(
-            f"the hub cannot be reached ({type(exc).__name__}); run it again to go on"
+            f"the hub cannot be reached ({type(exc).__name__}); run this command again to go on"
         ) from exc
 
 
 def room_needed(left_bytes: int, free_bytes: int, cache: Path) -> str | None:
-    """Why there is not room enough for what is left to download, if so."""
+    """An error text if the disk has not enough room for the download; else None."""
     margin = 2 * 10**9  # logs, compile caches
     if left_bytes + margin <= free_bytes:
         return None
     return (
-        f"{size_text(left_bytes)} are to be downloaded and {cache} has {size_text(free_bytes)} "
-        "free; make room, or name another disk with HF_HOME"
+        f"the download needs {size_text(left_bytes)} and {size_text(margin)} to spare, and "
+        f"{cache} has {size_text(free_bytes)} free; make room, or set HF_HOME to another disk"
     )

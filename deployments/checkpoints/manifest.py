@@ -8,9 +8,14 @@ from pathlib import Path
 
 from deployments.host.files import write_whole
 
-# What an engine reads, and the licence. Nothing else is downloaded or looked for.
+# The files that an engine reads, and the licence. No other file is downloaded or looked for.
 SERVED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 
+# Folders in which repositories keep the same weights for other programs: Llama's and gpt-oss's own
+# code, Apple's Metal, ONNX. Nothing in them is downloaded, so what they hold does no harm.
+OTHER_PROGRAMS = ("original/", "metal/", "onnx/", "openvino/")
+
+_MISTRALS_OWN = "consolidated"  # the same tensors once more, for Mistral's own code
 _SHA256_LENGTH = 64
 
 
@@ -20,17 +25,17 @@ class PulledFile:
 
     path: str
     size_bytes: int
-    digest: str  # SHA-256 for large files, else git's SHA-1 of a blob: the hub knows no other
+    digest: str  # SHA-256 for large files, else git's SHA-1 of a blob: the hub gives no other
 
     def is_whole(self, at: Path) -> bool:
-        """Whether `at` has its size."""
+        """Whether the file at `at` has this size."""
         try:
             return at.stat().st_size == self.size_bytes
         except OSError:
             return False
 
     def has_digest(self, at: Path) -> bool:
-        """Whether the content of `at` is this file's; reads all of it."""
+        """Whether the file at `at` has this digest; reads the whole file."""
         if len(self.digest) == _SHA256_LENGTH:
             with at.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == self.digest
@@ -40,9 +45,15 @@ class PulledFile:
         return digest.hexdigest() == self.digest
 
 
+def weights_among(names: Iterable[str]) -> list[str]:
+    """The files that hold the weights which an engine loads, each tensor once."""
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    return [name for name in found if not name.startswith(_MISTRALS_OWN)] or found
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """A revision of a checkpoint, whole."""
+    """The served files of one revision of a checkpoint."""
 
     repo: str
     commit: str
@@ -54,14 +65,14 @@ class Manifest:
         return sum(file.size_bytes for file in self.files)
 
     def save(self, folder: Path) -> None:
-        """Beside the snapshot `folder` of a hub's cache."""
+        """Write the manifest beside the snapshot `folder` of a hub's cache."""
         path = _path_of(folder)
         path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(asdict(self), indent=1))
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a snapshot; None where nothing was pulled by us, or it cannot be read."""
+    """The manifest of a snapshot; None if another program pulled it, or it cannot be read."""
     try:
         raw = json.loads(_path_of(folder).read_text())
         files = tuple(PulledFile(**file) for file in raw.pop("files"))
@@ -71,7 +82,7 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def changes(old: Iterable[PulledFile], new: Iterable[PulledFile]) -> list[str]:
-    """What is another between two revisions, a line a file."""
+    """The files that differ between two revisions, one line each."""
     before, after = ({file.path: file for file in files} for files in (old, new))
     lines = []
     for path in sorted({*before, *after}):
@@ -86,7 +97,7 @@ def changes(old: Iterable[PulledFile], new: Iterable[PulledFile]) -> list[str]:
 
 
 def size_text(num_bytes: float) -> str:
-    """As `9.98 GB`; decimal units, as the hub's pages show them."""
+    """A size such as `9.98 GB`, in decimal units as on the hub's pages."""
     for unit in ("B", "KB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"

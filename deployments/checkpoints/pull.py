@@ -8,12 +8,14 @@ from pathlib import Path
 
 from deployments.checkpoints.hub import Hub, PullError, room_needed
 from deployments.checkpoints.manifest import (
+    OTHER_PROGRAMS,
     SERVED_FILES,
     Manifest,
     PulledFile,
     changes,
     load_manifest,
     size_text,
+    weights_among,
 )
 from deployments.checkpoints.safety import (
     danger_in_config,
@@ -24,9 +26,9 @@ from deployments.checkpoints.safety import (
 from deployments.settings import ModelSpec
 
 _COMMIT_LENGTH = 40
-_KEPT = "llm-backend"  # `hf cache prune` removes a revision that no name stands at
+_KEPT = "llm-backend"  # a ref of this name keeps `hf cache prune` from removing the revision
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,15 @@ class _Wanted:
     files: tuple[PulledFile, ...]
 
 
-def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool) -> Path:
-    """Have `spec`'s checkpoint on this machine; returns its folder.
+def pull(hub: Hub, spec: ModelSpec, say: Reporter, *, is_update: bool) -> Path:
+    """Bring `spec`'s checkpoint onto this machine; returns its folder.
 
-    The revision is the one that the model's file names; where it names a branch or none, the one
-    that was pulled last, and the newest at the first time or with `is_update`. What is here already
-    is read and hashed again.
+    The revision is the commit in the model's file. If the file has a branch or no revision, it is
+    the commit that was pulled last, or the newest if none was pulled yet or with `is_update`. Files
+    that are here already are read and hashed again.
 
     Raises:
-        PullError: it could not be had, or may not be used; what is served now stays so.
+        PullError: the pull failed, or the checkpoint is refused; the revision in use stays in use.
     """
     repo = spec.checkpoint
     branch = spec.revision or "main"
@@ -57,17 +59,17 @@ def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool) -> Path:
     if commit is None or is_update:
         commit = hub.newest(repo, "main" if is_fixed else branch)
     known = load_manifest(hub.snapshot(repo, commit))
-    files = known.files if known else _served(repo, hub.files(repo, commit))
+    files = known.files if known else served(repo, hub.files(repo, commit))
     folder = _bring(hub, _Wanted(spec.name, repo, commit, files), say)
     manifest = known or Manifest(repo, commit, datetime.now(UTC).isoformat("T", "seconds"), files)
     manifest.save(folder)
-    say(f"{spec.name}: {_title(manifest)} is whole, every hash is right")
+    say(f"{spec.name}: {_title(manifest)} is complete, and every hash is right")
     if before != commit:
         _say_changes(hub, repo, before, manifest, say)
     if is_fixed and commit != branch:
         say(
-            f"{spec.name}: configs/models/{spec.name}.yaml names revision {branch[:12]}; to serve "
-            f"the new one, write there: revision: {commit}"
+            f"{spec.name}: configs/models/{spec.name}.yaml has revision {branch[:12]}; to serve "
+            f"the new one, set there: revision: {commit}"
         )
     elif not is_fixed:
         hub.pin(repo, branch, commit)
@@ -76,19 +78,32 @@ def pull(hub: Hub, spec: ModelSpec, say: Say, *, is_update: bool) -> Path:
     return folder
 
 
-def _served(repo: str, files: tuple[PulledFile, ...]) -> tuple[PulledFile, ...]:
-    """Those that an engine needs, of a checkpoint whose files may all be there."""
+def served(repo: str, files: tuple[PulledFile, ...]) -> tuple[PulledFile, ...]:
+    """The files that an engine reads, of a checkpoint whose files may all be there.
+
+    Raises:
+        PullError: the checkpoint has unsafe files, or no weights that are loaded here.
+    """
+    files = tuple(file for file in files if not file.path.startswith(OTHER_PROGRAMS))
     danger = danger_in_names(file.path for file in files)
     if danger:
         raise PullError(f"{repo} is refused: {danger}")
-    served = [f for f in files if any(fnmatch(f.path, pattern) for pattern in SERVED_FILES)]
-    if not any(file.path.endswith(".safetensors") for file in served):
+    weights = weights_among(file.path for file in files)
+    if not weights:
         raise PullError(f"{repo} is refused: it has no safetensors files")
-    return tuple(served)
+    return tuple(
+        f
+        for f in files
+        if f.path in weights
+        or (
+            not f.path.endswith(".safetensors")
+            and any(fnmatch(f.path, pattern) for pattern in SERVED_FILES)
+        )
+    )
 
 
-def _bring(hub: Hub, wanted: _Wanted, say: Say) -> Path:
-    """Download what is not here, hash what is, and make the folder."""
+def _bring(hub: Hub, wanted: _Wanted, say: Reporter) -> Path:
+    """Download the missing files, hash the others, and make the folder."""
     repo, commit, files = wanted.repo, wanted.commit, wanted.files
     for file in files:
         blob = hub.blob(repo, file)
@@ -99,13 +114,13 @@ def _bring(hub: Hub, wanted: _Wanted, say: Say) -> Path:
     left_bytes, free_bytes = sum(left.values()), hub.free_bytes()
     if left_bytes:
         say(
-            f"{wanted.model}: {size_text(left_bytes)} of {repo} ({commit[:12]}) to download into "
+            f"{wanted.model}: {size_text(left_bytes)} of {repo} ({commit[:12]}) to {hub.verb} into "
             f"{hub.cache}, which has {size_text(free_bytes)} free"
         )
         problem = room_needed(left_bytes, free_bytes, hub.cache)
         if problem:
             raise PullError(problem)
-    # The small ones first: what they say may make the gigabytes pointless.
+    # The small files first: a refusal for their content saves gigabytes.
     for file in sorted(files, key=lambda file: (not is_config(file.path), file.size_bytes)):
         if not file.is_whole(hub.blob(repo, file)):
             hub.download(repo, commit, file)
@@ -120,12 +135,12 @@ def _link(hub: Hub, wanted: _Wanted) -> Path:
     folder = hub.link(wanted.repo, wanted.commit, wanted.files)
     for file in wanted.files:
         path = folder / file.path
-        is_ours = path.resolve().name == file.digest  # hashed as it was downloaded, or just now
+        is_ours = path.resolve().name == file.digest  # hashed after its download, or just now
         if not file.is_whole(path) or not (is_ours or file.has_digest(path)):
             hub.forget(wanted.repo, wanted.commit, file)
             raise PullError(
-                f"{file.path} of {wanted.repo} is not what the hub's listing says; it was deleted: "
-                "run it again"
+                f"the hash of {file.path} of {wanted.repo} is not the one in {hub.listing}. The "
+                "file was deleted: run the command again"
             )
     danger = danger_in_folder(folder, [hub.cache])
     if danger:
@@ -133,7 +148,7 @@ def _link(hub: Hub, wanted: _Wanted) -> Path:
     return folder
 
 
-def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Say) -> None:
+def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Reporter) -> None:
     if before is None:
         return
     old = load_manifest(hub.snapshot(repo, before))
@@ -144,8 +159,8 @@ def _say_changes(hub: Hub, repo: str, before: str | None, new: Manifest, say: Sa
     for line in lines:
         say(f"  {line}")
     if not old:
-        say("  what has changed is not known: the old one was not pulled by this command")
-    say("  the old revision stays on the disk until `hf cache prune`")
+        say("  the changed files are not known: this command did not pull the old revision")
+    say("  the old revision stays on the disk until you run `hf cache prune`")
 
 
 def _title(manifest: Manifest) -> str:

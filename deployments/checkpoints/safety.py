@@ -1,7 +1,8 @@
-"""Refuses checkpoints with code of their own, pickles, or links out of their folder.
+"""Refuses checkpoints that contain code, pickles, or links out of their folder.
 
-Engines never trust remote code, so such a checkpoint would not run as its author means it; a pickle
-runs code when it is read; and a link out of the folder serves a file that was never pulled.
+Engines never run a checkpoint's code, so such a checkpoint would not work as its author intended. A
+pickle runs code when it is read. A link out of the folder makes the engine read a file that was not
+pulled.
 """
 
 import json
@@ -13,7 +14,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def danger_in_names(names: Iterable[str]) -> str | None:
-    """The first pickle, or path that leads out of the folder, among a checkpoint's files."""
+    """A sentence about the first pickle or path out of the folder among the names; else None."""
     for name in sorted(names):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
@@ -24,23 +25,24 @@ def danger_in_names(names: Iterable[str]) -> str | None:
 
 
 def danger_in_config(name: str, text: bytes) -> str | None:
-    """Remote code named in one of a checkpoint's JSON files; None if it is not JSON at all."""
+    """A sentence about code that the JSON file `name` asks for; None if none, or if not JSON."""
     try:
         value = json.loads(text)
     except ValueError:
         return None
     if _has_key(value, "auto_map"):
-        return f"{name} asks for code of the checkpoint's own (auto_map)"
+        return f"{name} asks for code in the checkpoint to be run (auto_map)"
     return None
 
 
 def is_config(name: str) -> bool:
-    """Whether transformers looks for remote code in it."""
+    """Whether transformers looks for `auto_map` in the file."""
     return PurePosixPath(name).name.endswith("config.json")
 
 
 def danger_in_folder(folder: Path, roots: Sequence[Path]) -> str | None:
-    """What `folder` may not hold; a link may lead only to below one of `roots`."""
+    """A sentence about the first forbidden file in `folder`; else None. A link may only lead to a
+    path below one of `roots`."""
     allowed = [root.resolve() for root in roots]
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     for path in files:

@@ -2,6 +2,7 @@
 
 process.py      starts one engine, and sees to its end
 args.py         the command line of vLLM's server
+environment.py  what the processes of an engine inherit
 flag_check.py   has vLLM check the settings that only it knows
 main.py         the engine itself: vLLM's own server on a Unix socket
 supervisor.py   the engine's parent: ends it with all its children

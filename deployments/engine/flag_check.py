@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from deployments.engine.args import engine_flags
+from deployments.engine.environment import base_environment
 from deployments.engine.imports import versions
-from deployments.engine.process import base_environment
 from deployments.host.files import write_whole
 from deployments.settings import ModelSpec, Settings, SettingsError, paths
 

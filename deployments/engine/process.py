@@ -19,21 +19,15 @@ import aiohttp
 import psutil
 
 from deployments.engine import gpu_lock, imports, supervisor
-from deployments.engine.args import (
-    EVERY_ENGINE,
-    MemoryShare,
-    engine_environment,
-    engine_flags,
-    gpu_environment,
-)
+from deployments.engine.args import MemoryShare, engine_environment, engine_flags
 from deployments.engine.client import engine_session, is_healthy
+from deployments.engine.environment import base_environment
 from deployments.engine.events import EngineFailed
 from deployments.engine.forkserver import ForkServerError, request_engine, socket_path
 from deployments.host import logs
 from deployments.residency import Problem
 from deployments.settings import ModelSpec, paths
 
-ENGINE_SITE = Path(__file__).parent / "site"
 _POLL_S = 0.05
 # For what takes a second at most (a tokenizer is read) where the cores are free, and twenty times
 # that where other programs have them.
@@ -41,17 +35,6 @@ _STANDBY_TIMEOUT_S = 60.0
 _SCRIPT_TIMEOUT_S = 60.0
 _HEALTH_TIMEOUT_S = 10.0
 _CLEARED_S = 60.0  # from an engine's SIGKILL until its supervisor gives the place up
-_DROPPED = {
-    "OMP_NUM_THREADS",  # Ray sets it to 1 in its workers
-    # an engine checks no keys
-    "LLM_BACKEND_API_KEY",
-    "LLM_BACKEND_ADMIN_KEY",
-    "LLM_BACKEND_CACHE_URL",
-    # A user's settings for other programs: expandable segments fail under WSL2 as AWQ weights are
-    # repacked (club-3090#60). A model's own `env` can set them.
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_ALLOC_CONF",
-}
 # A line of a traceback, printed or logged; not a warning, nor one that only quotes an error.
 _ERROR_LINE = re.compile(
     r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]\n]*\] )?([\w.]*(?:Error|Exception|Interrupt): .{3,})$",
@@ -66,17 +49,6 @@ _KNOWN_CAUSES = (
 )
 
 logger = logging.getLogger("llm_backend.model_server")
-
-
-def base_environment() -> dict[str, str]:
-    """What an engine inherits from this process, with the import hook on its path."""
-    path = os.pathsep.join(filter(None, [str(ENGINE_SITE), os.environ.get("PYTHONPATH")]))
-    return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"PYTHONPATH": path}
-
-
-def standby_environment(device: str) -> dict[str, str]:
-    """What the standby imports in; a fork of it gets its engine's own."""
-    return base_environment() | EVERY_ENGINE | (gpu_environment() if device == "cuda" else {})
 
 
 class EngineProcess:

@@ -1,9 +1,17 @@
-"""What the operating system gives: processes, files, logs.
+"""The operating system's side: processes, files, logs, the card.
 
 platform.py      whether this is Linux under Windows
-processes.py     names a process so that a reused id is not taken for it
+card.py          whether there is an NVIDIA card, and whether its driver answers
+needs.py         what the machine lacks, each with its remedy
+disk_needs.py    what the disks lack
+filesystems.py   on what kind of file system a folder lies
+processes.py     identifies a process even if its id is used again
 parent_death.py  ends this process when its parent has ended
 files.py         replaces a file as a whole
-logs.py          one JSON object a line, in files that stay bounded
-log_rotation.py  keeps the logs bounded that other programs write
+logs.py          writes our logs as JSON lines, in files of bounded size
+log_rotation.py  bounds the size of logs that other programs write
+
+`python -m deployments.host` answers the Makefile before any package is installed, so `__main__`,
+platform, card, needs, disk_needs and filesystems import the standard library only, and run under
+Python 3.9.
 """

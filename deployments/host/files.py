@@ -1,14 +1,14 @@
-"""Replaces files as a whole: no reader, and no start after a crash, meets half a file."""
+"""Replaces files as a whole: no reader sees half a file, also after a crash."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Make `text` the content of `path` in one step, on the disk when this returns.
+    """Replace the content of `path` by `text` in one step. It is on the disk when this returns.
 
     Raises:
-        OSError: it cannot be written; what was there is still there.
+        OSError: the text cannot be written; the file keeps its old content.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:

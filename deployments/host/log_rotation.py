@@ -1,4 +1,4 @@
-"""Keeps logs bounded whose writers do not rotate them."""
+"""Bounds the size of logs that their writers do not rotate."""
 
 import asyncio
 import re
@@ -12,14 +12,13 @@ from deployments.host import logs
 from deployments.settings import Settings
 
 _PERIOD_S = 30.0
-# Each of Ray's workers leaves six files, and a load takes one or two of them.
+# Files to keep. Each of Ray's workers leaves six files, and a load uses one or two workers.
 _NUM_KEPT = 60
-_WORKER = re.compile(r"[-_](\d+)\.(?:log|out|err)(?:\.\d+)?$")  # the number is its process
+_WORKER = re.compile(r"[-_](\d+)\.(?:log|out|err)(?:\.\d+)?$")  # the number is its process id
 
 
 async def keep_logs_bounded(settings: Settings) -> None:
-    """Look after the engines' logs, those of Serve, the standby and Redis, and Ray's own, until
-    cancelled."""
+    """Bound the logs of the engines, Serve, the standby, Redis and Ray, until cancelled."""
     names = [*settings.models, "serve", "standby", "redis"]
     paths = [logs.log_path(settings.home, name) for name in names]
     node = global_worker.node  # None where no Ray runs
@@ -32,8 +31,8 @@ async def keep_logs_bounded(settings: Settings) -> None:
 
 
 def remove_spent(logs: Path, models: Iterable[str]) -> None:
-    """Remove the logs of Ray's workers that have ended, and of the models' replicas, but for the
-    newest, which may say why the last ones ended."""
+    """Remove the logs of the models' replicas and of Ray's workers that have ended, except the
+    newest: they may say why the last ones ended."""
     replicas = tuple(f"replica_llm-backend_{model}_" for model in models)
     spent = []
     for path in logs.rglob("*"):

@@ -1,10 +1,9 @@
-"""Writes this project's logs: one JSON object a line, in files that stay bounded.
+"""Writes this project's logs: one JSON object on each line, in files of bounded size.
 
 A line holds `time` (UTC), `level`, `logger`, `event`, and the fields that `extra` or a filter gave
-its record, such as `ticket` or `request_id`; an exception goes under `error` and `at`. Never a
-prompt, an answer or a key: what clients send is not logged, and the text of an exception only where
-it cannot quote a request. JSON escapes every control character, so nothing that a client sends
-breaks a line.
+the record, such as `ticket` or `request_id`; an exception is under `error` and `at`. A line never
+holds a prompt, an answer or a key: what clients send is not logged, and the text of an exception
+only if it cannot quote a request. JSON escapes control characters, so no text can break a line.
 """
 
 import json
@@ -19,16 +18,16 @@ from typing import Any
 
 from deployments.settings import paths
 
-FILE_BYTES = 10_000_000  # then a log is set aside as <name>.log.1, and that one as <name>.log.2
+FILE_BYTES = 10_000_000  # a longer log is renamed to <name>.log.1, and that to <name>.log.2
 NUM_OLD_FILES = 2
-_MAX_TEXT = 2000  # characters of one value
+_MAX_TEXT = 2000  # characters in one value
 _MAX_FRAMES = 12
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_QUOTABLE = {"serve_app", "deployments", "ray", "aiohttp"}  # packages whose errors quote no request
+_QUOTABLE = {"serve_app", "deployments", "ray", "aiohttp"}  # their errors quote no request
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what `extra` holds becomes fields of it, Ray's own left out."""
+    """Formats a record as one JSON object, with the fields in `extra` except Ray's own."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -44,8 +43,8 @@ class JsonLines(logging.Formatter):
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
-    """What it is, and where from; its text where that cannot quote a request, as a ValueError's
-    or a KeyError's may."""
+    """The error's class and origin, and its text if that cannot quote a request. The text of a
+    ValueError or a KeyError may."""
     kind = type(error)
     is_quotable = isinstance(error, OSError) or kind.__module__.partition(".")[0] in _QUOTABLE
     frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
@@ -62,8 +61,8 @@ def _short(value: Any) -> Any:
 
 
 class _SharedFile(RotatingFileHandler):
-    """A rotating file that goes on in the new one when another process has rotated it: a replica
-    and its successor write side by side for a while."""
+    """A rotating file that is opened again when another process has rotated it: a replica and its
+    successor write into the same file for a while."""
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         if self.stream:
@@ -75,18 +74,18 @@ class _SharedFile(RotatingFileHandler):
                 is_same = False
             if not is_same:
                 self.stream.close()
-                self.stream = None  # how the base says that it is to be opened
+                self.stream = None  # the base class then opens the file
         return bool(super().shouldRollover(record))
 
 
 def write_to_file(
     home: Path, service: str, *, rotates: bool = True, context: logging.Filter | None = None
 ) -> None:
-    """Send this process's log lines to `<home>/logs/<service>.log`: ours from `info` on, those of
-    other packages from `warning` on.
+    """Write this process's log lines to `<home>/logs/<service>.log`: ours from `info` up, those of
+    other packages from `warning` up.
 
-    A file that cannot be written (disk full, read-only) costs lines, not the service.
-    `rotates=False`: another part keeps it bounded, because other processes write there too.
+    If the file cannot be written (disk full, read-only), lines are lost and the service goes on.
+    With `rotates=False`, `keep_bounded` bounds the file, because other processes write to it too.
     `context` adds fields to each record, as `context.RequestFields` does.
     """
     handler = rotating_file(log_path(home, service), rotates=rotates)
@@ -98,11 +97,11 @@ def write_to_file(
 
 
 def rotating_file(path: Path, *, rotates: bool = True) -> logging.Handler:
-    """A handler that appends to `path` and keeps it bounded; its folder is made."""
+    """A handler that appends to `path` and bounds its size. Makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
-        logging.getLogger("llm_backend").warning("no folder for logs: %r", exc)
+        logging.getLogger("llm_backend").warning("cannot make the folder for logs: %r", exc)
     limit, kept = (FILE_BYTES, NUM_OLD_FILES) if rotates else (0, 0)
     return _SharedFile(path, maxBytes=limit, backupCount=kept, delay=True, encoding="utf-8")
 
@@ -112,7 +111,7 @@ def log_path(home: Path, service: str) -> Path:
 
 
 def set_aside(path: Path) -> None:
-    """Begin the log anew: what is there becomes `.1`, and that `.2`."""
+    """Rename the log to `.1`, and the old `.1` to `.2`; the next line begins a new file."""
     older = path.with_name(path.name + ".1")
     if older.exists():
         older.replace(path.with_name(path.name + ".2"))
@@ -121,10 +120,10 @@ def set_aside(path: Path) -> None:
 
 
 def keep_bounded(path: Path, limit_bytes: int = FILE_BYTES) -> bool:
-    """Set a log aside that another process holds open for appending: it is copied to `.1` and cut
-    to nothing, and that process goes on writing at its new beginning. Whether that was done.
+    """Bound a log that another process holds open for appending: if it is longer than
+    `limit_bytes`, copy it to `.1` and empty it. Returns whether it was emptied.
 
-    What is written between the two steps is lost; on a full disk, the copy too.
+    Lines written between the two steps are lost; on a full disk, all lines are.
     """
     older = path.with_name(path.name + ".1")
     try:

@@ -1,11 +1,11 @@
-"""Ends a replica whose raylet has died: Ray lets such a worker live on while it has calls open."""
+"""Ends a replica whose raylet has died: Ray keeps such a worker alive while it has open calls."""
 
 import asyncio
 import os
 
 
 def end_with_parent() -> None:
-    """Exit this process at once when its parent, the raylet, ends; call it on the event loop."""
+    """Let this process exit when its parent, the raylet, ends. Call this on the event loop."""
     try:
         parent = os.pidfd_open(os.getppid())
     except ProcessLookupError:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from deployments.checkpoints.kv_cache import KvCache, Scheduling
 from deployments.checkpoints.shape import Shape
 from deployments.settings import EngineSettings
 
@@ -152,8 +153,7 @@ def plan(
     the share of the memory sets nothing.
     """
     is_gpu = room.device == "cuda"
-    per_token = shape.kv_bytes_per_token(engine.kv_cache_dtype if is_gpu else "auto")
-    cache = _KvCache(per_token, _BLOCK_TOKENS[room.device], _NUM_SPARE_BLOCKS[room.device])
+    cache = _kv_cache(shape, engine, room.device, engine.kv_cache_dtype if is_gpu else "auto")
     wanted = engine.max_model_len
     floor = min(engine.min_model_len or wanted, wanted)
     fixed_bytes = weights_bytes + overhead.size_bytes
@@ -182,7 +182,7 @@ def plan(
         overhead_bytes=overhead.size_bytes,
         overhead_source=overhead.source,
         kv_cache_dtype=engine.kv_cache_dtype if is_gpu else "auto",
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=cache.bytes_per_token,
         kv_wanted_bytes=cache.size_bytes(wanted),
         kv_room_bytes=max(kv_room_bytes, 0),
         kv_room_tokens=kv_room_tokens,
@@ -200,27 +200,17 @@ def plan(
         reason=None,
         advice=(),
     )
-    return _judge(made, shape, room)
+    return _judge(made, shape, engine, room)
 
 
-@dataclass(frozen=True)
-class _KvCache:
-    """The sizes of a KV cache in vLLM's blocks."""
-
-    bytes_per_token: int
-    block_tokens: int
-    num_spare_blocks: int
-
-    def size_bytes(self, num_tokens: int) -> int:
-        num_blocks = math.ceil(num_tokens / self.block_tokens) + self.num_spare_blocks
-        return num_blocks * self.block_tokens * self.bytes_per_token
-
-    def num_tokens(self, size_bytes: int) -> int:
-        num_blocks = size_bytes // (self.block_tokens * self.bytes_per_token)
-        return max(num_blocks - self.num_spare_blocks, 0) * self.block_tokens
+def _kv_cache(shape: Shape, engine: EngineSettings, device: Device, dtype: str) -> KvCache:
+    scheduling = Scheduling(
+        engine.max_num_seqs, engine.max_num_batched_tokens, engine.enable_prefix_caching
+    )
+    return shape.kv_cache(dtype, scheduling, _BLOCK_TOKENS[device], _NUM_SPARE_BLOCKS[device])
 
 
-def _judge(made: Plan, shape: Shape, room: Room) -> Plan:
+def _judge(made: Plan, shape: Shape, engine: EngineSettings, room: Room) -> Plan:
     """Whether it fits: (1) in the model, (2) in the limit, (3) beside other programs."""
     wanted = made.context_wanted_tokens
     if wanted > shape.max_context_tokens:  # (1)
@@ -229,7 +219,7 @@ def _judge(made: Plan, shape: Shape, room: Room) -> Plan:
     is_gpu = made.device == "cuda"
     is_enough = made.kv_room_tokens >= made.context_floor_tokens
     if not is_enough and (not is_gpu or made.needed_bytes > made.limit_bytes):  # (2)
-        return _refused(made, _shortage(made), _remedies(made, shape))
+        return _refused(made, _shortage(made), _remedies(made, shape, engine))
     if made.needed_bytes > made.available_bytes:  # (3)
         where = "GPU" if is_gpu else "host"
         reason = f"{gib(made.needed_bytes)} are needed, and other programs leave "
@@ -259,7 +249,7 @@ def _shortage(made: Plan) -> str:
     )
 
 
-def _remedies(made: Plan, shape: Shape) -> tuple[str, ...]:
+def _remedies(made: Plan, shape: Shape, engine: EngineSettings) -> tuple[str, ...]:
     """Changes that would make it fit, the cheapest first."""
     if made.device == "cpu":
         return (f"VLLM_CPU_KVCACHE_SPACE: {math.ceil(made.kv_wanted_bytes / GIB)}",)
@@ -267,7 +257,8 @@ def _remedies(made: Plan, shape: Shape) -> tuple[str, ...]:
     fixed_bytes = made.weights_bytes + made.overhead_bytes
     least_bytes = kv_bytes = made.needed_bytes - fixed_bytes
     if made.kv_cache_dtype == "auto":
-        kv_bytes = kv_bytes * shape.kv_bytes_per_token("fp8") // made.kv_bytes_per_token
+        halved = _kv_cache(shape, engine, made.device, "fp8")
+        kv_bytes = halved.size_bytes(made.context_floor_tokens)
         if kv_bytes <= made.kv_room_bytes:
             remedies.append("kv_cache_dtype: fp8, with attention_backend: TRITON_ATTN")
     for size_bytes, also in ((least_bytes, ""), (kv_bytes, " and kv_cache_dtype: fp8")):

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deployments.checkpoints.checkpoint import CheckpointError, check
+from deployments.checkpoints.checkpoint import CheckpointError, check, is_on_hub
 from deployments.checkpoints.shape import UnknownShapeError, shape_of
 from deployments.memory.cuda_total import on_paper
 from deployments.memory.nvml import GpuReadError, open_nvml
@@ -26,6 +26,9 @@ from deployments.settings import (
     known_checkpoints,
     load_settings,
 )
+
+if TYPE_CHECKING:
+    from deployments.checkpoints.hub import Hub
 
 _SOLD_AS_BYTES = 16 * GIB  # what a card of RTX_5080_BYTES is sold as
 
@@ -99,9 +102,15 @@ def room_of(settings: Settings, memory: str | None = None, beside: str | None = 
 
 
 def plan_of(
-    spec: ModelSpec, room: Room, settings: Settings, known: Mapping[str, Mapping[str, Any]]
+    spec: ModelSpec,
+    room: Room,
+    settings: Settings,
+    known: Mapping[str, Mapping[str, Any]],
+    hub: "Hub | None" = None,
 ) -> Plan:
     """The plan for a model's checkpoint, also where it is not here yet.
+
+    What is not here is (1) known from configs/checkpoints.yaml, or (2) asked of the hub.
 
     Raises:
         PlanError: its shape is not known.
@@ -111,9 +120,23 @@ def plan_of(
         try:
             return plan_on_disk(spec, check(spec, home), room, home)
         except CheckpointError as exc:
-            if spec.checkpoint not in known:
-                message = f"{exc.problem.message}, and configs/checkpoints.yaml does not know it"
+            if spec.checkpoint in known:  # (1)
+                return plan_on_paper(spec, shape_of(known[spec.checkpoint]), room, home)
+            message = f"{exc.problem.message}, and configs/checkpoints.yaml does not know it"
+            if exc.problem.code != "checkpoint_missing" or not is_on_hub(spec):
                 raise PlanError(message) from exc
-            return plan_on_paper(spec, shape_of(known[spec.checkpoint]), room, home)
+            return _plan_by_hub(spec, room, home, message, hub)  # (2)
     except UnknownShapeError as exc:
         raise PlanError(f"{spec.checkpoint}: {exc}") from exc
+
+
+def _plan_by_hub(spec: ModelSpec, room: Room, home: Path, message: str, hub: "Hub | None") -> Plan:
+    # huggingface_hub takes half a second to import
+    from deployments.checkpoints.hub import Hub, PullError
+    from deployments.checkpoints.remote import look
+
+    try:
+        remote = look(hub or Hub(), spec.checkpoint, spec.revision)
+        return plan_on_paper(spec, shape_of(remote.config), room, home, remote.weights_bytes)
+    except PullError as exc:
+        raise PlanError(f"{message}; {exc}") from exc

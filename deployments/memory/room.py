@@ -37,9 +37,16 @@ def plan_on_disk(spec: ModelSpec, folder: Path, room: Room, home: Path) -> Plan:
     return _plan(spec, shape, checkpoint.tensor_bytes(folder), room, home)
 
 
-def plan_on_paper(spec: ModelSpec, shape: Shape, room: Room, home: Path) -> Plan:
-    """The plan for a checkpoint that is not here. Raises UnknownShapeError."""
-    return _plan(spec, shape, shape.weights_bytes(), room, home)
+def plan_on_paper(
+    spec: ModelSpec, shape: Shape, room: Room, home: Path, weights_bytes: int | None = None
+) -> Plan:
+    """The plan for a checkpoint that is not here. Raises UnknownShapeError.
+
+    `weights_bytes`: as the hub lists its files; without, the tensors are counted.
+    """
+    if weights_bytes is None:
+        weights_bytes = shape.weights_bytes()
+    return _plan(spec, shape, weights_bytes, room, home)
 
 
 def _plan(spec: ModelSpec, shape: Shape, weights_bytes: int, room: Room, home: Path) -> Plan:

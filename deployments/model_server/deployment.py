@@ -1,6 +1,6 @@
-"""One model's deployment: its replica is the right to the GPU, and owns one engine's life.
+"""One model's deployment. Its replica has the right to the GPU, and starts and ends one engine.
 
-It never sees a request; the gateway talks to the engine's socket.
+No request goes through the replica: the gateway talks to the engine's socket.
 """
 
 import asyncio
@@ -42,10 +42,10 @@ class ModelServer:
     def __init__(self, settings: Settings, model: str, gateway: tuple[str, int]) -> None:
         end_with_parent()
         port = settings.models[model].port
-        self._old_port = LegacyPort(port, gateway) if port else None
+        self._legacy_port = LegacyPort(port, gateway) if port else None
         self._settings = settings
         self._model = model
-        # The engine writes there too, and `keep_logs_bounded` cuts it.
+        # The engine writes into the same file; `keep_logs_bounded` keeps it short.
         logs.write_to_file(settings.home, model, rotates=False)
         self._home = settings.home
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -54,50 +54,54 @@ class ModelServer:
         self._engine: EngineProcess | None = None
         self._golden: GoldenAnswer | None = None  # of that engine
         self._watching: asyncio.Task[None] | None = None  # while the engine serves
-        self._turned = asyncio.Event()  # set, and replaced, as the engine falls asleep or wakes
+        # set, and replaced by a new event, when the engine falls asleep or wakes
+        self._sleep_changed = asyncio.Event()
         self._is_asleep = False
         self._num_stops = 0  # calls of `stop_engine`
         self._context_tokens = 0  # of that engine
         self._load_steps: dict[str, float] = {}  # of its last load
-        self._problem: Problem | None = None  # why it was killed here
+        self._problem: Problem | None = None  # why the replica killed it or put it to sleep
 
     async def run_engine(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
-        """Start or wake the engine of `epoch` for `target`, one of its model's, and tell of it
-        until it is gone or asleep.
+        """Start or wake the engine of `epoch` for `target`, which is one of this model's, and yield
+        its events until it is gone or asleep.
 
-        Called again for an engine that serves, it tells of that one.
+        Called again with the epoch of the engine that serves, it yields that engine's events.
         """
         if self._engine is None or self._engine.epoch != epoch:
             try:
                 async for event in self._bring_up(epoch, target):
                     yield event
             except (EngineFailed, CheckpointError) as exc:
-                yield self._told_gone(epoch, exc.problem)
+                yield self._log_gone(epoch, exc.problem)
                 return
             except OSError as exc:
                 logger.exception("could not start %s", target)
                 await self.stop_engine()
-                what = f"{exc.strerror or type(exc).__name__} ({exc.filename or 'no file named'})"
-                problem = Problem("disk_problem", f"{target} could not be started: {what}")
-                yield self._told_gone(epoch, problem)
+                reason = exc.strerror or type(exc).__name__
+                file = exc.filename or "unknown file"
+                problem = Problem(
+                    "disk_problem", f"{target} could not be started: {reason} ({file})"
+                )
+                yield self._log_gone(epoch, problem)
                 return
         engine = self._engine
         assert engine is not None
         if self._watching:
             yield EngineReady(str(engine.socket), self._context_tokens, self._load_steps)
-        await self._until_gone(engine, self._turned)
-        if self._old_port:
-            await self._old_port.close()
-        yield self._told_gone(epoch, self._problem or engine.why_ended())
+        await self._until_gone(engine, self._sleep_changed)
+        if self._legacy_port:
+            await self._legacy_port.close()
+        yield self._log_gone(epoch, self._problem or engine.why_ended())
 
-    def _told_gone(self, epoch: int, problem: Problem) -> EngineGone:
+    def _log_gone(self, epoch: int, problem: Problem) -> EngineGone:
         fields = {"model": self._model, "epoch": epoch, "reason": problem.message}
         logger.info("engine gone", extra=fields)
         return EngineGone(problem)
 
     async def _bring_up(self, epoch: int, target: str) -> AsyncIterator[EngineEvent]:
-        """(1) Wake the engine that sleeps for `target`, or (2) start one; one that cannot be woken
-        is ended, and the load begins anew."""
+        """(1) Wake the engine that sleeps for `target`. (2) If there is none or it cannot be woken,
+        end the old engine and start a new one."""
         self._problem = None
         if await self._wake(epoch, target):  # (1)
             assert self._engine is not None
@@ -154,13 +158,13 @@ class ModelServer:
         if attempts.blamed_on_fork:
             standby.forking_failed(self._home, attempts.blamed_on_fork)
         await self._memory.learn(spec, engine.pid)
-        if self._settings.is_warm:  # the first sleep makes the buffers that later ones use
+        if self._settings.is_warm:  # the first sleep makes the buffers that later sleeps use
             await engine.sleep(switching.load_timeout_s)
             await self._memory.fell_asleep(spec, engine.pid)
             await engine.wake(switching.load_timeout_s)
 
     async def _wake(self, epoch: int, target: str) -> bool:
-        """Whether the engine that sleeps here for `target` is awake now."""
+        """Wake the engine that sleeps here for `target`; False if there is none or it fails."""
         engine = self._engine
         if engine is None or not self._is_asleep or engine.spec.target != target:
             return False
@@ -171,9 +175,11 @@ class ModelServer:
             await self._memory.prove_room_to_wake()
             await engine.wake(self._settings.switching.unload_timeout_s)
         except EngineFailed as exc:
-            logger.warning("%s is started anew: %s", target, exc.problem.message)
+            logger.warning(
+                "could not wake %s, starting a new engine: %s", target, exc.problem.message
+            )
             return False
-        self._turn(is_asleep=False)
+        self._set_asleep(False)
         return True
 
     async def _verify(self) -> None:
@@ -183,18 +189,18 @@ class ModelServer:
         await watchdog.first_answer(engine.socket, engine.pid, golden, self._settings.probing)
         logger.info("engine verified", extra={"model": self._model, "epoch": engine.epoch})
         self._watching = asyncio.get_running_loop().create_task(self._watch(engine, golden))
-        if self._old_port:
-            await self._old_port.open()
+        if self._legacy_port:
+            await self._legacy_port.open()
 
     async def _watch(self, engine: EngineProcess, golden: GoldenAnswer) -> None:
-        """Kill the engine when it no longer works; its end is then told with the reason."""
+        """Kill the engine when it no longer works; `run_engine` then reports the reason."""
         problem = await watchdog.watch(engine.socket, engine.pid, golden, self._settings.probing)
         if not engine.ended.is_set():
             self._problem = problem
             engine.kill()
 
     async def sleep(self) -> bool:
-        """Put the engine to sleep; False, and nothing of it is left, where that fails."""
+        """Put the engine to sleep. If that fails, ends the engine and returns False."""
         engine = self._engine
         await self._stop_serving()
         if engine is None or engine.ended.is_set():
@@ -203,26 +209,30 @@ class ModelServer:
             await engine.sleep(self._settings.switching.unload_timeout_s)
             await self._memory.fell_asleep(engine.spec, engine.pid)
         except EngineFailed as exc:
-            logger.warning("%s is ended: %s", engine.spec.target, exc.problem.message)
+            logger.warning(
+                "could not put %s to sleep, ending its engine: %s",
+                engine.spec.target,
+                exc.problem.message,
+            )
             await self.stop_engine()
             return False
         self._problem = Problem("asleep", f"{engine.spec.target} sleeps")
-        self._turn(is_asleep=True)
+        self._set_asleep(True)
         return True
 
     async def stay_asleep(self) -> None:
-        """Returns when the engine that sleeps here is woken, or is gone."""
+        """Return when the engine that sleeps here is woken or gone."""
         if self._engine and self._is_asleep:
-            await self._until_gone(self._engine, self._turned)
+            await self._until_gone(self._engine, self._sleep_changed)
 
-    def _turn(self, *, is_asleep: bool) -> None:
+    def _set_asleep(self, is_asleep: bool) -> None:
         self._is_asleep = is_asleep
-        self._turned.set()
-        self._turned = asyncio.Event()
+        self._sleep_changed.set()
+        self._sleep_changed = asyncio.Event()
 
-    async def _until_gone(self, engine: EngineProcess, turned: asyncio.Event) -> None:
-        """Until the engine ends, or falls asleep, or wakes."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (engine.ended, turned)]
+    async def _until_gone(self, engine: EngineProcess, sleep_changed: asyncio.Event) -> None:
+        """Wait until the engine ends, falls asleep or wakes."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (engine.ended, sleep_changed)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -230,14 +240,14 @@ class ModelServer:
                 wait.cancel()
 
     async def describe(self) -> EngineHeld | None:
-        """The engine that serves or sleeps here, if one does."""
+        """The engine that serves or sleeps here; None if there is none."""
         engine = self._engine
         if engine is None or engine.ended.is_set() or not (self._watching or self._is_asleep):
             return None
         return EngineHeld(engine.spec.target, engine.epoch, str(engine.socket), self._is_asleep)
 
     async def stop_engine(self) -> None:
-        """End the engine; returns when nothing of it is left."""
+        """End the engine. Returns when nothing of it is left."""
         self._num_stops += 1
         await self._stop_serving()
         if self._engine and self._engine.pid:
@@ -248,10 +258,10 @@ class ModelServer:
         if self._watching:
             self._watching.cancel()
             self._watching = None
-        if self._old_port:
-            await self._old_port.close()
+        if self._legacy_port:
+            await self._legacy_port.close()
 
     async def check_health(self) -> None:
-        """Serve's health check: the replica is as good as its engine."""
+        """Serve's health check. Raises RuntimeError if the engine ended while it served."""
         if self._engine and self._watching and self._engine.ended.is_set():
             raise RuntimeError((self._problem or self._engine.why_ended()).message)

@@ -1,17 +1,17 @@
-"""Verifies an engine: it serves only after it has answered a known question rightly.
+"""Verifies an engine: it serves only after it has given the right answer to a known question.
 
-A 200 proves only that something answered: vLLM 0.32's compiled mode on the CPU gives fluent wrong
-text in bf16. So after every load a greedy answer of a few tokens is held against two things:
+A status of 200 proves little: vLLM 0.32's compiled mode on the CPU gives fluent wrong text in bf16.
+So after every load a greedy answer of a few tokens is compared with two things:
 
-1. `must_contain`, shipped in the model's file where the right answer is known.
+1. `must_contain` in the model's file, if the right answer is known.
 2. The record of the first good start with the same fingerprint: the tokens, and their
    log-probabilities within a tolerance. Two tokens that were nearly tied may change places.
 
-An engine that embeds has no text: there the direction of the question's embedding is compared.
+An embedding engine gives no text: the direction of the question's embedding is compared instead.
 
-The fingerprint names what is meant to run (the checkpoint's files by name, size and header, its
-template, the engine's settings, vLLM's version), not the weights' content: weights that have
-changed under the same name are to be compared, not recorded anew.
+The fingerprint covers what should run (the checkpoint's files by name, size and header, its
+template, the engine's settings, vLLM's version) but not the content of the weights. So if the
+weights change under the same name, the answer is compared with the record, not recorded again.
 """
 
 import hashlib
@@ -61,10 +61,10 @@ class GoldenAnswer:
         self._file = home / paths.golden(spec.target)
 
     async def verify(self, socket: Path, timeout_s: float | None) -> None:
-        """Ask the engine at `socket`, and compare; record where nothing is recorded yet.
+        """Ask the engine at `socket` and compare its answer; record it if there is no record yet.
 
         Raises:
-            EngineFailed: no answer within `timeout_s` (None: no limit), or a wrong one.
+            EngineFailed: no answer within `timeout_s` (None: no limit), or a wrong answer.
         """
         answer = await self._ask(socket, timeout_s)
         try:
@@ -72,11 +72,11 @@ class GoldenAnswer:
         except ValueError as exc:
             raise self._mismatch(str(exc)) from exc
         except (KeyError, TypeError, IndexError) as exc:
-            raise self._mismatch("it gave no answer") from exc
+            raise self._mismatch("the response has no answer") from exc
         recorded = self._load()
         try:
             difference = recorded and self._probe.difference(recorded, actual)
-        except (KeyError, TypeError, ValueError):  # a damaged record is none
+        except (KeyError, TypeError, ValueError):  # the record is damaged: as if there were none
             recorded = difference = None
         if difference:
             raise self._mismatch(difference)
@@ -85,7 +85,7 @@ class GoldenAnswer:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Of one load: the checkpoint is not read again by the questions that come later."""
+        """The fingerprint of this load; later questions do not read the checkpoint again."""
         return fingerprint(self._spec, self._folder, self._device)
 
     async def _ask(self, socket: Path, timeout_s: float | None) -> Any:
@@ -95,18 +95,23 @@ class GoldenAnswer:
                 engine_session(socket, timeout_s) as session,
                 session.post(self._probe.path, json=self._probe.body()) as reply,
             ):
-                if reply.status >= 500:  # it is dying, which no second start of it mends
-                    message = f"the engine of {name} answers its known question {reply.status}"
+                if reply.status >= 500:  # the engine is dying, and restarting it does not help
+                    status = f"status {reply.status}"
+                    message = f"the engine of {name} answers its known question with {status}"
                     raise EngineFailed(Problem("engine_mute", message))
                 return await reply.json()
         except ValueError as exc:
-            raise self._mismatch("it gave no answer") from exc
+            raise self._mismatch("the response is not JSON") from exc
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            message = f"the engine of {name} did not answer ({type(exc).__name__})"
+            message = (
+                f"the engine of {name} did not answer its known question ({type(exc).__name__})"
+            )
             raise EngineFailed(Problem("engine_mute", message)) from exc
 
-    def _mismatch(self, what: str) -> EngineFailed:
-        message = f"the engine of {self._spec.name} answers its known question wrongly: {what}"
+    def _mismatch(self, difference: str) -> EngineFailed:
+        message = (
+            f"the engine of {self._spec.name} answers its known question wrongly: {difference}"
+        )
         return EngineFailed(Problem(GOLDEN_MISMATCH, message))
 
     def _load(self) -> Record | None:
@@ -122,8 +127,12 @@ class GoldenAnswer:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, json.dumps(kept, indent=1))
-        except OSError as exc:  # the next start compares with the same of its own
-            logger.warning("%s cannot be written: %s", self._file, exc.strerror)
+        except OSError as exc:  # the next start records its own answer
+            logger.warning(
+                "the record of the known answer cannot be written to %s: %s",
+                self._file,
+                exc.strerror,
+            )
 
 
 def _vllm_version() -> str:

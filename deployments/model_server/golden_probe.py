@@ -1,7 +1,7 @@
-"""The known question for each task, and how its answer is compared. Pure.
+"""The known question for each task, and the comparison of its answers. Pure.
 
-A question has two shapes, by the engine's task: a text, compared token by token, and an embedding,
-compared by its direction.
+The answer of a chat engine is a text, compared token by token. The answer of an embedding engine is
+an embedding, compared by its direction.
 """
 
 import base64
@@ -19,26 +19,26 @@ Record = dict[str, Any]  # an answer, as JSON
 
 
 class Probe(Protocol):
-    """A question, and how to read its answer; each method is pure."""
+    """A question, and the way to read and compare its answers."""
 
-    path: str  # of the engine's API
+    path: str  # in the engine's API
 
     def body(self) -> dict[str, Any]:
-        """The question."""
+        """The request's body."""
 
     def read(self, answer: Any) -> Record:
-        """What is kept of an answer.
+        """The part of an answer that is recorded.
 
         Raises:
-            ValueError: it is wrong by itself, and says how.
-            KeyError, TypeError, IndexError: it is none.
+            ValueError: the answer is wrong without any comparison; the message says why.
+            KeyError, TypeError, IndexError: the response has no answer.
         """
 
     def difference(self, recorded: Record, actual: Record) -> str | None:
-        """What differs by more than the tolerance; None if nothing does.
+        """The difference that is larger than the tolerance; None if there is none.
 
         Raises:
-            KeyError, TypeError, ValueError: `recorded` is no record.
+            KeyError, TypeError, ValueError: `recorded` is damaged.
         """
 
 
@@ -52,13 +52,13 @@ class Token:
 
     text: str
     logprob: float
-    runner_up: float  # of the next likely token: how nearly this one was another
+    runner_up: float  # log-probability of the next likely token
 
 
 def compare(expected: list[Token], actual: list[Token], tolerance: float) -> str | None:
-    """What differs by more than `tolerance` nats; None if nothing does.
+    """The first difference larger than `tolerance` nats; None if there is none.
 
-    After two tokens that were nearly tied have changed places, the rest cannot be compared.
+    Where two nearly tied tokens have changed places, the tokens after them cannot be compared.
     """
     for index, (old, new) in enumerate(zip(expected, actual, strict=False)):
         if old.text != new.text:
@@ -91,7 +91,7 @@ class TextProbe:
             "max_tokens": self._golden.max_tokens,
             "logprobs": True,
             "top_logprobs": _NUM_ALTERNATIVES,
-            # without a known answer an early end would leave nothing to compare
+            # without a known answer, an answer that ends early would leave little to compare
             "ignore_eos": self._golden.must_contain is None,
         }
 
@@ -101,7 +101,7 @@ class TextProbe:
         tokens = [asdict(_token(entry)) for entry in choice["logprobs"]["content"]]
         expected = self._golden.must_contain
         if expected and expected not in text:
-            raise ValueError(f"it says {text[:80]!r}, without {expected!r}")
+            raise ValueError(f"its answer {text[:80]!r} does not contain {expected!r}")
         return {"tokens": tokens}
 
     def difference(self, recorded: Record, actual: Record) -> str | None:

@@ -1,7 +1,6 @@
-"""Relays the port that a model had of its own, while the model is resident.
+"""Relays a model's own port, from when each model had one, to the gateway while it is resident.
 
-What comes in goes to the gateway, byte for byte, so no key, limit or count is passed by. Loopback
-only.
+Every byte goes through the gateway, so its keys, limits and counts apply. Listens on loopback only.
 """
 
 import asyncio
@@ -23,16 +22,18 @@ class LegacyPort:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen. A port that another program has is no reason for a model not to serve."""
+        """Listen on the port. If another program has it, logs a warning: the model must serve."""
         if self._server:
             return
         try:
             self._server = await asyncio.start_server(self._relay, _HOST, self._port)
         except OSError as exc:
-            logger.warning("port %d cannot be opened: %s", self._port, exc.strerror or exc)
+            logger.warning(
+                "cannot listen on this model's own port %d: %s", self._port, exc.strerror or exc
+            )
 
     async def close(self) -> None:
-        """Stop listening, and end what is still connected: its requests are over, or were cut."""
+        """Stop listening and close the connections: their requests have ended or were cut."""
         server, self._server = self._server, None
         if server:
             server.close()
@@ -48,7 +49,7 @@ class LegacyPort:
             onward = await asyncio.open_connection(*self._gateway)
             await _join((reader, writer), onward)
         except OSError as exc:
-            logger.warning("the gateway cannot be reached: %s", exc.strerror or exc)
+            logger.warning("port %d cannot reach the gateway: %s", self._port, exc.strerror or exc)
         finally:
             writer.close()
             self._clients.discard(task)
@@ -58,13 +59,13 @@ _End = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _join(client: _End, gateway: _End) -> None:
-    """Pass bytes both ways until one side has gone; a half that is closed stays half closed."""
+    """Pass bytes both ways until the gateway closes; a half-closed connection stays half closed."""
     sides = [
         asyncio.ensure_future(_pass_on(client[0], gateway[1])),
         asyncio.ensure_future(_pass_on(gateway[0], client[1])),
     ]
     try:
-        # The gateway's end is the end; a client that has sent everything may still read.
+        # Only the gateway's end is the end: a client that has sent everything may still read.
         await asyncio.wait({sides[1]})
     finally:
         for side in sides:
@@ -79,5 +80,5 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             writer.write(data)
             await writer.drain()
         writer.write_eof()
-    except OSError:  # one side is gone: the other is told by the connection's end
+    except OSError:  # one side is gone: close the other side too
         writer.close()

@@ -1,67 +1,67 @@
 """Judges whether an engine that owes an answer is slow or dead. Pure.
 
-A slow engine works or wants to: its threads run, wait for a core that other programs have, or wait
-for a disk. A dead one (stopped, or every thread blocked) does none of these. So no time limit on an
-answer is needed to tell them apart, and a machine that is busy with something else ends no engine.
-Only one that works without ever moving on, as in an endless loop, is ended by time alone.
+A slow engine works or tries to: its threads run, wait for a core that other programs use, or wait
+for a disk. A dead engine (stopped, or with every thread blocked) does none of these. So no time
+limit on answers is needed to tell them apart, and a machine that is busy with other programs ends
+no engine. Time alone ends only an engine that works without progress, as in an endless loop.
 """
 
 from dataclasses import dataclass
 
 from deployments.residency import Problem
 
-# Of the time between two looks. A blocked engine's helper threads use far less, one that wants to
-# work far more: all of it, whatever else uses the cores.
+# Shares of the time between two looks. A blocked engine's helper threads use far less than the
+# first. An engine that tries to work uses all of the time, even if other programs have the cores.
 _STILL_SHARE = 0.02
 _BUSY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of an engine at one moment, and since the look before."""
+    """What one look at an engine found."""
 
     at: float  # seconds of a monotonic clock
-    # Counts that change with each step of it; None: its API server did not tell them.
+    # Counts that change with each step of the engine; None if its API server did not answer.
     counts: tuple[float, ...] | None
-    is_owing: bool  # requests wait for it, or run, or its known question is open
-    # Seconds that any thread ran or waited for a core or a disk since the last look.
-    server_s: float  # of its API server
-    core_s: float  # of its other processes, which compute
+    is_owing: bool  # requests wait or run, or the known question is not answered yet
+    # Seconds that the threads ran or waited for a core or a disk since the last look.
+    server_s: float  # in the API server
+    core_s: float  # in the other processes, which compute
 
 
 class Judge:
-    """Sees one engine's looks in order."""
+    """Takes the looks at one engine in order, and says when it has stopped working."""
 
     def __init__(self, still_after_s: float, stuck_after_s: float) -> None:
         self._still_after_s, self._stuck_after_s = still_after_s, stuck_after_s
         self._last: Look | None = None
         self._counts: tuple[float, ...] | None = None
-        self._moved_at = 0.0  # it moved on, or owed nothing
+        self._moved_at = 0.0  # when the engine last made progress or owed nothing
         self._core_worked_at = self._server_worked_at = 0.0
 
     def problem(self, look: Look) -> Problem | None:
-        """What is wrong by this look, if anything is: (1) its API server does not answer, and does
-        nothing; (2) it owes an answer, and does nothing; (3) it works, and does not move on."""
+        """What is wrong after this look; None if nothing is. (1) The API server neither answers nor
+        works. (2) The engine owes an answer and does not work. (3) It works without progress."""
         last, self._last = self._last, look
         if last is None:
             self._counts = look.counts
             self._moved_at = self._core_worked_at = self._server_worked_at = look.at
             return None
         passed_s = look.at - last.at
-        is_told = look.counts is not None
-        has_moved = is_told and look.counts != self._counts
-        if is_told:
+        has_counts = look.counts is not None
+        has_moved = has_counts and look.counts != self._counts
+        if has_counts:
             self._counts = look.counts
-        if has_moved or (is_told and not look.is_owing):
+        if has_moved or (has_counts and not look.is_owing):
             self._moved_at = self._core_worked_at = look.at
-        # A busy API server may not have handed the request on yet.
+        # A busy API server may not have passed the request to the core yet.
         if look.core_s >= _STILL_SHARE * passed_s or look.server_s >= _BUSY_SHARE * passed_s:
             self._core_worked_at = look.at
-        if is_told or look.server_s >= _STILL_SHARE * passed_s:
+        if has_counts or look.server_s >= _STILL_SHARE * passed_s:
             self._server_worked_at = look.at
         if look.at - self._server_worked_at >= self._still_after_s:  # (1)
             return Problem("engine_mute", _idle("does not answer", self._still_after_s))
-        if is_told and look.at - self._core_worked_at >= self._still_after_s:  # (2)
+        if has_counts and look.at - self._core_worked_at >= self._still_after_s:  # (2)
             return Problem("engine_stuck", _idle("owes an answer", self._still_after_s))
         if look.at - self._moved_at >= self._stuck_after_s:  # (3)
             message = (
@@ -71,5 +71,5 @@ class Judge:
         return None
 
 
-def _idle(what: str, seconds: float) -> str:
-    return f"the engine {what} and has done nothing for {seconds:.0f} s"
+def _idle(sign: str, seconds: float) -> str:
+    return f"the engine {sign} and has done nothing for {seconds:.0f} s"

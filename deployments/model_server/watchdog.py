@@ -1,7 +1,8 @@
 """Finds an engine that has stopped working while its health check still says 200.
 
-An idle engine is asked its known question now and then. Whether one that owes an answer is dead or
-only slow is judged by what it does (`liveness.py`), never by how long the answer takes.
+The watchdog asks an idle engine its known question now and then. It judges whether an engine that
+owes an answer is dead or only slow by the work of its threads (`liveness.py`), never by how long
+the answer takes.
 """
 
 import asyncio
@@ -24,9 +25,9 @@ from deployments.residency import GOLDEN_MISMATCH, Problem
 from deployments.settings import Probing
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_MAX_ERRORS = 2  # a question that meets an error is asked once more
+_MAX_ERRORS = 2  # after an error the question is asked once more
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-# What changes with the steps of a long prompt too, whose tokens are counted when all are read.
+# Some of these change with each step of a long prompt too, whose tokens count only at its end.
 _PROGRESS = (
     *_BUSY,
     "vllm:prompt_tokens_total",
@@ -37,7 +38,7 @@ _PROGRESS = (
 
 
 def read_counts(metrics: str) -> dict[str, float]:
-    """The engine's own counts in a page of vLLM's metrics."""
+    """Read the counts of `_PROGRESS` from vLLM's metrics page."""
     counts = dict.fromkeys(_PROGRESS, 0.0)
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
@@ -47,7 +48,7 @@ def read_counts(metrics: str) -> dict[str, float]:
 
 
 async def first_answer(socket: Path, session: int, golden: GoldenAnswer, probing: Probing) -> None:
-    """Ask a fresh engine its known question, for as long as it works on it. Raises EngineFailed."""
+    """Ask a new engine its known question; wait while the engine works. Raises EngineFailed."""
     question = _start(golden.verify(socket, None))
     watching = _start(watch(socket, session, golden, probing, question))
     try:
@@ -68,9 +69,10 @@ async def watch(
     probing: Probing,
     question: asyncio.Task[None] | None = None,
 ) -> Problem:
-    """Watch until something is wrong; returns what.
+    """Watch the engine until something is wrong; returns the problem.
 
-    `session`: the engine's session id, which is its API server's pid. `question`: one that is open.
+    `session` is the engine's session id, which is its API server's pid. `question` is a known
+    question that was asked before and is not answered yet.
     """
     loop = asyncio.get_running_loop()
     judge = Judge(probing.still_after_s, probing.stuck_after_s)
@@ -90,8 +92,8 @@ async def watch(
             if counts and not is_owing:
                 question = _start(golden.verify(socket, None))
             server_s, core_s = await asyncio.to_thread(work.since_last)
-            told = tuple(counts.values()) if counts else None
-            problem = judge.problem(Look(loop.time(), told, is_owing, server_s, core_s))
+            values = tuple(counts.values()) if counts else None
+            problem = judge.problem(Look(loop.time(), values, is_owing, server_s, core_s))
             if problem:
                 return problem
             await asyncio.sleep(probing.interval_s)
@@ -114,7 +116,7 @@ def _problem_of(question: asyncio.Task[None]) -> Problem | None:
 
 
 async def _ask_counts(socket: Path, timeout_s: float) -> dict[str, float] | None:
-    """None: no answer in time, which a slow engine may need more of."""
+    """The engine's counts; None if it does not answer in time, which may only mean it is slow."""
     try:
         async with (
             engine_session(socket, timeout_s) as session,
@@ -126,7 +128,7 @@ async def _ask_counts(socket: Path, timeout_s: float) -> dict[str, float] | None
 
 
 class _Work:
-    """What the processes of one session do; reads /proc, which takes milliseconds."""
+    """Measures the work of one session's processes; reads /proc, which takes milliseconds."""
 
     def __init__(self, session: int) -> None:
         self._session = session
@@ -135,8 +137,8 @@ class _Work:
         self.since_last()
 
     def since_last(self) -> tuple[float, float]:
-        """Seconds that any thread ran or waited for a core or a disk since the last call: of the
-        session's first process, and of all the others."""
+        """Seconds that threads ran or waited for a core or a disk since the last call: in the
+        session's first process, and in all the others."""
         now = time.monotonic()
         passed_s, self._looked_at = now - self._looked_at, now
         seen: dict[tuple[int, int], float] = {}
@@ -144,7 +146,7 @@ class _Work:
         for process in gpu_lock.session_members(self._session):
             for thread in Path(f"/proc/{process.pid}/task").glob("*"):
                 key = (process.pid, int(thread.name))
-                with contextlib.suppress(OSError):  # it has ended
+                with contextlib.suppress(OSError):  # the thread has ended
                     seen[key], is_held_up = _read(thread)
                     worked_s = seen[key] - self._seen.get(key, 0.0) + passed_s * is_held_up
                     if process.pid == self._session:
@@ -156,10 +158,10 @@ class _Work:
 
 
 def _read(thread: Path) -> tuple[float, bool]:
-    """Seconds that it has run or waited for a core, and whether a disk holds it up now.
+    """Seconds that the thread has run or waited for a core, and whether it waits for a disk now.
 
-    A kernel that keeps no waiting times tells only how long it ran: there, an engine that gets no
-    core at all is taken for a dead one.
+    Some kernels keep no waiting times, only running times: there, an engine that gets no core at
+    all counts as dead.
 
     Source: the kernel's Documentation/scheduler/sched-stats.rst (nanoseconds), proc_pid_stat(5).
     """

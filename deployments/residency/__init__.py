@@ -1,18 +1,20 @@
 """Decides which model may hold the GPU, and when that changes: a pure state machine.
 
-machine.py      `Residency`: takes events, decides, hands out effects
-events.py       what happens to the machine
-changes.py      what the machine did
-types.py        states, phases, causes, policy, effects
-tickets.py      the switches that were asked for
-gateways.py     requests in flight and waiting, as gateways report them
-leases.py       the right to have a model stay resident
-failures.py     failed loads, and when they are tried again
-scheduler.py    when waiting requests have a switch made
-switch_rule.py  the rule itself, and the proof of its wait bound
-outlook.py      what a switch would meet, for admins
-invariants.py   what is true after every event
-records.py      events and states as JSON lines; replays them
+machine.py        `Residency`: takes events, decides, hands out effects; the table of transitions
+machine_state.py  everything the machine remembers
+triggers.py       when a switch begins that neither an admin nor a lease asked for
+events.py         what happens to the machine
+changes.py        what the machine did
+types.py          states, phases, causes, policy, effects
+tickets.py        the requested switches
+gateways.py       requests in flight and waiting, as gateways report them
+leases.py         the right of an owner to keep a model resident
+failures.py       failed loads, and when they are tried again
+scheduler.py      when a switch to a model that requests wait for begins
+switch_rule.py    the rule for this, and the proof of its wait bound
+outlook.py        what a requested switch would cost and wait for, for admins
+invariants.py     what is true after every event
+records.py        events and states as JSON lines, and their replay
 """
 
 from deployments.residency import events

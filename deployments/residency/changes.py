@@ -1,4 +1,4 @@
-"""What the machine did: values that it hands out beside its effects."""
+"""What the machine did, as values; the machine hands them out beside its effects."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from deployments.residency.types import Phase, Problem
 
 @dataclass(frozen=True)
 class PhaseEntered:
-    """A ticket has entered the `n`th phase of its history."""
+    """A ticket has entered the phase at index `n` of its history."""
 
-    ticket: Ticket  # the living one: it may have gone on since
+    ticket: Ticket  # the machine's own: it may have entered later phases since
     n: int
 
     @property
@@ -25,7 +25,7 @@ class PhaseEntered:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """A load of `model` failed, or was refused before it began."""
+    """A load of `model` failed, or was refused before it started."""
 
     model: str
     problem: Problem

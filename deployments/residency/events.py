@@ -14,16 +14,16 @@ class _Event:
 
 @dataclass(frozen=True)
 class Started(_Event):
-    """The server starts with nothing running: `model` is to be loaded."""
+    """The server starts and no engine runs: the machine shall load `model`."""
 
     model: str
 
 
 @dataclass(frozen=True)
 class EngineAdopted(_Event):
-    """The Switchboard restarts and finds this engine serving.
+    """The Switchboard restarted and found this engine serving.
 
-    Gateways that it has not heard of yet may have requests in flight: a drain waits for them.
+    Gateways that have not reported yet may have requests in flight: a drain waits for them.
     """
 
     model: str
@@ -33,11 +33,12 @@ class EngineAdopted(_Event):
 
 @dataclass(frozen=True)
 class SwitchRequested(_Event):
-    """`target` (None: nothing) is to be resident.
+    """`target` shall be resident; None: no model.
 
-    (1) It is so, and no switch is under way: the answer is a ticket that is done. (2) A switch to
-    the same target is under way or queued, and has not failed: the answer is its ticket. (3) Else
-    the answer is a new ticket, queued. An admin's switch away from the leased model ends the lease.
+    (1) `target` is resident and no switch runs: the answer is a ticket that is done. (2) A switch
+    to the same target runs or is queued, and has not failed: the answer is its ticket. (3)
+    Otherwise the answer is a new ticket, queued. An admin's switch away from the leased model ends
+    the lease.
     """
 
     target: str | None
@@ -47,12 +48,13 @@ class SwitchRequested(_Event):
 
 @dataclass(frozen=True)
 class LeaseRequested(_Event):
-    """`model` is to stay resident for `seconds` from when it serves, and is loaded if need be.
+    """`model` shall stay resident for `seconds` from when it serves; it is loaded if it is not.
 
-    While the lease stands neither requests nor idleness unload the model. It ends with its time,
-    with `LeaseEnded`, with an admin's switch to another model, or when a load of the model fails;
-    the death of a serving engine does not end it. Switches requested before it are made before it.
-    The same owner may change its lease; another owner gets `LeaseHeld`.
+    While the lease lasts, neither requests nor idleness unload the model. The lease ends with its
+    time, with `LeaseEnded`, with an admin's switch to another model, or when a load of the model
+    fails; the death of a serving engine does not end it. Switches requested before the lease are
+    made before it. The same owner may change its lease; for another owner `handle` raises
+    `LeaseHeld`.
     """
 
     model: str
@@ -62,40 +64,40 @@ class LeaseRequested(_Event):
 
 @dataclass(frozen=True)
 class LeaseRestored(_Event):
-    """This lease was granted before a restart; its time may be over by now."""
+    """The lease was granted before a restart of the Switchboard; its time may be over by now."""
 
     lease: Lease
 
 
 @dataclass(frozen=True)
 class LeaseEnded(_Event):
-    """The lease, if one stands, is given back; its model stays until another is wanted."""
+    """The owner gives the lease back, if there is one; its model stays until another is needed."""
 
 
 @dataclass(frozen=True)
 class GatewayWatched(_Event):
-    """A gateway is about to learn the present state; it may admit from now on."""
+    """A gateway is about to get the present state; it may admit requests from now on."""
 
     gateway: str
 
 
 @dataclass(frozen=True)
 class GatewayReported(_Event):
-    """A gateway says what it has in flight and waiting."""
+    """A gateway reports its requests in flight and waiting."""
 
     report: GatewayReport
 
 
 @dataclass(frozen=True)
 class Prepared(_Event):
-    """No check speaks against the running switch."""
+    """Every check of the running switch passed."""
 
     ticket_id: str
 
 
 @dataclass(frozen=True)
 class PreparationRefused(_Event):
-    """The running switch cannot succeed: the old model goes on serving."""
+    """A check of the running switch failed: the old model goes on serving."""
 
     ticket_id: str
     problem: Problem
@@ -110,14 +112,14 @@ class EngineUnloaded(_Event):
 
 @dataclass(frozen=True)
 class EngineVerifying(_Event):
-    """The engine of `epoch` is up and is asked its known question."""
+    """The engine of `epoch` is up and gets its known question."""
 
     epoch: int
 
 
 @dataclass(frozen=True)
 class EngineReady(_Event):
-    """The engine of `epoch` answered rightly: it serves."""
+    """The engine of `epoch` gave the right answer: it serves."""
 
     epoch: int
     endpoint: str

@@ -9,10 +9,10 @@ from deployments.residency.types import Problem
 class Failure:
     """The last failed load of a model, while it has not succeeded since."""
 
-    seq: int  # grows with each failure of any model: tells whether one came before or after
+    seq: int  # grows with each failure of any model: the later failure has the larger number
     problem: Problem
     failed_at: float  # in the machine's time
-    retry_after_s: float  # from then on requests may make it be tried again
+    retry_after_s: float  # seconds after `failed_at`; then requests may cause another load
 
     @property
     def retry_at(self) -> float:
@@ -21,7 +21,7 @@ class Failure:
 
 @dataclass
 class FailureLog:
-    """The failures, and the doubling pause between tries to fill an empty place."""
+    """The failures, and the pause between tries to fill an empty place, which doubles each time."""
 
     pause_s: float
     pause_limit_s: float
@@ -35,20 +35,20 @@ class FailureLog:
         self.by_model[model] = Failure(self._num_failures, problem, now, self.pause_s)
 
     def forget(self, model: str) -> None:
-        """The model has been loaded."""
+        """Note that the model has been loaded."""
         self.by_model.pop(model, None)
 
     def may_try(self, now: float, model: str) -> bool:
-        """Whether a request may have `model` loaded."""
+        """Whether a request may cause a load of `model`."""
         failure = self.by_model.get(model)
         return failure is None or now >= failure.retry_at
 
     def backoff(self, now: float) -> None:
-        """The place stays empty: plan the next try, each after twice the pause of the last."""
+        """Plan the next try, after twice the pause before the last one: the place stays empty."""
         pause_s = self.pause_s * 2.0 ** min(self._num_retries, 32)
         self.next_retry = now + min(pause_s, self.pause_limit_s)
         self._num_retries += 1
 
     def reset_backoff(self) -> None:
-        """An engine has worked: the next pause is a short one."""
+        """Let the next pause be the shortest again: an engine has worked."""
         self._num_retries = 0

@@ -12,7 +12,7 @@ class Waiting:
     """The requests of one gateway that wait for one model."""
 
     num_requests: int
-    oldest_age_s: float  # how long the oldest of them has waited as the report is made
+    oldest_age_s: float  # how long the oldest of them had waited when the report was made
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class GatewayReport:
 
     gateway: str
     seq: int
-    closed_epoch: int  # under this epoch and older ones it admits no request, now or later
-    in_flight: dict[int, int] = field(default_factory=dict)  # epoch -> requests
+    closed_epoch: int  # the gateway admits no more requests under this epoch and older ones
+    in_flight: dict[int, int] = field(default_factory=dict)  # epoch -> number of requests
     waiting: dict[str, Waiting] = field(default_factory=dict)  # model -> the requests for it
-    last_active_age_s: float | None = None  # since a request was last in flight; None: never
+    last_active_age_s: float | None = None  # seconds since a request was in flight; None: never
 
 
 @dataclass
@@ -42,23 +42,23 @@ class _Gateway:
 
 @dataclass
 class GatewayLedger:
-    """All living gateways. A silent one is gone after `ttl_s`, and its requests with it."""
+    """All living gateways. One that is silent for `ttl_s` is gone, and its requests with it."""
 
     ttl_s: float
-    last_active: float = -math.inf  # a request was last in flight, or waited for the holder
-    all_known_at: float = -math.inf  # by then every living gateway has been heard of
+    last_active: float = -math.inf  # when a request was last in flight, or waited for the holder
+    all_known_at: float = -math.inf  # by then every living gateway has called
     _gateways: dict[str, _Gateway] = field(default_factory=dict)
 
     def expect_unknown(self, now: float) -> None:
-        """Gateways that have not been heard of yet may have requests in flight."""
+        """Allow for gateways that have not called yet and may have requests in flight."""
         self.all_known_at = now + self.ttl_s
 
     def watch(self, now: float, gateway: str) -> None:
-        """A gateway is about to learn the present state; it may admit from now on."""
+        """Note a gateway that is about to get the present state; it may admit from now on."""
         known = self._gateways.get(gateway)
         if known:
             known.last_seen = now
-        else:  # unknown, but perhaps not new: after a silence it may have requests in flight
+        else:  # perhaps not new: after a silence it may still have requests in flight
             self._gateways[gateway] = _Gateway(now, GatewayReport(gateway, -1, -1))
 
     def report(self, now: float, report: GatewayReport, epoch: int, holder: str | None) -> None:
@@ -96,21 +96,21 @@ class GatewayLedger:
         return sum(g.report.closed_epoch < epoch for g in self._gateways.values())
 
     def is_drained(self, now: float, epoch: int) -> bool:
-        """Whether no request is in flight under `epoch`, and none can be admitted any more."""
+        """Whether no request is in flight under `epoch` and no gateway can admit another."""
         is_over = not self.num_open(epoch) and not self.in_flight(epoch)
         return is_over and now >= self.all_known_at
 
     def idle_since(self, epoch: int, holder: str) -> float | None:
-        """Since when no request has used the holder, or -inf; None while one does."""
+        """When a request last used the holder, -inf if none did; None while one uses it."""
         if any(gateway.is_busy(epoch, holder) for gateway in self._gateways.values()):
             return None
         return max(self.last_active, self.all_known_at)
 
     def have_reported_since(self, at: float) -> bool:
-        """Whether each gateway has."""
+        """Whether each gateway has reported at `at` or later."""
         return all(gateway.reported_at >= at for gateway in self._gateways.values())
 
     def deadlines(self) -> Iterator[float]:
-        """When a gateway will be gone, if it stays silent."""
+        """When each gateway will be gone, if it stays silent."""
         for gateway in self._gateways.values():
             yield gateway.last_seen + self.ttl_s

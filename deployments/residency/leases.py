@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of `owner` to have `model` stay resident for `seconds`, once it serves."""
+    """The right of `owner` to keep `model` resident for `seconds` from when it serves."""
 
     model: str
     owner: str
@@ -23,15 +23,15 @@ class LeaseHeld(Exception):
 
 @dataclass
 class LeaseBook:
-    """The lease, if one is held: waiting for its model at first, granted once that serves."""
+    """The lease, if an owner has one. It is granted when its model serves."""
 
     held: Lease | None = None
 
     def take(self, now: float, lease: Lease) -> None:
-        """Hold `lease`, which replaces an earlier one of the same owner.
+        """Hold `lease`, which replaces an earlier lease of the same owner.
 
         Raises:
-            LeaseHeld: another owner's lease stands, granted or yet to be.
+            LeaseHeld: another owner has a lease, granted or waiting.
         """
         self.expire(now)
         if self.held and self.held.owner != lease.owner:
@@ -52,6 +52,6 @@ class LeaseBook:
             self.held = None
 
     def grant(self, now: float) -> None:
-        """Start the clock of a lease whose model serves."""
+        """Start the lease's time: its model serves."""
         if self.held and self.held.until is None:
             self.held = replace(self.held, until=now + self.held.seconds)

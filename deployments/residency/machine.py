@@ -1,51 +1,58 @@
 """The residency machine: takes events, decides, and hands out effects.
 
 Each event is a value with the time it happened at; each decision is an `Effect` that the
-Switchboard carries out, answering it with a later event. The machine knows no Ray, no vLLM, no
+Switchboard carries out, answering it with a later event. The machine uses no Ray, no vLLM, no
 clock and no I/O, and nothing in it awaits, so every event is atomic.
 
-A model is here a target: a model with the task its engine is started for, a name to be compared.
-One place, one holder. The states of the place, and where each event leads:
+A model here is a target: a model and the task that its engine is started for. The machine only
+compares its name. The GPU's one place holds one engine. This table has every transition of the
+place with its effects; the tests compare the table with what the machine does:
 
-    state       event                            next state
-    ---------   ------------------------------   ------------------------------------------------
-    EMPTY       Prepared                         LOADING
-    SERVING     Prepared                         DRAINING (then UNLOADING, once it is drained)
-    LOST        Prepared                         UNLOADING
-    LOST        PreparationRefused               UNLOADING, to bring the same model back
-    DRAINING    GatewayReported, Ticked          UNLOADING: drained, or the cut's grace is over
-    UNLOADING   EngineUnloaded                   LOADING (the target, or the source in a rollback),
-                                                 EMPTY (an unload, or nothing is left to load)
-    LOADING     EngineVerifying                  VERIFYING
-    LOADING     EngineReady                      SERVING
-    LOADING     EngineLost, Ticked (too late)    UNLOADING
-    VERIFYING   EngineReady                      SERVING
-    VERIFYING   EngineLost, Ticked (too late)    UNLOADING
-    SERVING     EngineLost, as a switch prepares LOST
-    SERVING     EngineLost, else                 UNLOADING
-    DRAINING    EngineLost                       UNLOADING
-    EMPTY       EngineAdopted                    SERVING
-    any         every other pair                 the same
+    state      event               next state  effects           when
+    ---------  ------------------  ----------  ----------------  --------------------------------
+    EMPTY      EngineAdopted       SERVING     -
+    EMPTY      Prepared            LOADING     Load
+    EMPTY      any                 EMPTY       Prepare           a switch begins
+    LOADING    EngineVerifying     VERIFYING   -
+    LOADING    EngineReady         SERVING     -
+    LOADING    EngineLost          UNLOADING   Unload(STOP)
+    LOADING    Ticked              UNLOADING   Unload(STOP)      the load is late
+    VERIFYING  EngineReady         SERVING     -
+    VERIFYING  EngineLost          UNLOADING   Unload(STOP)
+    VERIFYING  Ticked              UNLOADING   Unload(STOP)      the load is late
+    SERVING    Prepared            DRAINING    -
+    SERVING    EngineLost          LOST        -                 a switch prepares
+    SERVING    EngineLost          UNLOADING   Unload(STOP)      no switch prepares
+    SERVING    any                 SERVING     Prepare           a switch to a model begins
+    SERVING    any                 DRAINING    -                 a switch to no model begins
+    LOST       Prepared            UNLOADING   Unload(STOP)
+    LOST       PreparationRefused  UNLOADING   Unload(STOP)      the same model is loaded next
+    LOST       Ticked              UNLOADING   Unload(STOP)      the preparation is late: as above
+    DRAINING   EngineLost          UNLOADING   Unload(STOP)
+    DRAINING   any                 UNLOADING   Unload(SLEEP)     drained, or the cut's grace is over
+    DRAINING   any                 UNLOADING   Unload(STOP_ALL)  the same, and no model comes next
+    UNLOADING  EngineUnloaded      LOADING     Load              the target, or the old model again
+    UNLOADING  EngineUnloaded      EMPTY       -                 nothing is left to load
 
-An event about another epoch, or about a ticket that does not prepare, is stale: it changes nothing.
-In EMPTY and SERVING each event, `Ticked` among them, may begin the next switch, in this order: the
-queue (admins, leases), the models that requests wait for (`switch_rule.py` says when), an idle
-model's unload, a retry. `README.md` beside this file draws both.
+`any` is each event, `Ticked` among them: such a row may follow the event's own row, and another
+`any` row. A row of `Ticked` may follow any event that comes after its deadline. Any other pair of
+state and event leaves the place as it is and has no effect; it may change the tickets, the gateways
+or the lease. A stale event, about another epoch or about a ticket that does not prepare, changes
+none of these.
+
+A switch begins in this order: the queue (admins, leases), the models that requests wait for
+(`switch_rule.py` says when), an idle model's unload, a retry (`triggers.py`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import overload
 
-from deployments.residency import events
+from deployments.residency import events, triggers
 from deployments.residency.changes import Change, LeaseChanged, LoadFailed, PhaseEntered
 from deployments.residency.events import Event
-from deployments.residency.failures import Failure, FailureLog
-from deployments.residency.gateways import GatewayLedger
-from deployments.residency.leases import Lease, LeaseBook
-from deployments.residency.scheduler import Scheduler
-from deployments.residency.switch_rule import Costs, Demand, SwitchRule
-from deployments.residency.tickets import Ticket, TicketQueue
+from deployments.residency.leases import Lease
+from deployments.residency.machine_state import MachineState
+from deployments.residency.tickets import Ticket
 from deployments.residency.types import (
     GOLDEN_MISMATCH,
     Cause,
@@ -61,103 +68,28 @@ from deployments.residency.types import (
 )
 
 
-@dataclass(init=False, repr=False)
-class Residency:
-    """Who holds the GPU, and what is to become of it. All times are seconds of one clock."""
-
-    models: list[str]
-    policy: Policy
-    epoch: int  # grows with every load; names the engine
-    state: State
-    holder: str | None  # the model whose engine is in the place
-    endpoint: str | None  # the engine's socket, from when it serves until it is gone
-    serving_since: float
-    desired: str | None  # what a restart of everything brings back
-    is_cut: bool  # the drain deadline has passed: gateways end what is in flight
-    tickets: TicketQueue
-    gateways: GatewayLedger
-    leases: LeaseBook
-    failed: FailureLog
-    scheduler: Scheduler
-    last_epoch: int  # not less than `epoch`: an adopted engine may be of an older load
-    _on_probation: tuple[Ticket, float] | None  # whose engine serves, and since when
-    _drain_deadline: float
-    answer_deadline: float | None  # of the effect that the running switch waits for
+class Residency(MachineState):
+    """Decides which model holds the GPU, and when that changes."""
 
     def __init__(self, models: list[str], policy: Policy, epoch: int = 0, boot: str = "0") -> None:
-        self.models = models
-        self.policy = policy
-        self.epoch = self.last_epoch = epoch
-        self.state = State.EMPTY
-        self.holder = self.endpoint = self.desired = None
-        self.serving_since = self._drain_deadline = 0.0
-        self.is_cut = False
-        self.tickets = TicketQueue(boot)
-        self.gateways = GatewayLedger(policy.gateway_ttl_s)
-        self.leases = LeaseBook()
-        self.failed = FailureLog(policy.failed_retry_s, policy.retry_limit_s)
-        self.scheduler = Scheduler(
-            SwitchRule(len(models), policy.max_wait_s, policy.min_resident_s)
-        )
-        self._on_probation = None
-        self.answer_deadline = None
+        super().__init__(models, policy, epoch, boot)
         self._effects: list[Effect] = []
         self._changes: list[Change] = []
 
-    def __repr__(self) -> str:
-        running = self.running and f"{self.running.id} {self.running.phase}"
-        return (
-            f"<Residency {self.state} {self.holder} epoch={self.epoch} running={running} "
-            f"queued={len(self.queue)} in_flight={self.num_in_flight()}>"
-        )
-
-    # --- what others read ---
-
-    @property
-    def running(self) -> Ticket | None:
-        return self.tickets.running
-
-    @property
-    def queue(self) -> list[Ticket]:
-        return self.tickets.queued
-
-    @property
-    def held(self) -> Lease | None:
-        """The lease, granted or yet to be."""
-        return self.leases.held
-
-    @property
-    def failures(self) -> dict[str, Failure]:
-        """Model -> its last failed load, while it has not succeeded since."""
-        return self.failed.by_model
-
-    @property
-    def costs(self) -> Costs:
-        """What switches have taken."""
-        return self.scheduler.costs
+    # --- for the Switchboard ---
 
     def take_effects(self) -> list[Effect]:
-        """The decisions since the last call, in order; each is to be carried out once."""
+        """Hand out the decisions since the last call, in order, each to be carried out once."""
         effects, self._effects = self._effects, []
         return effects
 
     def take_changes(self) -> list[Change]:
-        """What has been done since the last call, in order."""
+        """Hand out what the machine did since the last call, in order."""
         changes, self._changes = self._changes, []
         return changes
 
-    def num_in_flight(self) -> int:
-        """Requests in flight under the present epoch, as far as gateways have reported."""
-        return self.gateways.in_flight(self.epoch)
-
-    def is_resident(self, model: str | None) -> bool:
-        """Whether `model` serves; of None, whether the place is empty."""
-        if model is None:
-            return self.state is State.EMPTY
-        return self.holder == model and self.state is State.SERVING
-
     def next_deadline(self, now: float) -> float | None:
-        """When `Ticked` has something to decide, if nothing else happens before."""
+        """When the machine needs a `Ticked`, if no other event comes before."""
         return min((at for at in self._deadlines(now) if at > now), default=None)
 
     # --- events ---
@@ -167,10 +99,10 @@ class Residency:
     @overload
     def handle(self, event: Event) -> Ticket | None: ...
     def handle(self, event: Event) -> Ticket | None:
-        """Take one event; the ticket of what it asks for, if it asks for a switch or a lease.
+        """Take one event. A request for a switch or a lease returns its ticket.
 
         Raises:
-            LeaseHeld: another owner's lease stands; nothing has changed.
+            LeaseHeld: another owner has a lease; nothing has changed.
         """
         held, ticket = self.held, self._apply(event)
         self._advance(event.at)
@@ -179,7 +111,7 @@ class Residency:
         return ticket
 
     def _apply(self, event: Event) -> Ticket | None:
-        """What the event itself changes; `_advance` does what follows from it."""
+        """Change what the event itself changes; `_advance` does what follows from it."""
         match event:
             case events.SwitchRequested(now, target, cause, drain_timeout_s):
                 return self._request_switch(now, target, cause, drain_timeout_s)
@@ -237,7 +169,7 @@ class Residency:
     def _lease(self, now: float, lease: Lease) -> Ticket:
         assert lease.model in self.models, lease.model
         self.leases.take(now, lease)
-        ticket = self.tickets.join_last(lease.model)  # one that follows would unload the model
+        ticket = self.tickets.join_last(lease.model)  # a ticket behind it would unload the model
         if ticket:
             return self._join(now, ticket, Cause.LEASE, self.policy.drain_timeout_s)
         return self._make_ticket(now, lease.model, Cause.LEASE, self.policy.drain_timeout_s)
@@ -250,7 +182,7 @@ class Residency:
         return ticket
 
     def _go_on(self, now: float) -> None:
-        """The running switch is prepared: disturb the old model, if it is still wanted to."""
+        """The running switch is prepared: stop the old model, if the switch is still wanted."""
         ticket = self._the_running()
         if not self._is_wanted(ticket):
             self._abandon(now, ticket)
@@ -276,7 +208,7 @@ class Residency:
         self._finish(now, ticket, Phase.FAILED)
 
     def _leave_empty(self, now: float) -> None:
-        """The engine is gone: load what the running switch loads next, if anything."""
+        """The engine is gone: load the model that the running switch loads next, if any."""
         self.state, self.holder, self.endpoint = State.EMPTY, None, None
         ticket = self._the_running()
         if ticket.error and not ticket.is_rolling_back:
@@ -308,7 +240,7 @@ class Residency:
             self._finish(now, ticket, Phase.READY)
 
     def _lose_engine(self, now: float, problem: Problem) -> None:
-        """It failed (1) as it loads, (2) as it drains, (3) as it serves."""
+        """The engine failed (1) while it loaded, (2) while it drained, (3) while it served."""
         if self.state in (State.LOADING, State.VERIFYING):  # (1)
             self._fail_load(now, problem)
         elif self.state is State.DRAINING:  # (2)
@@ -319,31 +251,30 @@ class Residency:
     # --- decisions ---
 
     def _advance(self, now: float) -> None:
-        """Do what the present state calls for; ends every event."""
+        """Do what the present state calls for. Every event ends with this."""
         self.gateways.forget_silent(now)
         if self.state is State.DRAINING:
             self._advance_drain(now)
         if self.answer_deadline is not None and now >= self.answer_deadline:
             self._give_up_waiting(now)
         self.leases.expire(now)
-        for consider in (self._consider_demand, self._consider_idle, self._consider_retry):
-            if self.tickets.is_idle:
-                consider(now)
+        if self.tickets.is_idle:
+            self._queue_due(now)
         if self.running is None and self.queue:
             self._begin(now, self.queue.pop(0))
         self._grant_lease(now)
 
     def _give_up_waiting(self, now: float) -> None:
-        """The running switch's effect has no answer in its time, as with a disk that hangs; one
-        that comes later is stale."""
+        """The running switch's effect was not answered in time, for example because a disk hangs.
+        An answer that comes later is stale."""
         self.answer_deadline = None
         ticket = self._the_running()
         seconds = f"{self.policy.load_timeout_s:.0f} s"
         if ticket.phase is Phase.PREPARING:
-            message = f"the files of {ticket.target} could not be read in {seconds}"
+            message = f"the files of {ticket.target} could not be read within {seconds}"
             self._refuse(now, Problem("prepare_timeout", message))
         elif self.state in (State.LOADING, State.VERIFYING):
-            message = f"{self.holder} was not ready in {seconds}"
+            message = f"{self.holder} was not ready within {seconds}"
             self._fail_load(now, Problem("load_timeout", message))
 
     def _advance_drain(self, now: float) -> None:
@@ -354,53 +285,12 @@ class Residency:
             target = self._the_running().target
             self._unload(now, UnloadMode.SLEEP if target else UnloadMode.STOP_ALL)
 
-    def _consider_demand(self, now: float) -> None:
-        """Switch for the requests that wait, if it is time to leave the resident model."""
-        demands = self._demands(now)
-        if not demands or self.held or self.state not in (State.EMPTY, State.SERVING):
-            return
-        if self.state is State.EMPTY or now >= self._switch_at(demands):
-            self._queue_new(now, demands[0].model, Cause.REQUEST, self.policy.drain_timeout_s)
-
-    def _demands(self, now: float) -> list[Demand]:
-        """The models that requests wait for, that do not serve and may be loaded; the oldest
-        demand first."""
-        return self.scheduler.ranked(
-            demand
-            for model, demand in self.gateways.waiting().items()
-            if model != self.holder and self.failed.may_try(now, model)
-        )
-
-    def _switch_at(self, demands: list[Demand]) -> float:
-        assert self.holder is not None
-        own = self.gateways.waiting().get(self.holder)
-        num_requests = self.num_in_flight() + (own.num_requests if own else 0)
-        since, last_active = self.serving_since, self.gateways.last_active
-        return self.scheduler.switch_at(self.holder, since, num_requests, last_active, demands)
-
-    def _consider_idle(self, now: float) -> None:
-        """Unload a model that no request has used for its time.
-
-        A gateway's silence is no sign of that: each has to say so after the time is over.
-        """
-        due = self._idle_unload_at()
-        if due is not None and now >= due and self.gateways.have_reported_since(due):
-            self._queue_new(now, None, Cause.IDLE, self.policy.drain_timeout_s)
-
-    def _idle_unload_at(self) -> float | None:
-        if self.state is not State.SERVING or self.held or self.holder is None:
-            return None
-        seconds = self.policy.idle_unload_s.get(self.holder)
-        since = self.gateways.idle_since(self.epoch, self.holder)
-        if seconds is None or since is None:
-            return None
-        return max(self.serving_since, since) + seconds
-
-    def _consider_retry(self, now: float) -> None:
-        is_due = self.failed.next_retry is not None and now >= self.failed.next_retry
-        if self.state is State.EMPTY and self.desired and is_due:
-            self.failed.next_retry = None
-            self._queue_new(now, self.desired, Cause.RETRY, 0)
+    def _queue_due(self, now: float) -> None:
+        due = triggers.due_switch(self, now)
+        if due:
+            if due.cause is Cause.RETRY:
+                self.failed.next_retry = None
+            self._queue_new(now, *due)
 
     def _grant_lease(self, now: float) -> None:
         """Start the lease's clock when its model serves and no pending ticket would replace it."""
@@ -460,7 +350,8 @@ class Residency:
         self.failed.next_retry = None
 
     def _fail_load(self, now: float, problem: Problem) -> None:
-        """(1) A wrong answer earns one restart, (2) the old model comes back, (3) nothing does."""
+        """(1) A wrong answer earns one restart, (2) the old model is loaded again, (3) the place
+        stays empty."""
         ticket = self._the_running()
         assert self.holder is not None
         is_first = ticket.num_attempts == 1 and not ticket.is_rolling_back
@@ -478,8 +369,8 @@ class Residency:
         self._unload(now)
 
     def _lose_serving_engine(self, now: float, problem: Problem) -> None:
-        """(1) Another switch prepares: it goes on. (2) Just loaded: the load failed after all.
-        (3) The same model comes back."""
+        """(1) Another switch prepares: it goes on. (2) The engine is on probation: its load failed
+        after all. (3) The same model is loaded again."""
         assert self.holder is not None
         self.state = State.LOST
         self.scheduler.close(now, self.holder)
@@ -499,7 +390,8 @@ class Residency:
         self._unload(now)
 
     def _is_wanted(self, ticket: Ticket) -> bool:
-        """Whether what it is made for still holds, as it is about to disturb the resident model."""
+        """Whether the lease or the requests that the switch is made for are still there; asked just
+        before it stops the resident model."""
         if ticket.cause not in (Cause.LEASE, Cause.REQUEST):
             return True
         if self.held:
@@ -507,7 +399,7 @@ class Residency:
         return ticket.target in self.gateways.waiting()
 
     def _abandon(self, now: float, ticket: Ticket) -> None:
-        ticket.error = Problem("abandoned", "no request waits for this model any more")
+        ticket.error = Problem("abandoned", "no request is waiting for this model any more")
         self._finish(now, ticket, Phase.FAILED)
 
     def _finish(self, now: float, ticket: Ticket, phase: Phase) -> None:
@@ -518,7 +410,7 @@ class Residency:
         self.tickets.finish(ticket)
         if ticket.target is None and phase is Phase.READY:
             self.desired = None
-        if self.state is State.LOST:  # the engine died while the switch was being prepared
+        if self.state is State.LOST:  # the engine died while the switch prepared
             self._recover(now)
         elif self.state is State.EMPTY and phase is Phase.FAILED:
             self.failed.backoff(now)
@@ -549,10 +441,10 @@ class Residency:
         self._changes.append(PhaseEntered(ticket, len(ticket.history) - 1))
 
     def _join(self, now: float, ticket: Ticket, cause: Cause, drain_timeout_s: float) -> Ticket:
-        """A second request for the same switch may shorten its drain, never lengthen it."""
+        """Take a second request for the same switch: it may shorten the drain, not lengthen it."""
         is_promoted = cause is Cause.LEASE and ticket.cause is Cause.REQUEST
         if cause is Cause.ADMIN or is_promoted:
-            ticket.cause = cause  # it goes on although the waiting requests may leave
+            ticket.cause = cause  # the switch goes on even if the waiting requests leave
         if drain_timeout_s < ticket.drain_timeout_s:
             ticket.drain_timeout_s = drain_timeout_s
             if self.state is State.DRAINING and ticket is self.running:
@@ -566,7 +458,7 @@ class Residency:
             self.leases.end()
 
     def _learn_cost(self, now: float, ticket: Ticket) -> None:
-        """Average the time from the old model's last possible answer to the new one's first."""
+        """Add the seconds from the old model's last possible answer to the new one's first."""
         began = next(
             at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING)
         )
@@ -582,19 +474,4 @@ class Residency:
         if self.held and self.held.until is not None:
             yield self.held.until
         if self.running is None:
-            yield from self._own_deadlines(now)
-
-    def _own_deadlines(self, now: float) -> Iterator[float]:
-        """When a switch may begin that no admin and no lease asks for."""
-        if self.failed.next_retry is not None:
-            yield self.failed.next_retry
-        for model in self.gateways.waiting():
-            if model in self.failures:
-                yield self.failures[model].retry_at
-        if self.state is State.SERVING:
-            demands = self._demands(now)
-            if demands and not self.held:
-                yield self._switch_at(demands)
-            idle_at = self._idle_unload_at()
-            if idle_at is not None:
-                yield idle_at
+            yield from triggers.deadlines(self, now)

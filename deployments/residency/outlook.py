@@ -1,4 +1,4 @@
-"""Tells admins what a switch would cost, wait for and meet. Changes nothing."""
+"""Tells admins what a switch would cost and wait for, and what is in its way. Changes nothing."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from deployments.residency.types import State
 
 
 def estimate_s(machine: Residency, target: str | None) -> float | None:
-    """Seconds that a switch to `target` should take from now, its drain taken as 0.
+    """Seconds that a switch to `target` should take from now, without its drain.
 
-    After the running switch, if that leads elsewhere. None: nothing like it was ever measured.
+    If a switch to another target runs, its seconds count too. None: not measured yet.
     """
     running = machine.running
     if running is None:
@@ -20,20 +20,21 @@ def estimate_s(machine: Residency, target: str | None) -> float | None:
 
 
 def waits_for(machine: Residency) -> dict[str, int]:
-    """What keeps the running switch: requests `in_flight`, `gateways` yet to close."""
+    """What the running switch's drain waits for: requests `in_flight`, and `gateways` that may
+    still admit requests."""
     if machine.state is not State.DRAINING:
         return {}
     counts = {
         "in_flight": machine.num_in_flight(),
         "gateways": machine.gateways.num_open(machine.epoch),
     }
-    return {what: num for what, num in counts.items() if num}
+    return {reason: num for reason, num in counts.items() if num}
 
 
 def would_switch(machine: Residency, target: str | None) -> dict[str, Any]:
-    """What an admin's `SwitchRequested` would meet now.
+    """What would happen to an admin's `SwitchRequested` now.
 
-    `blockers` are what it would end (a lease) or wait for (the running switch).
+    `blockers` are the lease that the switch would end and the running switch it would wait for.
     """
     running, held, ahead = machine.running, machine.held, machine.tickets.pending()
     joined = next((n for n, t in enumerate(ahead) if t.can_be_joined(target)), len(ahead))

@@ -1,8 +1,8 @@
 """Writes events and the machine's whole state as JSON lines, and replays them.
 
-A line is one JSON object. `kind` says which event it is, or `Residency`: the whole state, at which
-a replay can begin. `boot` tells the machines apart that wrote into the same file. What else a line
-holds (the time of day) is for its readers.
+A line is one JSON object. `kind` is the event's class, or `Residency` for the whole state, at which
+a replay can begin. `boot` tells apart the machines that wrote into the same file. Anything else in
+a line (the time of day) is for people who read it.
 """
 
 import json
@@ -24,51 +24,51 @@ from deployments.residency.types import Effect, Policy
 _EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
-def to_json(what: Event | Residency, **marks: str) -> str:
-    """One line, without its end; `marks` are written in front of it."""
-    return json.dumps(marks | {"kind": type(what).__name__} | _to_plain(what))
+def to_json(value: Event | Residency, **marks: str) -> str:
+    """Write `value` as one line without its line end; `marks` are fields in front of its own."""
+    return json.dumps(marks | {"kind": type(value).__name__} | _to_plain(value))
 
 
 def from_json(line: str) -> Event | Residency:
-    """What `to_json` was given. Raises ValueError where the line is damaged."""
+    """Read a line of `to_json`. Raises ValueError if the line is damaged."""
     plain = json.loads(line)
     try:
         if plain["kind"] == Residency.__name__:
             return _machine(plain)
         event: Event = _from_plain(_EVENTS[plain["kind"]], plain)
     except (LookupError, TypeError) as exc:
-        raise ValueError(f"no event: {line[:200]}") from exc
+        raise ValueError(f"not an event or a state: {line[:200]}") from exc
     return event
 
 
 @dataclass(frozen=True)
 class Step:
-    """One replayed event, and what the machine made of it."""
+    """One replayed event, and what the machine did then."""
 
     event: Event
-    machine: Residency  # after the event; it goes on with the next step
+    machine: Residency  # after the event; the next step changes it further
     effects: list[Effect]
     changes: list[Change]
 
 
 def replay(lines: Iterable[str]) -> Iterator[Step]:
-    """Do again what machines did, in the order of the lines.
+    """Hand the events of the lines to machines again, in order.
 
-    Lines of a machine whose whole state has not come yet are left out. So is a line that was cut
-    short, as the last one is when the server or its disk fails.
+    Skips a machine's lines until its first whole state, and a line that was cut short, as the last
+    line is when the server or its disk fails.
     """
     machines: dict[str, Residency] = {}
     for line in lines:
         if not line.endswith("}"):
             continue
-        boot, what = json.loads(line).get("boot", ""), from_json(line)
-        if isinstance(what, Residency):
-            machines[boot] = what
+        boot, value = json.loads(line).get("boot", ""), from_json(line)
+        if isinstance(value, Residency):
+            machines[boot] = value
         elif boot in machines:
             machine = machines[boot]
             with suppress(LeaseHeld):
-                machine.handle(what)
-            yield Step(what, machine, machine.take_effects(), machine.take_changes())
+                machine.handle(value)
+            yield Step(value, machine, machine.take_effects(), machine.take_changes())
 
 
 def _machine(plain: dict[str, Any]) -> Residency:
@@ -80,7 +80,7 @@ def _machine(plain: dict[str, Any]) -> Residency:
 
 
 def _to_plain(value: Any) -> Any:
-    """Dataclasses become objects, dictionaries lists of pairs: their keys are not only strings."""
+    """Turn dataclasses into objects, and dicts into lists of pairs: keys in JSON are strings."""
     if is_dataclass(value):
         return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, float) and not math.isfinite(value):
@@ -94,7 +94,7 @@ def _to_plain(value: Any) -> Any:
 
 def _from_plain(kind: Any, plain: Any) -> Any:
     origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # with None, the only union there is
+    if origin is UnionType:  # always a type or None
         return None if plain is None else _from_plain(args[0], plain)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
@@ -103,7 +103,7 @@ def _from_plain(kind: Any, plain: Any) -> Any:
         return [_from_plain(args[0], item) for item in plain]
     if origin is tuple:
         return tuple(_from_plain(arg, item) for arg, item in zip(args, plain, strict=True))
-    if origin is not None:  # a mapping
+    if origin is not None:  # a dict or Mapping
         return {_from_plain(args[0], key): _from_plain(args[1], item) for key, item in plain}
     return kind(plain) if issubclass(kind, (Enum, float)) else plain
 

@@ -2,21 +2,21 @@
 
 The rule, with M models, W = `max_wait_s` and R = `min_resident_s`:
 
-(1) An idle model is switched away from at once; if it was busy a moment ago, after a short linger,
-    because a client that sends one request after the other is between two of them. The linger is
-    three of the pauses between its requests where these are dense: such a model is busy, and idle
-    by chance.
-(2) A busy one is switched away from once the others' waiting is worth it: they have waited, since
-    it began to serve, as many seconds in sum as its own requests would for a round trip over the
-    waiting models, those that will come meanwhile among them (the rent has reached the price of the
-    skis). Never before it has served R.
+(1) An idle model is left at once. If it was busy a moment ago, it is left after a short linger,
+    because a client that sends one request after the other may be between two of them. Where the
+    pauses between the model's requests are short, the linger is three of them: such a model is busy
+    and only idle by chance.
+(2) A busy model is left once the others have waited long enough. Since it began to serve, they have
+    waited as many seconds in sum as its own requests would wait for a round trip over the waiting
+    models; requests that will come meanwhile count too (the rent has reached the price of the
+    skis). It is never left before it has served for R.
 (3) Whatever it costs, the switch is in time for every request. Between a request and its model lie
     at most M switches: one under way, one to each model with an older demand, and one to its own. W
     gives each of them the share s = (W - (M - 1) R) / M, and each model in between its R. The
     switch for the demand of rank j (0: next) is therefore owed at demand + W - (j + 1) s - j R.
 
-A demand begins when the oldest request came, or when the model last ceased to admit if that is
-later: models take turns, and a model with a long queue does not come first again and again.
+A demand begins when its oldest request came, or when the model last stopped admitting if that is
+later. So models take turns, and a model with a long queue does not come first again and again.
 
 The bound that follows: a wait for a model that does not serve ends, by its serving, within
 
@@ -37,16 +37,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-_OLD = 0.7  # weight of the past in an average: three switches make a change of disk or driver felt
+_OLD = 0.7  # weight of the past in an average: after three switches a new disk or driver shows
 # Measured with tests/pure/residency/simulation.py: for clients that send one request after the
-# other, a linger makes a third as many switches a request and halves their wait. It costs others
-# its length at most.
+# other, a linger divides the switches for each request by three and halves their wait. It costs
+# other clients its own length at most.
 _LINGER_SHARE = 0.05  # of a round trip
 _LINGER_LIMIT_S = 1.5  # longer pauses are a person thinking, not a client's loop
-# One in twenty pauses between independent requests is longer than three mean ones. To wait as long
-# makes a seventh fewer switches beside a busy model, and the mean wait no longer (same simulation).
+# One in twenty pauses between independent requests is longer than three mean pauses. Waiting that
+# long saves a seventh of the switches beside a busy model; the mean wait stays (same simulation).
 _NUM_PAUSES = 3
-_DENSE_SHARE = 0.2  # of a round trip, that so many pauses may take
+_DENSE_SHARE = 0.2  # of a round trip: the longest that `_NUM_PAUSES` pauses may take
 
 
 @dataclass
@@ -64,25 +64,25 @@ class Costs:
         self.by_target[new] = _averaged(self.by_target.get(new), seconds)
 
     def estimate(self, old: str | None, new: str | None) -> float | None:
-        """The pair's cost, or else what the target cost from wherever; None if neither is known."""
+        """The pair's cost, else the target's cost from any model; None if neither is known."""
         if old == new:
             return 0.0
         return self.by_pair.get((old, new), self.by_target.get(new))
 
     def guess(self, old: str | None, new: str | None) -> float | None:
-        """As `estimate`, or else the worst of all costs; None before the first switch."""
+        """The estimate, else the highest of all costs; None before the first switch."""
         known = self.estimate(old, new)
         return max(self.by_pair.values(), default=None) if known is None else known
 
 
 @dataclass
 class Arrivals:
-    """Requests a second for each model, seen while it was away: exponential averages."""
+    """Requests a second for each model while it did not serve: exponential averages."""
 
     per_s: dict[str, float] = field(default_factory=dict)
 
     def learn(self, model: str, num_gathered: int, away_s: float) -> None:
-        """`num_gathered` requests waited for `model` when it came back after `away_s` > 0."""
+        """Record that `num_gathered` requests came for `model` while it was away, `away_s` > 0."""
         self.per_s[model] = _averaged(self.per_s.get(model), num_gathered / away_s)
 
 
@@ -95,19 +95,19 @@ class Demand:
     """The requests that wait for a model."""
 
     model: str
-    since: float  # the oldest one's arrival, or when the model ceased to admit if that is later
+    since: float  # when the oldest came, or when the model stopped admitting if that is later
     num_requests: int
 
 
 @dataclass(frozen=True)
 class ServingModel:
-    """The serving model, as the decision sees it."""
+    """What the rule needs to know about the serving model."""
 
     model: str
     serving_since: float
     num_requests: int  # in flight, or waiting for a place in service
     last_active: float  # when a request for any model last began or ended
-    arrivals_per_s: float = 0.0  # of its requests while it was away, as far as that is known
+    arrivals_per_s: float = 0.0  # its requests a second while it was away; 0 if not known
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SwitchRule:
 
     @property
     def switch_share_s(self) -> float:
-        """What one switch may take for `max_wait_s` to hold; settings keep it above 0."""
+        """How long one switch may take while `max_wait_s` holds; settings keep it above 0."""
         turns_s = (self.num_models - 1) * self.min_resident_s
         return (self.max_wait_s - turns_s) / self.num_models
 
@@ -130,7 +130,8 @@ class SwitchRule:
         return self.max_wait_s + self.num_models * excess_s
 
     def switch_at(self, serving: ServingModel, demands: Sequence[Demand], costs: Costs) -> float:
-        """When to switch to the first of `demands` (oldest first, not empty) if nothing changes."""
+        """When to switch to the first of `demands`, if nothing changes. `demands` has at least one,
+        the oldest first."""
         earliest = serving.serving_since + self.min_resident_s
         owed_at = max(earliest, self._owed_at(demands))  # (3)
         round_trip_s = _round_trip_s(serving, demands, costs)
@@ -148,8 +149,9 @@ class SwitchRule:
     def _worth_at(
         self, serving: ServingModel, demands: Sequence[Demand], round_trip_s: float | None
     ) -> float:
-        """When the waiting seconds reach the price. Each demand adds (t - begin) * weight: its
-        requests all waited since `begin`, or came evenly since, which is half of that."""
+        """When the waiting seconds reach the price. Each demand adds (t - begin) * weight: either
+        all its requests have waited since `begin`, or they came evenly since, which is half of
+        that."""
         if round_trip_s is None:
             return float("inf")  # no price is known: (3) decides
         total_weight, total_weighted_begin = 0.0, 0.0
@@ -173,7 +175,7 @@ def _idle_at(serving: ServingModel, round_trip_s: float | None) -> float:
 
 
 def _round_trip_s(serving: ServingModel, demands: Sequence[Demand], costs: Costs) -> float | None:
-    """What the switches to the models of `demands`, one after the other, and back would take."""
+    """Seconds for the switches to each model of `demands` in turn, and back; None if unknown."""
     stops = (serving.model, *(demand.model for demand in demands), serving.model)
     legs = [costs.guess(old, new) for old, new in pairwise(stops)]
     return sum(leg for leg in legs if leg is not None) if None not in legs else None

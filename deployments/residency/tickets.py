@@ -1,4 +1,4 @@
-"""The requested switches: one ticket each, of which at most one runs."""
+"""The requested switches. Each has a ticket; at most one ticket runs."""
 
 from dataclasses import dataclass, field
 
@@ -16,9 +16,9 @@ class Ticket:
     drain_timeout_s: float
     history: list[tuple[Phase, float]]  # (phase, entered at), the oldest first; never empty
     error: Problem | None = None
-    num_attempts: int = 0  # loads of the target
+    num_attempts: int = 0  # how often its target was loaded
     is_rolling_back: bool = False
-    estimate_s: float | None = None  # what it should take without its drain, as it begins
+    estimate_s: float | None = None  # seconds without the drain, estimated when the switch begins
     notes: dict[str, object] = field(default_factory=dict)  # for clients; the machine reads none
 
     @property
@@ -27,7 +27,7 @@ class Ticket:
 
     @property
     def state(self) -> TicketState:
-        """As clients see it."""
+        """The state that clients see."""
         return self.phase.state
 
     @property
@@ -39,15 +39,15 @@ class Ticket:
         return self.history[0][1]
 
     def can_be_joined(self, target: str | None) -> bool:
-        """Whether a second request for `target` gets this ticket: one that failed is tried anew."""
+        """Whether a second request for `target` gets this ticket: not after a failure."""
         return self.target == target and self.error is None
 
 
 @dataclass
 class TicketQueue:
-    """The running ticket and those behind it."""
+    """The running ticket and the queued ones."""
 
-    boot: str  # makes the ids unique over restarts
+    boot: str  # makes the ids unique across restarts
     running: Ticket | None = None
     queued: list[Ticket] = field(default_factory=list)
     num_made: int = 0
@@ -55,7 +55,7 @@ class TicketQueue:
     def new(
         self, now: float, source: str | None, target: str | None, cause: Cause, drain_s: float
     ) -> Ticket:
-        """A ticket that is not in the queue yet."""
+        """Make a ticket; the caller puts it into the queue or ends it."""
         self.num_made += 1
         ticket_id = f"sw-{self.boot}-{self.num_made}"
         return Ticket(ticket_id, source, target, cause, drain_s, [(Phase.QUEUED, now)])
@@ -74,7 +74,7 @@ class TicketQueue:
         return next((t for t in self.pending() if t.can_be_joined(target)), None)
 
     def join_last(self, target: str) -> Ticket | None:
-        """A pending ticket to `target` that no other follows: a queued one moves to the end."""
+        """A pending ticket to `target` that is the last; a queued ticket is moved to the end."""
         pending = self.pending()
         if pending and pending[-1].can_be_joined(target):
             return pending[-1]
@@ -86,6 +86,6 @@ class TicketQueue:
         return None
 
     def finish(self, ticket: Ticket) -> None:
-        """Make room for the next one, if `ticket` runs."""
+        """Let the next ticket run, if `ticket` is the running one."""
         if self.running is ticket:
             self.running = None

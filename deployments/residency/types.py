@@ -6,19 +6,19 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What the GPU's place is doing."""
+    """The state of the GPU's place, which holds one engine."""
 
     EMPTY = "empty"  # no engine
     LOADING = "loading"  # an engine is starting
-    VERIFYING = "verifying"  # an engine is up and answers its known question
+    VERIFYING = "verifying"  # an engine is up and its answer to the known question is checked
     SERVING = "serving"  # requests for the holder are admitted
-    DRAINING = "draining"  # the holder finishes its requests and no new one is admitted
-    LOST = "lost"  # the holder's engine died; what is left of it is not yet cleared
+    DRAINING = "draining"  # the holder finishes its requests; no new request is admitted
+    LOST = "lost"  # the holder's engine died, and its remains are not cleared yet
     UNLOADING = "unloading"  # an engine is ending
 
 
 class TicketState(StrEnum):
-    """A ticket's state as clients see it; its phase decides it."""
+    """A ticket's state as clients see it. It follows from the ticket's phase."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -32,7 +32,7 @@ class TicketState(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far a ticket has come."""
+    """The steps of a switch."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
@@ -69,14 +69,14 @@ class Cause(StrEnum):
     ADMIN = "admin"
     LEASE = "lease"  # an owner leases the model
     REQUEST = "request"  # requests wait for the model
-    IDLE = "idle"  # no request has used the model for long
+    IDLE = "idle"  # no request has used the model for its idle time
     RECOVERY = "recovery"  # the engine died
     RETRY = "retry"  # a failed load is tried again
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why something failed; `message` is one sentence that is safe to show to clients."""
+    """Why something failed. `message` is one sentence that is safe to show to clients."""
 
     code: str
     message: str
@@ -94,18 +94,19 @@ class Policy:
     min_resident_s: float
     probation_s: float
     failed_retry_s: float
-    load_timeout_s: float = 600.0  # to prepare a model; to load and verify it
+    load_timeout_s: float = 600.0  # for preparing a model, and for loading and verifying it
     cut_grace_s: float = 5.0  # a gateway has this long to report its cut requests as ended
-    # A gateway silent this long is gone, and its requests with it: a switch waits so long for one
-    # that was killed. It speaks every five seconds; with ten busy loops a core it took three more.
+    # A gateway that is silent for this long is gone, and its requests with it. A switch waits this
+    # long for a gateway that was killed. A gateway calls every five seconds; with ten busy loops on
+    # each core it took three seconds more.
     gateway_ttl_s: float = 20.0
     retry_limit_s: float = 300.0  # the doubling pause between retries stops growing here
-    idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> unused this long
+    idle_unload_s: Mapping[str, float] = field(default_factory=dict)  # model -> seconds unused
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Check what can be checked without the GPU. Answer: `Prepared` or `PreparationRefused`."""
+    """Make every check that needs no GPU. Answer: `Prepared` or `PreparationRefused`."""
 
     ticket_id: str
     model: str
@@ -121,7 +122,7 @@ class UnloadMode(StrEnum):
 
 @dataclass(frozen=True)
 class Unload:
-    """Take this engine out of the place and prove that it is gone, in bounded time. Answer:
+    """Take this engine out of the place and wait until it is gone, but not for ever. Answer:
     `EngineUnloaded`."""
 
     epoch: int
@@ -131,7 +132,7 @@ class Unload:
 
 @dataclass(frozen=True)
 class Load:
-    """Start an engine. Answers: `EngineVerifying`, `EngineReady`; `EngineLost` at any time."""
+    """Start an engine. Answers: `EngineVerifying`, then `EngineReady`; `EngineLost` at any time."""
 
     epoch: int
     model: str

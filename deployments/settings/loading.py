@@ -1,6 +1,5 @@
 """Puts the settings together, from wherever they stand; which source wins: `__init__.py`."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +75,7 @@ class Settings(Frozen):
             for task in spec.tasks
         }
 
-    @cached_property
+    @property
     def names(self) -> ModelNames:
         """The names that requests may give the models."""
         return ModelNames(self.models)

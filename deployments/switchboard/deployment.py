@@ -1,4 +1,4 @@
-"""The one writer of residency: its methods are what gateways and admins call."""
+"""The one writer of residency: the methods that gateways and admins call."""
 
 import asyncio
 import os
@@ -25,12 +25,12 @@ from deployments.switchboard.messages import EventPage, View, lease_json, ticket
 from deployments.switchboard.replicas import Replicas, ServeReplicas
 from deployments.switchboard.runner import EffectRunner, problem_of
 
-_WATCH_S = 5.0  # a watch answers at the latest after this, changed or not: a sign of life
+_WATCH_S = 5.0  # the longest that a watch takes to answer; without a change it is a sign of life
 _MAX_EVENTS_WAIT_S = 60.0
 
 
 class Switchboard:
-    """Takes reports and requests to the machine, and answers with what comes of them."""
+    """Hands reports and requests to the residency machine, and answers with the result."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Switchboard:
         self._runner = EffectRunner(settings, replicas, open_gpu)
 
     async def close(self) -> None:
-        """End its tasks; an engine that runs goes on."""
+        """End the Switchboard's tasks; a running engine goes on."""
         await self._runner.close()
 
     # --- for gateways ---
 
     async def watch(self, gateway: str, seen: tuple[str, int] | None) -> View:
-        """The view, as soon as it differs from `seen` (boot, version), or after a few seconds."""
+        """Return the view once it differs from `seen` (boot, version), or after a few seconds."""
         await self._runner.has_started.wait()
         self._runner.handle(events.GatewayWatched(time.monotonic(), gateway))
         await self._runner.until(
@@ -58,7 +58,7 @@ class Switchboard:
         return self._runner.view
 
     async def report(self, report: GatewayReport) -> None:
-        """Take a gateway's in-flight and waiting counts."""
+        """Take a gateway's counts of requests in flight and waiting."""
         await self._runner.has_started.wait()
         self._runner.handle(events.GatewayReported(time.monotonic(), report))
 
@@ -67,7 +67,8 @@ class Switchboard:
     async def begin_switch(
         self, target: str, drain_timeout_s: float | None, wait_s: float | None
     ) -> dict[str, Any]:
-        """Make `target` resident; the ticket at once, or when it is over or `wait_s` passed.
+        """Make `target` resident. Returns the ticket: at once, or with `wait_s` when the switch is
+        over or `wait_s` has passed.
 
         Raises:
             UnknownTargetError: there is no such target.
@@ -77,7 +78,7 @@ class Switchboard:
         return await self._switch(target, drain_timeout_s, wait_s)
 
     async def would_switch(self, target: str) -> dict[str, Any]:
-        """What `begin_switch` would do and meet now; nothing changes.
+        """What `begin_switch` would do now, and what is in its way; changes nothing.
 
         Raises:
             UnknownTargetError: there is no such target.
@@ -99,7 +100,7 @@ class Switchboard:
         return await self._switch(None, drain_timeout_s, wait_s)
 
     async def lease(self, target: str, seconds: float, owner: str) -> dict[str, Any]:
-        """Keep `target` resident for `seconds` from when it serves: the lease, and its ticket.
+        """Keep `target` resident for `seconds` from when it serves. Returns the lease and ticket.
 
         Raises:
             UnknownTargetError: there is no such target.
@@ -120,7 +121,7 @@ class Switchboard:
         }
 
     async def end_lease(self) -> dict[str, Any]:
-        """End the lease, if there is one: the one that was ended."""
+        """End the lease, if there is one, and return it."""
         await self._runner.has_started.wait()
         ended = lease_json(self._runner.history.lease)
         self._runner.handle(events.LeaseEnded(time.monotonic()))
@@ -142,9 +143,9 @@ class Switchboard:
         return [*own, *self._runner.history.past_tickets(limit - len(own))]
 
     async def events(self, after: tuple[str, int] | None, timeout_s: float) -> EventPage:
-        """The events after a position (boot, number), as soon as there are any or time is up.
+        """Return the events after a position (boot, number) once there are any, or when time is up.
 
-        After None, at once: where the events to come will begin.
+        With `after` None, returns at once an empty page with the present position.
         """
         await self._runner.has_started.wait()
         wait_s = min(timeout_s, _MAX_EVENTS_WAIT_S)
@@ -152,7 +153,7 @@ class Switchboard:
         return self._runner.history.page(after)
 
     async def metrics(self) -> list[Metric]:
-        """The counts of its switches, for a gateway's metrics page."""
+        """The counts of switches, for a gateway's metrics page."""
         return self._runner.history.metrics.families(time.monotonic())
 
     async def status(self) -> dict[str, Any]:

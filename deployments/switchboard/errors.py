@@ -1,5 +1,5 @@
-"""What the Switchboard refuses. Each has a text that is safe to show, and crosses Ray's process
-borders by pickle."""
+"""The Switchboard's refusals. Clients see the text of each; pickle carries them between Ray's
+processes."""
 
 
 class SwitchboardError(Exception):
@@ -7,11 +7,11 @@ class SwitchboardError(Exception):
 
 
 class UnknownTargetError(SwitchboardError):
-    """There is no such model, or it has no such task."""
+    """The model does not exist, or has no such task."""
 
 
 class UnknownTicketError(SwitchboardError):
-    """No switch has this ticket, or it is forgotten."""
+    """No switch has this ticket, or the Switchboard has forgotten it."""
 
 
 class LeaseHeldError(SwitchboardError):

@@ -13,14 +13,15 @@ from deployments.residency import Event, Residency
 from deployments.residency.records import to_json
 from deployments.settings import paths
 
-_NUM_BETWEEN = 1000  # events; then the machine's whole state comes again
+_NUM_BETWEEN = 1000  # events between two copies of the machine's whole state
 
 
 class EventLog:
-    """The events as JSON lines: the last ones in memory, many more in `logs/residency.jsonl`.
+    """Keeps the events as JSON lines: the last ones in memory, more in `logs/residency.jsonl`.
 
-    Every `_NUM_BETWEEN` events the machine's whole state stands before them: a replay can begin
-    there, although older lines are gone. A full disk costs lines, not the service.
+    The machine's whole state comes first, and again after every `_NUM_BETWEEN` events: a replay can
+    begin there when older lines are gone. If the disk is full, lines are lost and the service goes
+    on.
     """
 
     def __init__(self, home: Path, machine: Residency) -> None:
@@ -28,10 +29,10 @@ class EventLog:
         self._num_events = 0
         self._file = logs.rotating_file(home / paths.RESIDENCY_EVENTS)
         self._file.setFormatter(logging.Formatter("%(message)s"))
-        self.last_lines: deque[str] = deque(maxlen=2 * _NUM_BETWEEN)  # so it holds a whole state
+        self.last_lines: deque[str] = deque(maxlen=2 * _NUM_BETWEEN)  # always with a whole state
 
     def write(self, event: Event) -> None:
-        """Write down an event that the machine is about to take."""
+        """Write an event that the machine is about to take."""
         if self._num_events % _NUM_BETWEEN == 0:
             self._put(self._machine)
         self._num_events += 1
@@ -40,8 +41,8 @@ class EventLog:
     def close(self) -> None:
         self._file.close()
 
-    def _put(self, what: Event | Residency) -> None:
+    def _put(self, value: Event | Residency) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = to_json(what, time=now, boot=self._machine.tickets.boot)
+        line = to_json(value, time=now, boot=self._machine.tickets.boot)
         self.last_lines.append(line)
         self._file.handle(logging.makeLogRecord({"msg": line}))

@@ -31,16 +31,16 @@ _NUM_EVENTS = 1000
 _NUM_ON_A_PAGE = 100
 
 _OVER = [state for state in TicketState if state.is_over]
-_ORDER = (PhaseEntered, LoadFailed, LeaseChanged)  # in which the changes of one event are told
+_ORDER = (PhaseEntered, LoadFailed, LeaseChanged)  # the order in which they appear
 
 
 @dataclass
 class History:
-    """One boot's tickets and events, the oldest forgotten."""
+    """The last tickets and events since the Switchboard's start."""
 
     boot: str
     metrics: SwitchMetrics
-    switch_s: float = 0.0  # how long the switch took that brought the present epoch
+    switch_s: float = 0.0  # seconds that the switch to the present engine took
     lease: LeaseView | None = None
     _tickets: dict[str, Ticket] = field(default_factory=dict)  # the oldest first
     _past: dict[str, dict[str, Any]] = field(default_factory=dict)  # tickets of earlier boots
@@ -48,28 +48,30 @@ class History:
     _num_events: int = 0
 
     def recall(self, tickets: Iterable[dict[str, Any]]) -> None:
-        """Take over the tickets of an earlier boot, as JSON. One that had not ended has failed: the
-        restart ended it."""
+        """Take over the tickets of an earlier boot, as JSON. A ticket that had not ended becomes a
+        failed one, because the restart ended its switch."""
         for ticket in tickets:
             self._past[ticket["id"]] = ticket if ticket.get("state") in _OVER else _lost(ticket)
 
     def observe(self, machine: Residency, now: float) -> None:
-        """Record what the machine has done since the last call."""
+        """Record what the machine did since the last call."""
         for change in sorted(machine.take_changes(), key=_order):
             match change:
                 case PhaseEntered():
                     self._observe_phase(machine, change)
                 case LoadFailed(model, problem):
-                    self.tell("failure", model=model, code=problem.code, message=problem.message)
+                    self.add_event(
+                        "failure", model=model, code=problem.code, message=problem.message
+                    )
                 case LeaseChanged(lease):
                     self.lease = _lease_view(lease, now) if lease else None
-                    self.tell("lease", lease=lease_json(self.lease))
-                    if lease and lease.until is not None:  # its model serves: it is granted
+                    self.add_event("lease", lease=lease_json(self.lease))
+                    if lease and lease.until is not None:  # granted: its model serves
                         self.metrics.leased(lease.model)
         self.metrics.at(machine.state, now)
 
-    def tell(self, kind: str, **data: Any) -> None:
-        """Add one event."""
+    def add_event(self, kind: str, **data: Any) -> None:
+        """Add one event, for admins and for the log."""
         logger.info(kind, extra=_log_fields(kind, data))
         self._num_events += 1
         self._events.append(Event(self._num_events, kind, data))
@@ -90,8 +92,8 @@ class History:
         return list(self._past.values())[::-1][: max(0, limit)]
 
     def to_save(self) -> tuple[dict[str, Any], ...]:
-        """The last tickets for the next boot, the oldest first, each as it was when it entered its
-        phase, so that time alone changes nothing."""
+        """The last tickets for the next boot, the oldest first. Each is given as it was when it
+        entered its phase, so that the passing of time changes nothing to save."""
         own = [
             ticket_json(ticket, ticket.history[-1][1]) for ticket in self.tickets(_NUM_SAVED)[::-1]
         ]
@@ -103,7 +105,7 @@ class History:
         return self.boot, self._num_events
 
     def page(self, after: tuple[str, int] | None) -> EventPage:
-        """The events after a position; after None, those to come."""
+        """The events after a position; after None, an empty page before the events to come."""
         if after is None:
             return EventPage(self.boot, self._num_events, [], has_gap=False)
         boot, number = after
@@ -115,14 +117,14 @@ class History:
         return EventPage(self.boot, number + len(events), events, has_gap)
 
     def _observe_phase(self, machine: Residency, change: PhaseEntered) -> None:
-        """Tell of the ticket as it was when it entered the phase."""
+        """Add an event with the ticket as it was when it entered the phase."""
         ticket, phase, n = change.ticket, change.phase, change.n
         self._keep(ticket)
         then = copy(ticket)
         then.history = ticket.history[: n + 1]
         is_now = ticket is machine.running and n == len(ticket.history) - 1
         reasons = waits_for(machine) if is_now else None
-        self.tell("switch", **ticket_json(then, change.at, reasons))
+        self.add_event("switch", **ticket_json(then, change.at, reasons))
         self.metrics.entered(change)
         has_loaded = n and ticket.history[n - 1][0] in (Phase.LOADING, Phase.VERIFYING)
         if phase in (Phase.READY, Phase.ROLLED_BACK) and has_loaded:
@@ -140,9 +142,10 @@ def _order(change: Change) -> int:
 
 
 def _lost(ticket: dict[str, Any]) -> dict[str, Any]:
-    """A ticket that a restart has ended."""
+    """The failed form of a ticket whose switch a restart has ended."""
     error = {
-        "message": "the Switchboard restarted; `GET /health` tells what is resident",
+        "message": "the Switchboard restarted during this switch; `GET /health` names the resident "
+        "model",
         "type": "server_error",
         "param": None,
         "code": "switchboard_restarted",
@@ -162,7 +165,7 @@ def _lease_view(lease: Lease, now: float) -> LeaseView:
 
 
 def _log_fields(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """An event's data under the names that all our logs use; `message` is logging's own."""
+    """An event's data under the field names of our logs; `logging` itself uses `message`."""
     match kind:
         case "switch":
             return {

@@ -10,7 +10,7 @@ from deployments.residency import Failure, Phase, State, Ticket
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A lease outside the machine: its end by the wall clock, in seconds since 1970."""
+    """A lease with its end by the wall clock, in seconds since 1970."""
 
     model: str
     owner: str
@@ -19,7 +19,7 @@ class LeaseView:
 
     @property
     def ends_at(self) -> str | None:
-        """Its end in ISO 8601, UTC."""
+        """The lease's end in ISO 8601, UTC."""
         if self.until is None:
             return None
         return datetime.fromtimestamp(self.until, UTC).isoformat(timespec="seconds")
@@ -27,25 +27,25 @@ class LeaseView:
 
 @dataclass(frozen=True)
 class View:
-    """The state that gateways act on; immutable, replaced as a whole.
+    """The state that gateways act on. It is immutable and replaced as a whole.
 
     A gateway admits a request for `holder` if and only if `state` is SERVING, and counts it under
     `epoch` until it has ended.
     """
 
     boot: str  # changes when the Switchboard restarts
-    version: int  # grows with each change within a boot
+    version: int  # grows with each change; begins anew with each boot
     state: State
     epoch: int
     holder: str | None
     endpoint: str | None  # path of the engine's Unix socket
-    is_cut: bool  # the drain deadline has passed: end what is in flight
+    is_cut: bool  # the drain deadline has passed: gateways end the requests in flight
     failures: dict[str, Failure] = field(default_factory=dict)
     switch: dict[str, Any] | None = None  # the running ticket
     place_failed: bool = False  # no engine runs, though one should
-    switch_s: float = 0.0  # how long the switch took that brought the present epoch
+    switch_s: float = 0.0  # seconds that the switch to the present engine took
     lease: LeaseView | None = None
-    asleep: tuple[str, ...] = ()  # the targets kept asleep, the longest first
+    asleep: tuple[str, ...] = ()  # the targets whose engines sleep, the longest asleep first
     context_tokens: int | None = None  # what the holder's engine was started with
     gpu: GpuState = NO_GPU
 
@@ -55,14 +55,14 @@ class View:
 
     @property
     def closed_epoch(self) -> int:
-        """Under this epoch and older ones a gateway with this view admits no more requests."""
+        """A gateway with this view admits no more requests under this epoch and older ones."""
         is_open = self.state in (State.LOADING, State.VERIFYING, State.SERVING)
         return self.epoch - 1 if is_open else self.epoch
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the event stream for admins; `number` grows by one with each, within a boot."""
+    """One event for admins; `number` counts the events since the Switchboard's start."""
 
     number: int
     kind: str  # switch, engine_lost, failure, lease or gpu_alarm
@@ -74,13 +74,13 @@ class EventPage:
     """The next events for a listener, in order."""
 
     boot: str
-    last: int  # the number to go on from
+    last: int  # the listener goes on after this number
     events: list[Event]
-    has_gap: bool  # events before the first of them are forgotten
+    has_gap: bool  # events between the listener's position and these are forgotten
 
 
 def lease_json(lease: LeaseView | None) -> dict[str, Any] | None:
-    """A lease as clients see it."""
+    """The lease's JSON for clients."""
     if lease is None:
         return None
     return {
@@ -94,11 +94,11 @@ def lease_json(lease: LeaseView | None) -> dict[str, Any] | None:
 def ticket_json(
     ticket: Ticket, now: float, waits_for: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """A ticket as clients see it.
+    """The ticket's JSON for clients.
 
-    `phases` gives the seconds spent in each, in order; `engine`, of the last engine that it
-    started: the way (`standby`, `exec`, `wake`), the context in tokens and the seconds of the
-    load's steps.
+    `phases` gives the seconds spent in each phase, in order; `engine`, of the last engine that the
+    switch started: the way (`standby`, `exec`, `wake`), the context in tokens, and the seconds of
+    the load's steps.
     """
     ends = [at for _, at in ticket.history[1:]] + [now]
     phases = [
@@ -127,7 +127,7 @@ def ticket_json(
 
 
 def _eta_s(ticket: Ticket, now: float) -> float | None:
-    """What is left of the estimate, which begins as the old engine ends: a drain comes on top."""
+    """Seconds left of the estimate. It starts when the old engine ends: a drain is not in it."""
     if ticket.estimate_s is None or ticket.is_over or ticket.error:
         return None
     began = (at for phase, at in ticket.history if phase in (Phase.UNLOADING, Phase.LOADING))

@@ -1,6 +1,7 @@
 """Counts switches for Prometheus: their causes, costs and results.
 
-The counts last as long as the Switchboard does; a gateway fetches them for its metrics page.
+The counts begin at zero with each start of the Switchboard. A gateway fetches them for its metrics
+page.
 """
 
 from collections import deque
@@ -24,17 +25,17 @@ from deployments.residency import (
     TicketState,
 )
 
-# When a series began is half of the page, and of use to no one.
+# The `_created` series would be half of the page, and no dashboard or alert uses them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 NOTHING = "none"  # the label of an empty place
 THRASH_WINDOW_S = 600.0
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _ENDS = [state for state in TicketState if state.is_over]
-_AT_WORK = {Phase.UNLOADING, Phase.LOADING}  # from here on a switch costs answers
+_AT_WORK = {Phase.UNLOADING, Phase.LOADING}  # from the first of these on, no model answers
 _DOING = {
     State.EMPTY: "empty",
     State.SERVING: "serving",
-    State.DRAINING: "serving",  # what is in flight is still worked on
+    State.DRAINING: "serving",  # the engine still works on the requests in flight
     State.LOST: "switching",
     State.UNLOADING: "switching",
     State.LOADING: "switching",
@@ -43,8 +44,8 @@ _DOING = {
 
 
 def result_of(ticket: Ticket, phase: Phase) -> str:
-    """How a ticket ended that entered `phase`, its last: its state, or `abandoned` where no request
-    waited any more, or `refused` where the old model never noticed."""
+    """How a ticket ended whose last phase is `phase`: its state, or `abandoned` if no request
+    waited any more, or `refused` if it failed while the old model went on serving."""
     if phase is not Phase.FAILED:
         return phase.state
     if ticket.error and ticket.error.code == "abandoned":
@@ -53,13 +54,14 @@ def result_of(ticket: Ticket, phase: Phase) -> str:
 
 
 def cost_s(history: list[tuple[Phase, float]]) -> float | None:
-    """From the old model's last possible answer to the end of the ticket; None: it cost none."""
+    """Seconds from the old model's last possible answer to the ticket's end; None if the old model
+    went on serving."""
     began = next((at for phase, at in history if phase in _AT_WORK), None)
     return None if began is None else history[-1][1] - began
 
 
 def eta_error(estimate_s: float, actual_s: float) -> tuple[str, float]:
-    """How far off an estimate was, in seconds, and to which side: `late` or `early`."""
+    """Whether the switch ended `late` or `early` by its estimate, and by how many seconds."""
     return ("late" if actual_s > estimate_s else "early"), abs(actual_s - estimate_s)
 
 
@@ -71,24 +73,25 @@ def thrash_ratio(spans: Iterable[tuple[float, float]], now: float, window_s: flo
 
 
 class SwitchMetrics:
-    """The counters and histograms of one boot, in a registry of their own; times in the machine's
-    seconds."""
+    """The counters and histograms, in a registry of their own. Times are the machine's."""
 
     def __init__(self, targets: list[str], now: float) -> None:
         self._registry = CollectorRegistry()
         self._doing = _DOING[State.EMPTY]
         self._doing_since = self._told_at = now
-        self._switching: deque[tuple[float, float]] = deque()  # spans of the window
+        self._switching: deque[tuple[float, float]] = deque()  # spans of switching in the window
         self._first_free_bytes: int | None = None
         self._free_bytes: int | None = None
         self._switches = self._counter(
             "llm_backend_switches",
-            "Switches by source, target and result. An engine that dies on probation counts as "
-            "done first, and then as rolled back.",
+            "Switches that ended, by old model, new model and result. A switch whose engine dies "
+            "within probation_s counts as done first, and then as rolled back.",
             ["from", "to", "result"],
         )
         self._causes = self._counter(
-            "llm_backend_switch_causes", "Switches by target and cause.", ["to", "cause"]
+            "llm_backend_switch_causes",
+            "Switches that ended, by new model and cause.",
+            ["to", "cause"],
         )
         self._phases = self._histogram(
             "llm_backend_switch_phase_seconds",
@@ -97,12 +100,12 @@ class SwitchMetrics:
         )
         self._costs = self._histogram(
             "llm_backend_switch_seconds",
-            "Seconds from the old model's last possible answer to the new model's first.",
+            "Seconds of each completed switch in which no model could answer.",
             ["from", "to"],
         )
         self._eta_errors = self._histogram(
             "llm_backend_switch_eta_error_seconds",
-            "Seconds by which a switch ended later or earlier than estimated at its start.",
+            "Seconds by which a switch took longer or shorter than estimated at its start.",
             ["direction"],
         )
         self._place = self._counter(
@@ -112,21 +115,26 @@ class SwitchMetrics:
         )
         self._thrash = Gauge(
             "llm_backend_thrash_ratio",
-            f"Share of the last {THRASH_WINDOW_S:.0f} s spent on switching.",
+            f"Share of the last {THRASH_WINDOW_S:.0f} seconds that the GPU spent switching models.",
             registry=self._registry,
         )
         self._golden_failures = self._counter(
-            "llm_backend_golden_failures", "Wrong answers to the known question.", ["model"]
+            "llm_backend_golden_failures",
+            "Engines ended because of a wrong answer to their known question.",
+            ["model"],
         )
         self._losses = self._counter(
-            "llm_backend_engine_losses", "Engines that died while they served.", ["model"]
+            "llm_backend_engine_losses",
+            "Engines that died or were stopped as broken while they served.",
+            ["model"],
         )
         self._load_failures = self._counter(
             "llm_backend_load_failures", "Engines that failed before they served.", ["model"]
         )
         self._starts = self._counter(
             "llm_backend_engine_starts",
-            "Engines started: by the fork server (standby), plainly (exec), or woken.",
+            "Engines started, by way: standby (by the fork server), exec (as a new program), or "
+            "wake (from sleep).",
             ["model", "way"],
         )
         self._load_steps = Gauge(
@@ -135,11 +143,11 @@ class SwitchMetrics:
             ["model", "step"],
             registry=self._registry,
         )
-        self._leases = self._counter("llm_backend_leases", "Leases granted.", ["model"])
+        self._leases = self._counter("llm_backend_leases", "Leases granted, by model.", ["model"])
         self._begin_at_zero(targets)
 
     def entered(self, change: PhaseEntered) -> None:
-        """Count a phase that has ended, and with the last one the switch."""
+        """Count the phase that ended, and the switch if the new phase is its last."""
         ticket, phase = change.ticket, change.phase
         history = ticket.history[: change.n + 1]
         if change.n and not history[-2][0].is_last:
@@ -147,7 +155,7 @@ class SwitchMetrics:
             self._phases.labels(before).observe(change.at - since)
         if not phase.is_last:
             return
-        is_idle = phase is Phase.READY and change.n == 1  # its target served already
+        is_idle = phase is Phase.READY and change.n == 1  # the target served already
         if is_idle:
             return
         pair = (ticket.source or NOTHING, ticket.target or NOTHING)
@@ -161,7 +169,7 @@ class SwitchMetrics:
                 self._eta_errors.labels(direction).observe(off_s)
 
     def at(self, state: State, now: float) -> None:
-        """The place is in `state` from `now` on."""
+        """Note that the place is in `state` from `now` on."""
         self._spend(now)
         if self._doing == _DOING[state]:
             return
@@ -170,7 +178,7 @@ class SwitchMetrics:
         self._doing, self._doing_since = _DOING[state], now
 
     def started(self, target: str, engine: EngineStarted) -> None:
-        """An engine's process runs."""
+        """Count an engine whose process runs."""
         self._starts.labels(target, engine.way).inc()
         if engine.free_bytes is not None:
             self._first_free_bytes = self._first_free_bytes or engine.free_bytes
@@ -182,17 +190,17 @@ class SwitchMetrics:
             self._load_steps.labels(target, step).set(seconds)
 
     def lost(self, target: str, problem: Problem, *, has_served: bool) -> None:
-        """A wanted engine is gone."""
+        """Count an engine that is gone although it was not to be unloaded."""
         (self._losses if has_served else self._load_failures).labels(target).inc()
         if problem.code == GOLDEN_MISMATCH:
             self._golden_failures.labels(target).inc()
 
     def leased(self, target: str) -> None:
-        """A lease was taken."""
+        """Count a lease that was granted."""
         self._leases.labels(target).inc()
 
     def families(self, now: float) -> list[Metric]:
-        """All of them, as of `now`."""
+        """All counts, up to `now`."""
         self._spend(now)
         while self._switching and self._switching[0][1] < now - THRASH_WINDOW_S:
             self._switching.popleft()
@@ -206,12 +214,13 @@ class SwitchMetrics:
             return
         yield GaugeMetricFamily(
             "llm_backend_gpu_free_before_load_bytes",
-            "The card's free memory before the last start; engines asleep hold some memory too.",
+            "Free memory of the GPU before the last engine start; sleeping engines hold some too.",
             value=self._free_bytes,
         )
         yield GaugeMetricFamily(
             "llm_backend_gpu_freed_memory_drift_bytes",
-            "How much less memory was free than before the first start: memory that was not freed.",
+            "Bytes by which less GPU memory was free before the last engine start than before the "
+            "first: memory that unloads did not give back.",
             value=self._first_free_bytes - self._free_bytes,
         )
 
@@ -226,7 +235,7 @@ class SwitchMetrics:
         return Histogram(name, text, labels, registry=self._registry, buckets=_BUCKETS)
 
     def _begin_at_zero(self, targets: list[str]) -> None:
-        """A series that is there before its first event shows that event as a rise."""
+        """Make every series with the value 0, so that Prometheus sees its first event as a rise."""
         for target in targets:
             for counter in (self._golden_failures, self._losses, self._load_failures, self._leases):
                 counter.labels(target)

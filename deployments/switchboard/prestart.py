@@ -1,9 +1,9 @@
-"""Has Ray keep a worker process ready, which becomes the next replica of a model.
+"""Lets Ray keep a worker process ready, which becomes the next replica of a model.
 
-A new replica is a new Python process with Ray and Serve in it: a second and a half on two cores, in
-which no model serves. A worker that was started before, and has imported what
-`RAY_preload_python_modules` names (see `foreground.py`), becomes a replica in a tenth of that. Ray
-makes this call for bursts of tasks.
+A new replica is a new Python process that imports Ray and Serve: this takes a second and a half on
+two cores, and no model serves meanwhile. A worker that started earlier and has imported the modules
+in `RAY_preload_python_modules` (see `foreground.py`) becomes a replica in a tenth of that time. Ray
+itself makes the same call for bursts of tasks.
 """
 
 import logging
@@ -15,7 +15,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.worker import global_worker
 from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
-_KEPT_S = 3600  # Ray keeps as many idle workers as it has free CPUs for longer
+_KEPT_S = 3600  # Ray keeps idle workers longer, up to the number of its free CPUs
 _TIMEOUT_S = 5.0
 
 logger = logging.getLogger("llm_backend.switchboard")
@@ -24,9 +24,8 @@ logger = logging.getLogger("llm_backend.switchboard")
 def start_one() -> None:
     """Ask this node for a worker that fits the application's replicas; it is ready seconds later.
 
-    Called in a replica, after a load; where the worker that there was is still there, it stays the
-    only one.
-    Never raises: without one the next load is slower, and nothing else.
+    Called in a replica after a load. If an idle worker is there already, no second one is started.
+    Never raises: without the worker the next load is slower, and nothing else changes.
     """
     try:
         if _is_one_idle():
@@ -43,8 +42,8 @@ def start_one() -> None:
         with init_grpc_channel(f"{node.node_ip_address}:{node.node_manager_port}") as channel:
             stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
             stub.PrestartWorkers(request, timeout=_TIMEOUT_S)
-    except Exception:  # whatever becomes of Ray's private names, the model serves
-        logger.exception("no worker is kept ready")
+    except Exception:  # Ray's private names may change; the model must serve all the same
+        logger.exception("no worker process is kept ready: the next load takes a second longer")
 
 
 def _is_one_idle() -> bool:

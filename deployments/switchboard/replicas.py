@@ -1,6 +1,6 @@
 """Checks models, and runs and unloads their engines on the model servers' replicas.
 
-`Replicas` is the seam its tests replace; `ServeReplicas` does it with Ray Serve.
+Tests replace the protocol `Replicas` with a fake; `ServeReplicas` is the one on Ray Serve.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ from ray.serve.handle import DeploymentHandle
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine import standby
+from deployments.engine.environment import standby_environment
 from deployments.engine.events import EngineEvent, EngineGone, EngineHeld, EngineReady
 from deployments.engine.forkserver import ForkServerKeeper
-from deployments.engine.process import standby_environment
+from deployments.host.filesystems import is_slow_filesystem
 from deployments.memory.monitor import open_host_memory
 from deployments.memory.plan import Plan
 from deployments.residency import Problem, UnloadMode
@@ -28,16 +29,16 @@ from deployments.settings import Settings
 from deployments.switchboard import prestart, scaler
 from deployments.switchboard.scaler import ReplicaScaler, ScalingFailed
 
-# For what takes Serve seconds, and up to twenty times as long where other programs have the cores.
+# Serve needs seconds, and up to twenty times as long if other programs use the cores.
 _SCALE_TIMEOUT_S = 120.0
-# Its imports take 8 s on two idle cores, and a plain start three times that.
+# The fork server's imports take 8 s on two idle cores; a plain start of an engine takes three times
+# that.
 _STANDBY_READY_S = 45.0
-_CLEARED_S = 60.0  # an engine is killed after its own time, and what is left of it cleared
+_CLEARED_S = 60.0  # to kill an engine that has not ended in its own time, and to clear its remains
 _DESCRIBE_S = 60.0
-_STRAYS_S = (
-    2.0  # between two looks for replicas that the Switchboard did not ask for, while a model loads
-)
-_SPARE_AFTER_S = 2.0  # its imports would slow the first answers of the new model
+# While a model loads: seconds between two looks for replicas that the Switchboard did not ask for.
+_STRAYS_S = 2.0
+_SPARE_AFTER_S = 2.0  # the spare worker's imports would slow the new model's first answers
 _CHUNK_BYTES = 8 * 1024 * 1024
 
 logger = logging.getLogger("llm_backend.switchboard")
@@ -47,32 +48,32 @@ class Replicas(Protocol):
     """What the Switchboard needs of the cluster; tests replace it with a fake."""
 
     async def check(self, target: str) -> None:
-        """Check the model's files, and that it fits. Raises CheckpointError."""
+        """Check the model's files, and that the model fits. Raises CheckpointError."""
 
     async def prepare(self, target: str) -> None:
-        """`check`, and read the files ahead. Raises CheckpointError."""
+        """Do `check`, and read the files into the page cache. Raises CheckpointError."""
 
     async def plan(self, target: str) -> Plan | None:
-        """The model's memory plan, with what is free now; None where there can be none."""
+        """The model's memory plan, with the memory free now; None if it cannot be made."""
 
     def memory_status(self) -> dict[str, Any]:
-        """The memory that the last unloads gave back."""
+        """How much memory the last unloads gave back."""
 
     def run_engine(self, target: str, epoch: int) -> AsyncIterator[EngineEvent]:
         """Start an engine and yield its events; the last one is EngineGone."""
 
     async def unload_engine(self, target: str, mode: UnloadMode) -> None:
-        """Put the engine to sleep, or stop it and its replica.
+        """Put the engine to sleep, or stop it and its replica, as `mode` says.
 
-        Returns when nothing of the engine is left, or after a bounded time.
+        Returns when the engine is asleep or gone, or after a bounded time.
         """
 
     def asleep(self) -> tuple[str, ...]:
-        """The targets whose engines sleep, the longest first."""
+        """The targets whose engines sleep, the longest asleep first."""
 
     async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
-        """Return (target, epoch, socket) of an engine that serves already, else None. Ends idle
-        replicas, except one in which `wanted` can start."""
+        """Return (target, epoch, socket) of the engine that serves, or None. Ends replicas without
+        an engine, except one in which `wanted` can start."""
 
     def dashboard_url(self) -> str:
         """The address of Ray's dashboard."""
@@ -82,7 +83,7 @@ class Replicas(Protocol):
 
 
 class ServeReplicas:
-    """Scales the model servers on Ray Serve to zero or one replica: a replica is the right to the
+    """Scales each model server on Ray Serve to zero or one replica. Only a replica may use the
     GPU."""
 
     def __init__(
@@ -93,10 +94,9 @@ class ServeReplicas:
         self._scaler = ReplicaScaler(app_name)
         self._memory = open_host_memory(settings)
         self._lost: set[str] = set()  # models whose replica died while its engine ran
-        self._asleep: dict[
-            str, asyncio.Task[None]
-        ] = {}  # target -> the task that watches it; oldest first
-        self._spare: asyncio.Task[None] | None = None  # starts a worker for the next replica
+        # sleeping target -> the task that watches its engine; the longest asleep first
+        self._asleep: dict[str, asyncio.Task[None]] = {}
+        self._spare: asyncio.Task[None] | None = None  # starts a spare worker for the next replica
         self._standby: ForkServerKeeper | None = None
         if standby.may_fork(settings):
             self._standby = ForkServerKeeper(settings.home, standby_environment(settings.device))
@@ -106,7 +106,7 @@ class ServeReplicas:
         await self._check(target)
 
     async def prepare(self, target: str) -> None:
-        if target in self._asleep:  # it has its files, and its memory
+        if target in self._asleep:  # its engine has read the files and holds the memory
             return
         folder = await self._check(target)
         await asyncio.to_thread(_read_ahead, folder)
@@ -143,17 +143,17 @@ class ServeReplicas:
                     if isinstance(event, EngineReady):
                         limit.reschedule(None)
                         await loading.aclose()
-                        if not self._settings.is_warm:  # there, each model keeps its replica
+                        if not self._settings.is_warm:  # in warm mode each model keeps its replica
                             self._spare = asyncio.get_running_loop().create_task(_start_spare())
                     yield event
         except TimeoutError:
-            message = f"{target} was not ready in {deadline_s:.0f} s"
+            message = f"{target} was not ready within {deadline_s:.0f} s"
             yield EngineGone(Problem("load_timeout", message))
         except ScalingFailed as exc:
             yield EngineGone(Problem("scaling_failed", str(exc)))
         except (RayError, RayServeException) as exc:
             self._lost.add(model)
-            message = f"the replica of {model} is gone ({type(exc).__name__})"
+            message = f"the replica of {model} died ({type(exc).__name__})"
             yield EngineGone(Problem("replica_lost", message))
 
     async def unload_engine(self, target: str, mode: UnloadMode) -> None:
@@ -182,30 +182,30 @@ class ServeReplicas:
         self._asleep[target] = asyncio.get_running_loop().create_task(watch)
 
     async def _watch_sleeper(self, target: str) -> None:
-        """Forget a sleeper that dies."""
+        """Remove the target when its sleeping engine dies or wakes."""
         with suppress(RayError, RayServeException):
             await self._servers[self._settings.targets[target].name].stay_asleep.remote()
         self._asleep.pop(target, None)
 
     async def _make_room_for(self, target: str) -> None:
-        """End the sleepers that must not stay beside `target`: those of its own model with another
-        task, and the oldest above the number allowed."""
+        """End the sleeping engines that cannot stay beside `target`: those of its own model with
+        another task, and the longest asleep above the number allowed."""
         model = self._settings.targets[target].name
         self._forget_asleep(target)  # it is about to be woken
         others = list(self._asleep)
         same = [other for other in others if self._settings.targets[other].name == model]
-        for other in same:  # its replica ends it before it starts another
+        for other in same:  # the replica itself ends this engine before it starts another
             self._forget_asleep(other)
             others.remove(other)
         await self._end_sleepers(others[: max(0, len(others) - self._settings.max_sleepers)])
 
     @asynccontextmanager
     async def _clearing_strays(self, model: str) -> AsyncIterator[None]:
-        """While `model` loads, end the replicas that would keep it from the place for ever.
+        """While `model` loads, end the replicas that would keep it from the GPU for ever.
 
         (1) Deploying the configuration again with other options sets a deployment back to the one
-        replica of the code, and Ray may place that one first. (2) The old model's replica stays
-        where the Serve controller could not be reached to end it.
+        replica that the code declares, and Ray may place that replica first. (2) The old model's
+        replica stays if the Serve controller could not be reached to end it.
         """
         is_over = asyncio.Event()
         clearing = asyncio.get_running_loop().create_task(self._clear_strays(model, is_over))
@@ -213,17 +213,17 @@ class ServeReplicas:
             yield
         finally:
             is_over.set()
-            await clearing  # its last scaling is done before another begins
+            await clearing  # no scaling of ours must overlap with the next one
 
     async def _clear_strays(self, model: str, is_over: asyncio.Event) -> None:
         while True:
-            with suppress(TimeoutError):  # nothing tells when Serve's wishes have changed
+            with suppress(TimeoutError):  # Serve does not report when its replica counts change
                 await asyncio.wait_for(is_over.wait(), _STRAYS_S)
                 return
             try:
                 await self._end_strays(model)
-            except Exception as exc:  # noqa: BLE001  whatever it is, this loop must go on
-                logger.warning("could not look for strays: %r", exc)
+            except Exception as exc:  # noqa: BLE001  this loop must go on after any error
+                logger.warning("could not end replicas of other models: %r", exc)
 
     async def _end_strays(self, model: str) -> None:
         replicas = await self._scaler.replicas()
@@ -243,7 +243,7 @@ class ServeReplicas:
             watching.cancel()
 
     async def _end_replica(self, model: str) -> None:
-        """Returns when nothing of its engine is left; the replica itself may be about to end."""
+        """Return when nothing of the replica's engine is left; the replica may still be ending."""
         bound_s = self._settings.switching.unload_timeout_s + _CLEARED_S
         replicas = await self._scaler.replicas()
         has_ended = False
@@ -257,11 +257,10 @@ class ServeReplicas:
             await self._scaler.wait_gone(model, _SCALE_TIMEOUT_S)
 
     async def find_running(self, wanted: str | None) -> tuple[str, int, str] | None:
-        """What serves, if anything; replicas that hold no engine are ended, but for the one that
-        `wanted` can begin in. Sleepers stay."""
+        """As `Replicas.find_running`; sleeping engines stay."""
         replicas = await self._scaler.replicas()
         found = None
-        others: dict[str, bool] = {}  # name -> whether an engine can begin in its replica
+        others: dict[str, bool] = {}  # name -> whether an engine can start in its replica
         for name in self._servers:
             held: EngineHeld | None = None
             is_usable = True
@@ -296,7 +295,10 @@ async def _start_spare() -> None:
 
 
 def _read_ahead(folder: Path) -> None:
-    """Read the weights once, so that the engine finds them in the page cache."""
+    """Read the weights once, so that the engine finds them in the page cache, where a disk of
+    Windows leaves little."""
+    if is_slow_filesystem(folder):
+        return
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

@@ -1,4 +1,4 @@
-"""Carries out the effects of the residency machine, and reports the results to it."""
+"""Carries out the effects of the residency machine and reports their results to it."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ class EffectRunner:
     """Runs the machine's effects on the replicas; keeps the view and the history.
 
     Everything runs on one event loop, and no method blocks it. Every event reaches the machine
-    through `handle`; the Switchboard waits for `has_started` before it hands one on.
+    through `handle`; the Switchboard calls `handle` only after `has_started`.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class EffectRunner:
         self._replicas = replicas
         self._state_file = settings.home / paths.RESIDENCY
         self._saved = load_state(self._state_file)  # by an earlier boot
-        self._saved_at: object = None  # what this boot has saved last
+        self._last_saved: object = None  # what this boot wrote last
         policy = Policy(
             drain_timeout_s=switching.drain_timeout_s,
             max_wait_s=switching.max_wait_s,
             min_resident_s=switching.min_resident_s,
             probation_s=switching.probation_s,
             failed_retry_s=switching.failed_retry_s,
-            # longer than the host's own limit, whose error says what it waited for
+            # longer than the limit in `ServeReplicas`, whose error says more
             load_timeout_s=switching.load_timeout_s + _SPARE_S,
             idle_unload_s={
                 target: switching.idle_unload_s[spec.name]
@@ -77,12 +77,12 @@ class EffectRunner:
         self.boot = uuid.uuid4().hex[:8]
         self.machine = Residency(list(settings.targets), policy, epoch, self.boot)
         self.event_log = EventLog(settings.home, self.machine)
-        self.has_started = asyncio.Event()  # what runs is known: events may come
+        self.has_started = asyncio.Event()  # the machine knows which engine runs: events may come
         metrics = SwitchMetrics(list(settings.targets), time.monotonic())
         self.history = History(self.boot, metrics)
         if self._saved:
             self.history.recall(self._saved.tickets)
-        self._told = self.history.position  # watchers have been woken for the events up to here
+        self._announced = self.history.position  # watchers were woken for the events up to here
         self.gpu = NO_GPU
         self._context_tokens: tuple[int, int | None] = (epoch, None)  # of the engine of an epoch
         self.view = self._make_view(0)
@@ -97,18 +97,18 @@ class EffectRunner:
             self._spawn(self._watch_gpu(watch))
 
     async def close(self) -> None:
-        """End its tasks; an engine that runs goes on."""
+        """End the runner's tasks; a running engine goes on."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.event_log.close()
 
-    async def until(self, is_it: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until `is_it`, or for `timeout_s`."""
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until `condition` is true, at most for `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not is_it():
+                while not condition():
                     await self._changed.wait()
 
     async def _start(self) -> None:
@@ -116,8 +116,8 @@ class EffectRunner:
         wanted = self._wanted_at_start()
         try:
             running = await self._replicas.find_running(wanted)
-        except Exception:  # the lock on the place keeps a second engine away
-            logger.exception("could not see what runs")
+        except Exception:  # the GPU's lock keeps a second engine from starting
+            logger.exception("could not find out which engine runs; taken as none")
         now = time.monotonic()
         lease = self._saved_lease(now)
         if lease:
@@ -132,7 +132,8 @@ class EffectRunner:
         self._apply_decisions()
 
     def _wanted_at_start(self) -> str | None:
-        """The target that was wanted last; None if this is the same server, and it was emptied."""
+        """The target that was desired last, else the default; None if an admin unloaded it and the
+        server has run since."""
         saved = self._saved
         if saved and saved.desired in self._settings.targets:
             return saved.desired
@@ -141,7 +142,7 @@ class EffectRunner:
         return self._settings.default_model
 
     def _saved_lease(self, now: float) -> Lease | None:
-        """The lease of the last boot; one that was not granted yet is gone with its switch."""
+        """The lease of the last boot. One that was not granted yet has ended with its switch."""
         lease: LeaseView | None = self._saved.lease if self._saved else None
         if lease and lease.until and lease.model in self._settings.targets:
             return Lease(lease.model, lease.owner, lease.seconds, now + lease.until - time.time())
@@ -162,7 +163,9 @@ class EffectRunner:
         await self.has_started.wait()
         async for state in watch.states():
             if state.is_alarming != self.gpu.is_alarming:
-                self.history.tell("gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at))
+                self.history.add_event(
+                    "gpu_alarm", **alarm_event(state, self._settings.gpu.alarm_at)
+                )
             self.gpu = state
             self._apply_decisions()
 
@@ -171,7 +174,8 @@ class EffectRunner:
     @overload
     def handle(self, event: Event) -> Ticket | None: ...
     def handle(self, event: Event) -> Ticket | None:
-        """Give the machine an event and apply what it decides; answers and raises as it does."""
+        """Give the machine an event and carry out its decisions. Returns and raises as
+        `Residency.handle` does."""
         ticket = self._take(event)
         self._apply_decisions()
         return ticket
@@ -181,7 +185,8 @@ class EffectRunner:
         return self.machine.handle(event)
 
     def _apply_decisions(self) -> None:
-        """Begin what the machine has decided, save it, and wake the watchers if they can see it."""
+        """Start the machine's effects, save its state, and wake the watchers if anything changed
+        for them."""
         for effect in self.machine.take_effects():
             self._spawn(self._carry_out(effect))
         self.history.observe(self.machine, time.monotonic())
@@ -190,8 +195,8 @@ class EffectRunner:
         has_changed = replace(view, version=self.view.version) != self.view
         if has_changed:
             self.view = view
-        if has_changed or self._told != self.history.position:
-            self._told = self.history.position
+        if has_changed or self._announced != self.history.position:
+            self._announced = self.history.position
             self._changed.set()
             self._changed = asyncio.Event()
         self._wake.set()
@@ -204,14 +209,14 @@ class EffectRunner:
                 try:
                     async with asyncio.timeout(self.machine.policy.load_timeout_s):
                         await self._replicas.unload_engine(model, mode)
-                except Exception:  # the lock on the place guards the next load
+                except Exception:  # the GPU's lock guards the next load
                     logger.exception("could not unload %s", model)
                 self.handle(events.EngineUnloaded(time.monotonic(), epoch))
             case Load():
                 await self._follow_engine(effect)
 
     async def _prepare(self, ticket_id: str, model: str) -> None:
-        if model in self._preparing:  # its threads hang; more of them would stop everything else
+        if model in self._preparing:  # its threads hang; more of them would block all others
             message = f"the files of {model} are still being read for an earlier switch"
             problem: Problem | None = Problem("prepare_timeout", message)
         else:
@@ -228,7 +233,7 @@ class EffectRunner:
         )
 
     async def _follow_engine(self, load: Load) -> None:
-        """Run the engine and hand on what becomes of it, until it is gone."""
+        """Run the engine and hand its events to the machine, until it is gone."""
         problem = Problem("engine_ended", f"the engine of {load.model} ended")
         try:
             async for event in self._replicas.run_engine(load.model, load.epoch):
@@ -236,7 +241,7 @@ class EffectRunner:
                     case EngineStarted():
                         self.history.metrics.started(load.model, event)
                         self._note(start=event.way)
-                        self._apply_decisions()  # one that slept is awake now
+                        self._apply_decisions()  # the view's `asleep` may have changed
                     case EngineVerifying():
                         self.handle(events.EngineVerifying(time.monotonic(), load.epoch))
                     case EngineReady(socket, context_tokens, steps):
@@ -247,7 +252,7 @@ class EffectRunner:
                     case EngineGone(why):
                         problem = why
         except Exception:
-            logger.exception("lost hold of %s", load.model)
+            logger.exception("could not follow the engine of %s any longer", load.model)
         machine = self.machine
         has_served = machine.state in (State.SERVING, State.DRAINING)
         is_loading = machine.state in (State.LOADING, State.VERIFYING)
@@ -255,7 +260,7 @@ class EffectRunner:
             self.history.metrics.lost(load.model, problem, has_served=has_served)
             if has_served:
                 fields = {"model": load.model, "epoch": load.epoch} | asdict(problem)
-                self.history.tell("engine_lost", **fields)
+                self.history.add_event("engine_lost", **fields)
         self.handle(events.EngineLost(time.monotonic(), load.epoch, problem))
 
     def _note(self, **notes: object) -> None:
@@ -265,11 +270,11 @@ class EffectRunner:
 
     def _save(self) -> None:
         """Write the state file if it would change; leases and tickets change with an event only."""
-        now = (self.machine.desired, self.machine.epoch, self.history.position)
-        if now == self._saved_at:
+        to_save = (self.machine.desired, self.machine.last_epoch, self.history.position)
+        if to_save == self._last_saved:
             return
-        self._saved_at = now
-        desired, epoch, _ = now
+        self._last_saved = to_save
+        desired, epoch, _ = to_save
         tickets = self.history.to_save()
         state = SavedState(desired, epoch, self._replicas.session(), self.history.lease, tickets)
         try:

@@ -1,12 +1,12 @@
 """Scales a model's deployment to zero or one replica, through Serve's external scaler.
 
-Serve lets an external scaler set the counts where the application says
-`external_scaler_enabled: true`; the call is the dashboard's, guarded by Ray's token. Zero is a
-count it takes there, though not as a deployment's first one: the schema refuses it, and setting
-the private field behind it makes `serve status` fail (Ray 2.60), so a model starts with a replica
-that holds nothing.
+Serve lets an external scaler set the counts if the application has
+`external_scaler_enabled: true`. The call goes to the dashboard, which Ray's token guards. Serve
+accepts zero in this call, but not as a deployment's first count: the schema refuses zero there, and
+setting the private field behind it makes `serve status` fail (Ray 2.60). So each model starts with
+a replica that holds no engine.
 
-The autoscaler (min 0, max 1) is no substitute: its request metrics outlive a switch and wake the
+The autoscaler (min 0, max 1) is no substitute: its request metrics outlive a switch and start the
 old model again.
 """
 
@@ -29,20 +29,20 @@ _NOT_YET = {404, 412, 503}  # the application is still being deployed, or the co
 
 
 class ScalingFailed(Exception):
-    """Serve did not do what it was asked within the deadline."""
+    """Serve did not set a replica count within the deadline."""
 
 
 def dashboard_url() -> str:
-    """Where this cluster's dashboard listens.
+    """The address of this cluster's dashboard.
 
-    Read from the cluster's own store: the address a worker's node object names is the default one,
-    which may be another cluster's on this machine.
+    It is read from the cluster's own store: a worker's node object has the default address, which
+    may belong to another cluster on this machine.
     """
     return f"http://{get_webui_url_from_internal_kv()}"
 
 
 def session_name() -> str:
-    """Of this cluster's run, made by Ray at its start."""
+    """The name that Ray gave to this run of the cluster."""
     name: str = ray._private.worker.global_worker.node.address_info["session_dir"]
     return Path(name).name
 
@@ -51,7 +51,7 @@ def session_name() -> str:
 class Replicas:
     """How many replicas a deployment has."""
 
-    num_existing: int  # in whatever state: waiting for the place, starting, running, stopping
+    num_existing: int  # in any state: waiting for the GPU, starting, running, stopping
     num_running: int
 
 
@@ -60,26 +60,26 @@ class ReplicaScaler:
 
     def __init__(self, app_name: str) -> None:
         self._app_name = app_name
-        self._ending: set[str] = set()  # told to have none, and not seen without any since
+        self._ending: set[str] = set()  # deployments that were scaled to zero and may have one yet
 
     async def scale(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
-        """Ask for zero or one replica; returns when Serve has taken the wish, not done it.
+        """Ask for zero or one replica; returns when Serve has accepted the count, not reached it.
 
-        A replica that is about to end would be taken for the new one: it is waited for first.
+        Waits first for a replica that is about to end, which Serve would take for the new one.
 
         Raises:
-            ScalingFailed: refused, or not taken within `timeout_s`.
+            ScalingFailed: Serve refused, or did not accept within `timeout_s`.
         """
         if num_replicas and deployment in self._ending:
             with suppress(ScalingFailed):
                 await self.wait_gone(deployment, timeout_s)
-        await self._tell(deployment, num_replicas, timeout_s)
+        await self._post_count(deployment, num_replicas, timeout_s)
         if num_replicas:
             self._ending.discard(deployment)
         else:
             self._ending.add(deployment)
 
-    async def _tell(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
+    async def _post_count(self, deployment: str, num_replicas: int, timeout_s: float) -> None:
         path = f"/api/v1/applications/{self._app_name}/deployments/{deployment}/scale"
         headers = {"Content-Type": "application/json"}
         headers |= get_auth_headers_if_auth_enabled(headers)
@@ -103,7 +103,9 @@ class ReplicaScaler:
                 if loop.time() > deadline:
                     break
                 await asyncio.sleep(_POLL_S)
-        raise ScalingFailed(f"Serve did not scale {deployment} to {num_replicas}: {answer}")
+        raise ScalingFailed(
+            f"Ray Serve did not scale {deployment} to {num_replicas} replicas: {answer}"
+        )
 
     async def replicas(self) -> dict[str, Replicas]:
         """Deployment name -> its replicas, as Serve's controller sees them."""
@@ -129,6 +131,8 @@ class ReplicaScaler:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while (await self.replicas())[deployment].num_existing:
             if asyncio.get_running_loop().time() > deadline:
-                self._ending.discard(deployment)  # Serve has kept it, and it can begin again
-                raise ScalingFailed(f"a replica of {deployment} is left after {timeout_s:.0f} s")
-            await asyncio.sleep(_POLL_S)  # Serve tells its state only when asked
+                self._ending.discard(deployment)  # Serve kept the replica: a load can use it
+                raise ScalingFailed(
+                    f"a replica of {deployment} was still there after {timeout_s:.0f} s"
+                )
+            await asyncio.sleep(_POLL_S)  # Serve reports no changes by itself

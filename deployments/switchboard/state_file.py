@@ -1,4 +1,4 @@
-"""Keeps what outlives a restart: the wanted model, the last epoch, the lease, tickets."""
+"""Saves what outlives a restart: the desired model, the last epoch, the lease, the tickets."""
 
 import json
 import logging
@@ -28,9 +28,9 @@ class SavedState:
 
     desired: str | None = None
     epoch: Annotated[int, Field(ge=0)] = 0
-    session: str = ""  # of Ray: another one means that everything was started anew
+    session: str = ""  # Ray's session; it changes when the whole server is started again
     lease: LeaseView | None = None
-    # as clients see them, the oldest first
+    # the tickets' JSON for clients, the oldest first
     tickets: tuple[Annotated[dict[str, Any], AfterValidator(_has_id)], ...] = ()
 
 
@@ -38,8 +38,8 @@ _SAVED = TypeAdapter(SavedState)
 
 
 def load_state(path: Path) -> SavedState | None:
-    """The saved state; None where there is none, or none that can be read: that is set aside, under
-    the name with `.damaged` behind it."""
+    """The saved state; None if there is no file or it is damaged. A damaged file is renamed: its
+    name then ends in `.damaged`."""
     try:
         raw = path.read_bytes()
     except OSError:
@@ -47,11 +47,11 @@ def load_state(path: Path) -> SavedState | None:
     try:
         state = _SAVED.validate_json(raw)
         if missing := asdict(state).keys() - json.loads(raw).keys():
-            raise ValueError(f"without {missing}")
+            raise ValueError(f"{missing} is missing")
         if state.lease:
-            state.lease.ends_at  # noqa: B018  a date that the calendar does not have raises
+            state.lease.ends_at  # noqa: B018  raises for a date outside the calendar
     except (ValueError, OverflowError, OSError, RecursionError):
-        logger.warning("%s is damaged and is set aside", path)
+        logger.warning("%s is damaged; it is renamed to %s.damaged", path, path.name)
         with suppress(OSError):
             path.replace(path.with_name(f"{path.name}.damaged"))
         return None
@@ -59,6 +59,6 @@ def load_state(path: Path) -> SavedState | None:
 
 
 def save_state(path: Path, state: SavedState) -> None:
-    """Raises OSError."""
+    """Write the state file. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(path, json.dumps(asdict(state)))

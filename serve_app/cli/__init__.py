@@ -10,8 +10,13 @@ logs.py        `logs`
 cache.py       `cache stats`, `cache clear`
 plan.py        `plan`
 pull.py        `pull`
+add.py         `add`
+fitting.py     fits the model that `add` drafts to a card
+model_file.py  drafts a model's file from what its checkpoint says of itself
 doctor.py      `doctor`
 bench.py       `bench`
+launch.py      `launch`, `config`
+tools.py       how programs of other makers reach this backend: pure
 connection.py  reaches a server; makes one line and an exit code of each error
 tables.py      values as lines of text
 progress.py    a switch as a bar
@@ -21,10 +26,12 @@ log_times.py   reads the time of a log line
 import typer
 
 from serve_app.cli import (
+    add,
     bench,
     cache,
     chat,
     doctor,
+    launch,
     logs,
     plan,
     pull,
@@ -46,8 +53,9 @@ status.register(app)
 switch.register(app)
 chat.register(app)
 logs.register(app)
+launch.register(app)
 cache.register(app)
-for command in (plan.plan, doctor.doctor, pull.pull, bench.bench):
+for command in (plan.plan, doctor.doctor, pull.pull, add.add, bench.bench):
     app.command()(command)
 
 

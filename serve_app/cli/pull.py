@@ -1,5 +1,6 @@
 """`llm-backend pull`: downloads the models' checkpoints to this machine."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,9 @@ import typer
 
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
+from deployments.host.disk_needs import slow_places
 from deployments.settings import PROJECT, ModelSpec, Settings, SettingsError
+from deployments.settings.environment import export_file
 from serve_app.launcher.preflight import PreflightError, local_settings, read_deployment
 
 
@@ -27,6 +30,14 @@ def pull(
             "missing.",
         ),
     ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Copy from this folder, without the network: a Hugging Face cache, or, with a "
+            "model's name, a folder with the checkpoint's files.",
+        ),
+    ] = None,
     config: Annotated[Path, typer.Option(help="The deployment file.")] = PROJECT
     / "serve_config.yaml",
 ) -> None:
@@ -43,11 +54,17 @@ def pull(
         raise typer.Exit(2) from exc
     if default and not update:
         specs = [spec for spec in specs if not _is_whole(spec, settings.home)]
-    raise typer.Exit(_pull_all(specs, is_update=update))
+    for need in slow_places(Path(sys.prefix), os.environ):
+        typer.echo(f"Note: {need.sentence}.", err=True)
+    if source and model is None and (source.expanduser() / "config.json").is_file():
+        typer.echo(f"Cannot pull: name the model whose checkpoint lies in {source}.", err=True)
+        raise typer.Exit(2)
+    raise typer.Exit(_pull_all(specs, source, is_update=update))
 
 
 def _settings(config: Path) -> Settings:
     _, _, args = read_deployment(config)
+    export_file(args.env_path)  # HF_HOME, before huggingface_hub reads it
     return local_settings(args)
 
 
@@ -71,10 +88,11 @@ def _is_whole(spec: ModelSpec, home: Path) -> bool:
     return True
 
 
-def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
-    """Download every checkpoint, also after a failure; return the exit code, 1 if any failed."""
+def _pull_all(specs: list[ModelSpec], source: Path | None, *, is_update: bool) -> int:
+    """Bring every checkpoint here, also after a failure; return the exit code, 1 if any failed."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+    from deployments.checkpoints.folder import FolderHub
     from deployments.checkpoints.hub import Hub, PullError
     from deployments.checkpoints.pull import pull as pull_one
 
@@ -89,7 +107,8 @@ def _pull_all(specs: list[ModelSpec], *, is_update: bool) -> int:
         elif key not in done:
             done.add(key)
             try:
-                pull_one(Hub(), spec, typer.echo, is_update=is_update)
+                hub = FolderHub(source, spec) if source else Hub()
+                pull_one(hub, spec, typer.echo, is_update=is_update or bool(source))
             except PullError as exc:
                 typer.echo(f"{spec.name}: {exc}.", err=True)
                 code = 1

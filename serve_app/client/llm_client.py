@@ -60,6 +60,7 @@ class LLMClient:
         api_key = _first_key(api_key or os.environ.get("LLM_BACKEND_API_KEY")) or admin_key
         # Two pools, so that the client can renew a lease and follow a switch while hundreds of
         # chats wait for a connection.
+        self.api_key = api_key
         self._models = Transport(self.base_url, api_key, self._clock)
         self._admin = Transport(self.base_url, admin_key or api_key, self._clock)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from deployments.host.needs import Need
 from deployments.memory.nvml import GpuReading
 from deployments.memory.plan import Plan
 from deployments.settings import Settings
@@ -87,7 +88,7 @@ class HostFacts:
     host: str  # the address that the server binds
     card: Card | None
     card_problem: str | None  # why the card cannot be read
-    has_nvidia_hardware: bool  # on the PCI bus, or given by WSL2
+    has_nvidia_hardware: bool  # on the PCI bus, or given by WSL2, with a driver or not
     torch: Torch | None
     torch_problem: str | None  # why PyTorch cannot be imported
     packages: dict[str, str]  # the relevant installed packages -> version
@@ -96,6 +97,8 @@ class HostFacts:
     has_nvcc: bool
     memory_total_bytes: int
     memory_available_bytes: int
+    card_remedy: str | None = None  # for `card_problem`
+    needs: tuple[Need, ...] = ()  # what a start would refuse or note
     disks: tuple[Disk, ...] = ()
     ports: tuple[Port, ...] = ()
     is_serving: bool = False  # a server runs on this home

@@ -20,16 +20,21 @@ import psutil
 from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine import standby
+from deployments.host.card import CardState, find_card
+from deployments.host.filesystems import filesystem_of
+from deployments.host.platform import is_wsl
 from deployments.memory.gpu_wait import describe_process
 from deployments.memory.nvml import GpuReadError, open_nvml
 from deployments.memory.plan import Plan
 from deployments.memory.planner import PlanError, plan_of, room_of
 from deployments.settings import Settings, SettingsError, known_checkpoints
+from deployments.settings.environment import export_file
 from serve_app.doctor.facts import Card, Disk, HostFacts, Port, Torch, Weights
 from serve_app.launcher.preflight import (
     PreflightError,
     is_serving,
     local_settings,
+    machine_needs,
     named_ray,
     port_holder,
     read_deployment,
@@ -49,8 +54,9 @@ _VARIABLES = (
     "XFORMERS_FORCE_DISABLE_TRITON",
     "VLLM_WSL2_ENABLE_PIN_MEMORY",
     "HF_HUB_OFFLINE",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
 )
-_NVIDIA_VENDOR = "0x10de"
 
 Known = Mapping[str, Mapping[str, Any]]
 
@@ -58,7 +64,10 @@ Known = Mapping[str, Mapping[str, Any]]
 def gather(config: Path) -> HostFacts:
     """Return the facts about this machine, for the deployment file `config`. Blocks for seconds."""
     settings, known, host, port, settings_problem = _settings(config)
+    found = find_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
     card, card_problem = _card()
+    if found.state is CardState.UNREACHABLE:
+        card, card_problem = None, found.problem
     torch, torch_problem = _torch()
     memory = psutil.virtual_memory()
     home = settings.home if settings else None
@@ -68,15 +77,17 @@ def gather(config: Path) -> HostFacts:
         host=host,
         card=card,
         card_problem=card_problem,
-        has_nvidia_hardware=_has_nvidia_hardware(),
+        has_nvidia_hardware=found.is_there,
+        card_remedy=found.remedy or None,
         torch=torch,
         torch_problem=torch_problem,
         packages=_packages(),
         environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        is_wsl2="microsoft" in os.uname().release.lower(),
+        is_wsl2=is_wsl(),
         has_nvcc=shutil.which("nvcc") is not None,
         memory_total_bytes=memory.total,
         memory_available_bytes=memory.available,
+        needs=tuple(machine_needs(settings)) if settings else (),
         disks=_disks(settings),
         ports=_ports(port),
         is_serving=home is not None and is_serving(home),
@@ -93,6 +104,7 @@ def _settings(config: Path) -> tuple[Settings | None, Known, str, int, str | Non
     host, port = "127.0.0.1", 7000
     try:
         host, port, args = read_deployment(config)
+        export_file(args.env_path)  # HF_HOME, before huggingface_hub reads it
         settings = local_settings(args)
         return settings, known_checkpoints(Path(args.config_dir)), host, port, None
     except (PreflightError, SettingsError) as exc:
@@ -105,18 +117,6 @@ def _card() -> tuple[Card | None, str | None]:
         return Card(reader.read(), reader.compute_capability(), reader.cuda_version()), None
     except GpuReadError as exc:
         return None, str(exc)
-
-
-def _has_nvidia_hardware() -> bool:
-    """Whether the PCI bus has an NVIDIA display controller, or the driver's device files exist."""
-    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
-        try:
-            is_display = (vendor.parent / "class").read_text().startswith("0x03")
-            if is_display and vendor.read_text().strip() == _NVIDIA_VENDOR:
-                return True
-        except OSError:
-            continue
-    return Path("/dev/nvidiactl").exists() or Path("/usr/lib/wsl/lib/nvidia-smi").exists()
 
 
 def _torch() -> tuple[Torch | None, str | None]:
@@ -168,18 +168,9 @@ def _disk(purpose: str, path: Path) -> Disk:
         purpose,
         path,
         shutil.disk_usage(existing).free,
-        _filesystem(existing.resolve()),
+        filesystem_of(existing),
         os.access(existing, os.W_OK),
     )
-
-
-def _filesystem(path: Path) -> str | None:
-    mounts = {
-        Path(mount.mountpoint): mount.fstype
-        for mount in psutil.disk_partitions(all=True)
-        if path.is_relative_to(mount.mountpoint)
-    }
-    return mounts[max(mounts, key=lambda mount: len(mount.parts))] if mounts else None
 
 
 def _ports(http_port: int) -> tuple[Port, ...]:

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterator
 
+from deployments.host.needs import driver_needs
 from deployments.memory.gpu_wait import describe_process
 from deployments.memory.plan import GIB, gib
 from deployments.settings import EngineSettings, ModelSpec, paths
 from serve_app.doctor.facts import Card, Finding, HostFacts, Level
 
-# The first driver that runs CUDA 13. Source: the compatibility table of NVIDIA's CUDA 13 notes.
-_DRIVERS = {13: "580", 12: "525"}
 _SMALL_CARD_BYTES = 15 * GIB  # the profile is for cards of 16 GB, of which 15.9 GiB are usable
 
 _OLD_NOTES = (
@@ -39,10 +38,9 @@ def check_gpu(facts: HostFacts) -> Iterator[Finding]:
     elif facts.has_nvidia_hardware:
         yield Finding(
             "gpu",
-            Level.PROBLEM,
-            f"there is an NVIDIA GPU, but it cannot be used: {facts.card_problem}",
-            f"install the NVIDIA driver {_DRIVERS[13]} or newer (under WSL2: on Windows), then "
-            "check it with: nvidia-smi",
+            Level.PROBLEM if facts.is_gpu_profile else Level.WARNING,
+            f"the NVIDIA GPU cannot be used: {facts.card_problem}",
+            facts.card_remedy or "make run",  # which installs the packages that read it
         )
     elif facts.is_gpu_profile:
         yield Finding(
@@ -58,23 +56,14 @@ def check_gpu(facts: HostFacts) -> Iterator[Finding]:
 
 
 def check_driver(facts: HostFacts) -> Iterator[Finding]:
-    """Check that the driver runs the CUDA version that PyTorch is built for."""
+    """Check that the driver runs the CUDA version that the packages are built for."""
     if not facts.card:
         return
     driver, newest = facts.card.reading.driver, facts.card.driver_cuda
-    needed = facts.torch.cuda if facts.torch else None
     text = f"driver {driver}" + (f", runs CUDA {newest[0]}.{newest[1]}" if newest else "")
-    if needed and newest and newest[0] < int(needed.split(".")[0]):
-        version = _DRIVERS.get(int(needed.split(".")[0]))
-        yield Finding(
-            "driver",
-            Level.PROBLEM,
-            f"{text}, and PyTorch is built for CUDA {needed}",
-            f"update the NVIDIA driver to {version} or newer"
-            if version
-            else "update the NVIDIA driver",
-        )
-    else:
+    lacking = list(driver_needs(driver, newest)) if facts.is_gpu_profile else []
+    yield from (Finding("driver", Level.PROBLEM, need.text, need.remedy) for need in lacking)
+    if not lacking:
         yield Finding("driver", Level.OK, text)
 
 

@@ -29,6 +29,14 @@ def check_settings(facts: HostFacts) -> Iterator[Finding]:
         )
 
 
+def check_needs(facts: HostFacts) -> Iterator[Finding]:
+    """Report what a start refuses or notes; `gpu_checks.py` has the card, driver and packages."""
+    for need in facts.needs:
+        if need.check not in ("gpu", "driver", "vllm"):
+            level = Level.PROBLEM if need.is_wall else Level.WARNING
+            yield Finding(need.check, level, need.text, need.remedy)
+
+
 def check_weights(facts: HostFacts) -> Iterator[Finding]:
     """Check that each model's checkpoint is present and complete."""
     default = facts.settings.default_model if facts.settings else None
@@ -236,6 +244,7 @@ def check_offline(facts: HostFacts) -> Iterator[Finding]:
 
 CHECKS = (
     check_settings,
+    check_needs,
     check_weights,
     check_disks,
     check_host_memory,

@@ -3,14 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
-from serve_app.doctor import gpu_checks, host_checks
+from serve_app.doctor import gpu_checks, host_checks, wsl_checks
 from serve_app.doctor.facts import Finding, HostFacts, Level
 
 
 def diagnose(facts: HostFacts) -> list[Finding]:
     """Return all findings, in the order of a start: settings, card, weights, then the rest."""
     first, *rest = host_checks.CHECKS
-    return [f for check in (first, *gpu_checks.CHECKS, *rest) for f in check(facts)]
+    checks = (first, *gpu_checks.CHECKS, *rest, *wsl_checks.CHECKS)
+    return [finding for check in checks for finding in check(facts)]
 
 
 def lines_of(findings: list[Finding]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Turns an engine's errors into the caller's shape, without the engine's internals."""
+"""Turns an engine's errors into errors for clients, without the engine's internals."""
 
 import json
 import re
@@ -15,13 +15,14 @@ from serve_app.protocol.errors import (
 )
 
 _MAX_MESSAGE = 600
-# An engine's error may repeat megabytes of what a client sent: only its beginning is looked at.
+# Only the beginning of a message is read: it may repeat megabytes of the request.
 _MAX_READ = 2_000
-# What the engine calls a bad request, and is an answer of its own that it could not read: by the
-# name of what it was to be, or on messages, where clients send no JSON inside JSON, as its JSON.
+# Two messages in which vLLM says "bad request" although it could not parse the model's answer:
+# pydantic's, with the name of a class that is no request; and json's, on /v1/messages, where
+# clients send no JSON inside JSON.
 _OWN_ANSWER = re.compile(r"validation errors? for (?!\w{0,60}(?:Request|Param))\w")
 _JSON_PLACE = re.compile(r"line \d+ column \d+ \(char \d+\)$")
-_ENGINE_DIED = "EngineCore"  # vLLM's name for what is gone, in its errors
+_ENGINE_DIED = "EngineCore"  # in vLLM's error if its engine process died
 # "[21:15:21] /project/cpp/regex.cc:83: " of xgrammar, paths, `File "x.py", line 3`, addresses
 _INSIDE = re.compile(
     r"\[\d\d:\d\d:\d\d\] \S+:\d+: |File \"[^\"]*\", line \d+(, in \S+)?"
@@ -43,9 +44,9 @@ _PROMPT_FIELDS = {"/v1/completions": "prompt", "/tokenize": "prompt", "/v1/respo
 
 
 def engine_error(status: int, body: bytes, path: str) -> BackendError:
-    """The error that a client is told where the engine's answer had `status` and `body`.
+    """Return the client's error for an engine's answer with `status` and `body`.
 
-    `status` of an error event, which has none, is that in its `code`, or 500.
+    For an error event, which has no status, pass 500; a status in its `code` takes precedence.
     """
     message, param, code = _read(body)
     message = message[:_MAX_READ]
@@ -64,26 +65,26 @@ def engine_error(status: int, body: bytes, path: str) -> BackendError:
         return NotFound(text or "The engine does not know this address.", param)
     if status == 413:
         return BodyTooLarge(text or "The body is too large.", param)
-    if status < 500 or status == 501:  # 501: it cannot be done with this model
+    if status < 500 or status == 501:  # 501: the model does not support it
         return InvalidRequest(text or "The request cannot be answered.", param)
-    return BackendError(f"The engine could not answer this request: {text or 'no reason given'}")
+    return BackendError(f"The engine could not answer this request: {text or 'it gave no reason'}")
 
 
 def _read(body: bytes) -> tuple[str, str | None, Any]:
-    """Message, parameter and code, of whichever shape."""
+    """Return message, parameter and code of an error, in whichever format the engine wrote it."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        return "", None, None  # HTML, or nothing: no text for a client
+        return "", None, None  # HTML or nothing: no message for a client
     if not isinstance(value, dict):
         return "", None, None
-    response = value.get("response")  # of a `response.failed`, which holds the whole answer
+    response = value.get("response")  # a `response.failed` event has the error inside the response
     error = (response if isinstance(response, dict) else value).get("error", value)
     if not isinstance(error, dict):
         return str(error), None, None
     message = error.get("message", error.get("detail", ""))
     param = error.get("param")
-    if isinstance(message, list):  # FastAPI's own
+    if isinstance(message, list):  # a validation error of FastAPI
         message = message[0].get("msg", "") if message and isinstance(message[0], dict) else ""
     name = param.removeprefix("body.")[:100] if isinstance(param, str) and param else None
     return str(message), name, error.get("code")
@@ -94,7 +95,7 @@ def _clean(message: str) -> str:
     if is_pydantics:
         message = quoted[1:].partition(f"{quoted[:1]}, '")[0]
     elif "Traceback" in message or "validation errors for" in message:
-        return ""  # of an answer of its own that it could not read
+        return ""  # about a model's answer that the engine could not parse
     message = message.replace("Value error, ", "")
     return " ".join(_INSIDE.sub("", message).split())[:_MAX_MESSAGE]
 
@@ -111,7 +112,9 @@ def _too_long(message: str, path: str) -> ContextTooLong | None:
             return None
         numbers = [group for group in found.groups() if group]
         limit, num, unit = min(numbers, key=int), max(numbers, key=int), "tokens"
-    if path.startswith("/v1/messages"):  # Anthropic's words, by which programs know to shorten it
+    if path.startswith(
+        "/v1/messages"
+    ):  # Anthropic's words, by which programs know to shorten the prompt
         num_tokens = num.removeprefix("at least ") if unit == "tokens" else str(int(limit) + 1)
         return ContextTooLong(f"prompt is too long: {num_tokens} tokens > {limit} maximum", field)
     return ContextTooLong(

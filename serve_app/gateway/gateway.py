@@ -36,6 +36,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, switchboard: Switchboard) -> None:
         self.settings = settings
+        self.names = settings.names
         self.switchboard = switchboard
         self.admission = Admission(settings.limits, gateway=uuid.uuid4().hex)
         self.sessions = EngineSessions()
@@ -189,4 +190,4 @@ async def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-Here = Annotated[Gateway, Depends(_gateway)]  # how a route gets its gateway
+GatewayDep = Annotated[Gateway, Depends(_gateway)]  # the type of a route's parameter `gateway`

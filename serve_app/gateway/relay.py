@@ -1,10 +1,11 @@
 """Relays one request to the engine and its answer to the client: bytes in, bytes out.
 
-It ends in exactly one of: a complete answer; a complete stream; a stream that ends with one error
-event; an error response. When the end of a stream is believed: `stream_end.py`.
+A request ends in exactly one of: a complete answer; a complete stream; a stream that ends with one
+error event; an error response. `stream_end.py` decides whether a stream is complete.
 
-A stream's head is held until the engine has begun to answer: until then a refusal has a status of
-its own. Only heartbeats, while it waits for its model, send it before.
+The relay sends the head of a stream only when the engine has begun to answer, so that an error
+until then still has its own status. Heartbeats, while the request waits for its model, send it
+earlier.
 """
 
 import asyncio
@@ -38,9 +39,9 @@ from serve_app.protocol.stream_end import ABORTED, SEPARATOR, StreamCheck
 from serve_app.telemetry.context import request_context
 from serve_app.validation.threads import in_thread_if_large
 
-_HEARTBEAT_S = 1.5  # the first comes before two seconds, when many clients and proxies look again
-_IDLE_S = 2.0  # less than vLLM's own 5 s: a connection it closes just now looks like its death
-# Where a stream does not tell why it is refused: the field that keeps a plain answer short.
+_HEARTBEAT_S = 1.5  # under the 2 s after which many clients and proxies check a silent connection
+_IDLE_S = 2.0  # less than vLLM's 5 s, so that we never use a connection that vLLM is closing
+# Routes whose streams do not say why they are refused -> the field that limits an answer's length.
 _LENGTHS = {"/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
 
 logger = logging.getLogger("llm_backend.gateway")
@@ -66,7 +67,7 @@ class EngineSessions:
 
     @asynccontextmanager
     async def to(self, endpoint: str) -> AsyncIterator[aiohttp.ClientSession]:
-        """The pool of the engine at `endpoint`."""
+        """Yield the session of the engine at `endpoint`."""
         pool = self._pools.get(endpoint)
         if pool is None:
             pool = self._pools[endpoint] = _Pool(endpoint)
@@ -78,7 +79,7 @@ class EngineSessions:
             pool.num_users -= 1
 
     async def close(self) -> None:
-        """Close all, used or not."""
+        """Close all pools, used or not."""
         await self._close(list(self._pools))
 
     async def _close(self, endpoints: list[str]) -> None:
@@ -89,7 +90,7 @@ class EngineSessions:
 
 @dataclass
 class EngineRequest:
-    """What an engine is to be sent: a checked request."""
+    """A checked request for an engine."""
 
     model: str
     path: str
@@ -97,6 +98,16 @@ class EngineRequest:
     is_stream: bool
     stream_check: StreamCheck
     dialect: Dialect
+    rewrites: tuple[tuple[bytes, bytes], ...] = ()  # in the answer's JSON: old bytes -> new
+
+    def rewritten(self, answer: bytes) -> bytes:
+        """Return an answer, or whole events of one, with the names that the client expects.
+
+        Each old text begins with a key of JSON in its quotes, which no JSON string holds unescaped.
+        """
+        for old, new in self.rewrites:
+            answer = answer.replace(old, new)
+        return answer
 
 
 class Relay:
@@ -114,11 +125,13 @@ class Relay:
         self._admission_request = admission_request
         self._request = request
         self._has_started = False
-        self._num_events = 0  # of the stream that were sent
-        self.error: BackendError | None = None  # that ends the answer; set before it is sent
+        self._num_events = 0  # events of the stream sent so far
+        self.error: BackendError | None = (
+            None  # the error that ended the answer; set before it is sent
+        )
 
     async def answer(self, receive: Receive, send: Send) -> None:
-        """Send the answer, or an error, unless the client leaves before."""
+        """Send the answer or an error; stop if the client disconnects."""
         async with while_client_stays(receive):
             try:
                 await self._answer_once_admitted(send)
@@ -127,7 +140,7 @@ class Relay:
 
     async def _answer_once_admitted(self, send: Send) -> None:
         async def wait(decided: asyncio.Future[None]) -> None:
-            """A stream is kept alive with comments."""
+            """Wait for the decision; send heartbeats meanwhile if the request is a stream."""
             every_s = _HEARTBEAT_S if self._request.is_stream else None
             while not (await asyncio.wait([decided], timeout=every_s))[0]:
                 await self._send_heartbeat(send)
@@ -147,15 +160,15 @@ class Relay:
                         raise switching_error(slot) from None
                     raise DeadlineExceeded("The request exceeded its time limit.") from None
                 except aiohttp.ClientConnectorError:
-                    # Nothing was sent: the engine is gone, or going. Its successor answers.
-                    await self._wait_for_news(slot, send)
+                    # The engine is gone or ending, and got nothing: the next engine answers.
+                    await self._wait_for_next_epoch(slot, send)
 
     async def _send_heartbeat(self, send: Send) -> None:
         await self._start_stream(send, {})
         await send(chunk(heartbeat(self._request.model, self._request.dialect)))
 
-    async def _wait_for_news(self, slot: Slot, send: Send) -> None:
-        """Wait until the view is no longer the one that named a dead engine."""
+    async def _wait_for_next_epoch(self, slot: Slot, send: Send) -> None:
+        """Wait until the view no longer names the dead engine of this slot."""
         admission, loop = self._admission, asyncio.get_running_loop()
         heartbeat_at = loop.time() + _HEARTBEAT_S
         while admission.view and admission.view.admitting_epoch == slot.epoch:
@@ -164,7 +177,9 @@ class Relay:
             if self._request.is_stream and loop.time() > heartbeat_at:
                 heartbeat_at += _HEARTBEAT_S
                 await self._send_heartbeat(send)
-            await asyncio.sleep(0.1)  # a fault's path; the Switchboard's news ends it
+            await asyncio.sleep(
+                0.1
+            )  # rare, after a fault; ends when the Switchboard's view changes
 
     async def _forward(self, slot: Slot, send: Send) -> None:
         async with self._sessions.to(slot.endpoint) as session:
@@ -182,7 +197,7 @@ class Relay:
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ClientError, ConnectionError) as exc:
-                logger.warning("engine of epoch %d broke off: %r", slot.epoch, exc)
+                logger.warning("the engine of epoch %d closed a connection: %r", slot.epoch, exc)
                 raise await self._cause(session) from exc
 
     async def _relay_whole(
@@ -197,6 +212,7 @@ class Relay:
             raise await self._cause(session)
         if self._request.stream_check.needs_proof_of_life and not await is_healthy(session):
             raise _lost()
+        body = self._request.rewritten(body)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await send(start(200, headers | provenance_headers(slot, self._request.model)))
         await send(chunk(body, is_last=True))
@@ -208,10 +224,11 @@ class Relay:
         slot: Slot,
         send: Send,
     ) -> None:
-        """Pass whole events on as they come; hold the first until the engine has begun to answer,
-        and the last word until it is known to be true.
+        """Send whole events as they come.
 
-        The engine's own error event is the last: the `[DONE]` it sends after it would be a lie.
+        The first ones are held until the engine has begun to answer, and the last one until it is
+        known that the answer is complete. After an error event of the engine nothing more is sent:
+        its `[DONE]` would say that the answer is complete.
         """
         check, rest, held = self._request.stream_check, b"", b""
         async for data in response.content.iter_any():
@@ -227,7 +244,7 @@ class Relay:
             if held and not state.is_preamble:
                 await self._start_stream(send, provenance_headers(slot, self._request.model))
                 self._num_events += held.count(SEPARATOR)
-                await send(chunk(held, is_last=state.is_over))
+                await send(chunk(self._request.rewritten(held), is_last=state.is_over))
                 held = b""
             if state.error is not None:
                 error = engine_error(500, state.error, self._request.path)
@@ -237,15 +254,16 @@ class Relay:
         raise await self._cause(session)
 
     async def _cause(
-        self, session: aiohttp.ClientSession, told: BackendError | None = None
+        self, session: aiohttp.ClientSession, reported: BackendError | None = None
     ) -> BackendError:
-        """Why the engine did not answer to the end; `told` is what it says itself.
+        """Find out why the engine did not complete its answer.
 
-        (1) The client's fault. (2) The engine is gone. (3) A refusal that a stream of this route
-        does not tell: a plain answer of one token does.
+        (1) The request is wrong, as the engine's own error `reported` says. (2) The engine is gone.
+        (3) The engine refused the request, but streams of this route do not say why: ask for a
+        plain answer of one token, which does.
         """
-        if told and told.status < 500:  # (1)
-            return told
+        if reported and reported.status < 500:  # (1)
+            return reported
         if not await is_healthy(session):  # (2)
             return _lost()
         length = _LENGTHS.get(self._request.path)
@@ -260,7 +278,7 @@ class Relay:
                         return await _refusal(response, self._request.path)
             except (aiohttp.ClientError, ConnectionError):
                 return _lost()
-        return told or BadAnswer("The engine broke off this answer.")
+        return reported or BadAnswer("The engine did not complete this answer.")
 
     async def _start_stream(self, send: Send, headers: dict[str, str]) -> None:
         if not self._has_started:
@@ -284,19 +302,19 @@ def _asking(
 ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
     return session.post(
         path,
-        data=io.BytesIO(body),  # written piece by piece: other requests go on
+        data=io.BytesIO(body),  # sent in pieces, so that a large body does not block the event loop
         headers={"content-type": "application/json"},
     )
 
 
 async def _refusal(response: aiohttp.ClientResponse, path: str) -> BackendError:
-    """What a client is told of an error, in which the engine may repeat all that it was sent."""
+    """Return the client's error; in a thread if the engine's is large."""
     body = await response.read()
     return await in_thread_if_large(len(body), lambda: engine_error(response.status, body, path))
 
 
 def _changed(body: bytes, fields: dict[str, Any]) -> bytes:
-    """A request with other values in these fields."""
+    """Return the request with these fields replaced."""
     return msgspec.json.encode(msgspec.json.decode(body) | fields)
 
 
@@ -305,8 +323,8 @@ def _lost() -> EngineLost:
 
 
 def provenance_headers(slot: Slot, model: str) -> dict[str, str]:
-    """Which model answered, from which load of it, how long the request waited, and how long the
-    switch took that it waited for."""
+    """Return headers with the model, its epoch, the time in the queue, and the duration of the
+    switch that the request waited for."""
     return {
         "x-model": model,
         "x-epoch": str(slot.epoch),

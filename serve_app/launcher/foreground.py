@@ -23,13 +23,18 @@ from typing import Any
 import yaml
 
 from deployments.engine import gpu_lock, standby
+from deployments.engine.environment import standby_environment
 from deployments.engine.forkserver import start_fork_server
-from deployments.engine.process import standby_environment
 from deployments.host import logs
 from deployments.settings import Settings, paths
-from deployments.settings.environment import export_file
 from serve_app.launcher import haproxy, pidfile, private
-from serve_app.launcher.preflight import PreflightError, check_all, claim, read_deployment
+from serve_app.launcher.preflight import (
+    PreflightError,
+    check_all,
+    claim,
+    machine_needs,
+    read_deployment,
+)
 
 _POLL_S = 0.25
 _STOP_TIMEOUT_S = 40.0
@@ -86,8 +91,7 @@ def run_server(config: Path, report: Reporter) -> int:
     private.close_to_others()
     report = _unfailing(report)
     try:
-        host, port, args = read_deployment(config)
-        export_file(args.env_path)
+        host, port, _ = read_deployment(config)
         settings = check_all(config)
         with claim(settings.home):
             return _run(config, settings, host, port, report)
@@ -104,10 +108,12 @@ def _run(config: Path, settings: Settings, host: str, port: int, report: Reporte
     logs.set_aside(log)
     signals = _Signals()
     report(f"Profile {settings.profile}: starting Ray and Serve (log: {log})")
+    for need in machine_needs(settings):
+        report(f"Note: {need.sentence}")
     for exposure in private.exposures(home, os.environ):
         if exposure.is_used:
             report(f"Not private: {exposure.text} ({exposure.remedy})")
-    with _environment(home) as environment, _early_standby(settings):
+    with _environment(settings) as environment, _early_standby(settings):
         address = f"http://{host}:{port}"
         return _run_serve(deployed, settings, address, log, environment, signals, report)
 
@@ -123,8 +129,12 @@ def _unfailing(report: Reporter) -> Reporter:
 
 
 @contextlib.contextmanager
-def _environment(home: Path) -> Iterator[dict[str, str]]:
-    """Yield Serve's environment variables; the folders they name exist while the block runs."""
+def _environment(settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield Serve's environment variables; the folders they name exist while the block runs.
+
+    The application gets the profile that was checked here, and does not look for a card again.
+    """
+    home = settings.home
     with (
         private.folder(home, "haproxy", Path(tempfile.gettempdir())) as haproxy_folder,
         private.folder(home, "ray", private.temporary_parent(os.environ)) as ray_folder,
@@ -133,6 +143,7 @@ def _environment(home: Path) -> Iterator[dict[str, str]]:
             _RAY
             | {"RAY_AUTH_TOKEN_PATH": str(private.make_ray_token(home))}
             | os.environ
+            | {"LLM_BACKEND_PROFILE": settings.profile}
             | {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
             | (haproxy.prepare(haproxy_folder) if haproxy.is_wanted() else {})
         )

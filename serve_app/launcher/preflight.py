@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ from deployments.checkpoints import checkpoint
 from deployments.checkpoints.checkpoint import CheckpointError
 from deployments.engine import gpu_lock
 from deployments.engine.flag_check import check_flags
+from deployments.host import needs
+from deployments.host.card import FoundCard, find_card
+from deployments.host.disk_needs import home_needs, slow_places
 from deployments.memory.monitor import open_host_memory
 from deployments.settings import AppArgs, Settings, SettingsError, check_bound, load_settings, paths
-from deployments.settings.environment import read_environment
+from deployments.settings.environment import export_file, read_environment
 from serve_app.launcher import pidfile, private
 
 _MIN_FREE_BYTES = 2 * 2**30  # logs, sockets, Ray's session folder with its object spill
@@ -49,9 +53,25 @@ def read_deployment(path: Path) -> tuple[str, int, AppArgs]:
 def local_settings(args: AppArgs) -> Settings:
     """Load the settings for this machine. Raises PreflightError."""
     try:
-        return load_settings(args, has_gpu=shutil.which("nvidia-smi") is not None)
+        return load_settings(args, has_gpu=_card().is_there)
     except SettingsError as exc:
         raise PreflightError(str(exc)) from exc
+
+
+def _card() -> FoundCard:
+    return find_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def machine_needs(settings: Settings) -> Iterator[needs.Need]:
+    """What this machine lacks to serve with `settings`, and what will be slow."""
+    yield from home_needs(settings.home)
+    if settings.device == "cuda":
+        yield from needs.card_needs(_card())
+    yield from needs.package_needs(settings.profile, Path(sys.prefix))
+    if settings.device == "cuda":
+        yield from needs.compiler_needs(os.environ)
+        yield from needs.nvcc_needs(os.environ)
+        yield from slow_places(Path(sys.prefix), os.environ)
 
 
 def check_all(path: Path) -> Settings:
@@ -61,12 +81,14 @@ def check_all(path: Path) -> Settings:
         PreflightError: the first check that fails.
     """
     host, port, args = read_deployment(path)
+    export_file(args.env_path)  # HF_HOME, before huggingface_hub reads it
     settings = local_settings(args)
     try:
         check_bound(host, settings)
     except SettingsError as exc:
         raise PreflightError(str(exc)) from exc
     home = settings.home
+    _check_machine(settings)
     _check_disk(home)
     try:
         check_flags(settings)
@@ -82,6 +104,12 @@ def check_all(path: Path) -> Settings:
         except CheckpointError as exc:
             raise PreflightError(exc.problem.message) from exc
     return settings
+
+
+def _check_machine(settings: Settings) -> None:
+    wall = next((need for need in machine_needs(settings) if need.is_wall), None)
+    if wall:
+        raise PreflightError(wall.sentence)
 
 
 def _check_disk(home: Path) -> None:

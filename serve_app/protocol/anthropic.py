@@ -38,6 +38,7 @@ class MessagesBody(CountBody):
 
     refused: ClassVar = {"thread": STATE_OF_MESSAGES}
     max_tokens: Annotated[int, Field(ge=1, lt=INT64)]
+    thinking: Object = None
     stream: Bool = None
     stop_sequences: Strings | None = None
     temperature: Fraction = None

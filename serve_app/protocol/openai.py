@@ -143,6 +143,8 @@ class ChatBody(_Generation, _Ignored):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: Bool = None
     include_reasoning: Bool = None
+    reasoning_effort: Text = None
+    thinking_token_budget: Natural = None
     add_generation_prompt: Bool = None
     continue_final_message: Bool = None
     chat_template_kwargs: ChatTemplateArguments | None = None

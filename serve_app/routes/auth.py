@@ -1,14 +1,14 @@
-"""Decides who may do what.
+"""Decides which clients may use which routes.
 
-| | no key set | keys set |
+| route | no key is set | keys are set |
 |---|---|---|
-| health, the console's page, the API's description | all clients | all clients |
-| models and what they answer, metrics | all clients | an API key, or an admin key |
-| `/admin/*`, `X-Switch: force` | all clients | an admin key; an API key where no admin key is set |
+| health, the console's page, the API description | all clients | all clients |
+| models and their answers, metrics | all clients | an API key, or an admin key |
+| `/admin/*`, `X-Switch: force` | all clients | an admin key; an API key if no admin key is set |
 
-Without keys the server listens on loopback only, and believes no Host but this machine's, so that
-a web page cannot reach it under a name of its own (DNS rebinding). An admin's request is refused
-to a foreign Host or Origin whatever key it brings.
+Without keys, the server listens on loopback only, and accepts only this machine's names as Host, so
+that a web page cannot reach it under a domain of its own (DNS rebinding). Admin requests with a
+foreign Host or Origin are refused whatever their key.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from deployments.settings import Settings, is_address
 from serve_app.protocol.errors import Forbidden, InvalidKey
 
 _OWN_SITE = ("same-origin", "none")
-_KEY_LIMIT = 512  # bytes; longer ones are not even hashed
+_KEY_LIMIT = 512  # bytes of a key that are hashed; the rest is ignored
 
 
 @dataclass(frozen=True)
 class Guard:
-    """The keys, as digests: comparing digests takes the same time whatever key was brought."""
+    """The digests of all keys: comparing digests takes the same time for every key."""
 
     users: tuple[bytes, ...]
     admins: tuple[bytes, ...]
     hosts: frozenset[str]
-    origins: frozenset[str]  # of other sites whose pages may be an admin's all the same
+    origins: frozenset[str]  # other sites whose pages may send admin requests
 
     @classmethod
     def of(cls, settings: Settings) -> "Guard":
@@ -59,7 +59,7 @@ class Guard:
             return
         self._check_key(request)
         if not _is_one_of(_digest(_bytes(key_of(request) or "")), self.admins):
-            raise Forbidden("This address needs an admin key.")
+            raise Forbidden("This request needs an admin key.")
 
     def _check_key(self, request: Request) -> None:
         key = key_of(request)
@@ -69,38 +69,44 @@ class Guard:
             raise InvalidKey("Invalid API key.")
 
     def _check_host(self, request: Request) -> None:
-        """An address is fine: only a name can be made to mean another machine."""
+        """Refuse unknown names. IP addresses are safe: only names can be pointed at a machine."""
         name = _host_name(request.headers.get("host", ""))
         if name is None or not (is_address(name) or name in self.hosts):
             raise Forbidden(
-                "Unknown Host name: `http.allowed_hosts` in configs/backend.yaml can allow it."
+                "Unknown name in the Host header; add it to `http.allowed_hosts` in "
+                "configs/backend.yaml to allow it."
             )
 
     def _check_origin(self, request: Request) -> None:
-        """A browser says where a request comes from: another site's page has no business here."""
+        """Refuse requests from another site's page, which the browser names in these headers."""
         origin = request.headers.get("origin")
         if origin in self.origins:
             return
         is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
         if not is_own or request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
-            raise Forbidden("Admin requests from another site's page are refused.")
+            raise Forbidden(
+                "Admin requests from another site's page are refused; `http.admin_origins` in "
+                "configs/backend.yaml can allow the site."
+            )
 
 
 async def check_user(request: Request) -> None:
-    """Whether this client may use the models. Raises InvalidKey, Forbidden."""
+    """Check that this client may use the models. Raises InvalidKey, Forbidden."""
     guard: Guard = request.app.state.guard
     guard.check_user(request)
 
 
 async def check_admin(request: Request) -> None:
-    """Whether this client has the admin's rights. Raises InvalidKey, Forbidden."""
+    """Check that this client may send admin requests. Raises InvalidKey, Forbidden."""
     guard: Guard = request.app.state.guard
     guard.check_admin(request)
 
 
 def key_of(request: Request) -> str | None:
-    """The key a client brings, OpenAI's way or Anthropic's; never one from the address. A header's
-    bytes are read as Starlette reads them, as Latin-1."""
+    """Return the key in OpenAI's or Anthropic's header; a key in the URL is ignored.
+
+    Starlette decodes headers as Latin-1.
+    """
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
@@ -108,13 +114,13 @@ def key_of(request: Request) -> str | None:
 
 
 def namespace_of(request: Request) -> str:
-    """Name the caller without showing the key; callers with the same key share the name."""
+    """Return a name for the caller that does not reveal the key; the same key has the same name."""
     key = key_of(request)
     return hashlib.sha256(_bytes(key)).hexdigest()[:16] if key else ""
 
 
 def _digests(keys: Iterable[SecretStr]) -> tuple[bytes, ...]:
-    """Of keys as they are set, text: clients send it as UTF-8."""
+    """Return the digests of the keys in the settings, encoded as UTF-8, as clients send them."""
     return tuple(_digest(key.get_secret_value().encode(errors="surrogateescape")) for key in keys)
 
 
@@ -123,16 +129,18 @@ def _digest(key: bytes) -> bytes:
 
 
 def _bytes(key: str) -> bytes:
-    """As a client sent it in a header."""
+    """Return the key's bytes as the client sent them in the header."""
     return key.encode("latin-1")
 
 
 def _is_one_of(digest: bytes, valid: tuple[bytes, ...]) -> bool:
-    return sum(hmac.compare_digest(digest, one) for one in valid) > 0  # all, whichever it is
+    return (
+        sum(hmac.compare_digest(digest, one) for one in valid) > 0
+    )  # compares all, so that the time does not depend on the key
 
 
 def _host_name(header: str) -> str | None:
-    """The name in a Host header, without its port; None where it is none."""
+    """Return the name in a Host header, without its port; None if it is not valid."""
     name, _, port = header.rpartition(":") if _has_port(header) else (header, "", "")
     if port and not port.isdecimal():
         return None

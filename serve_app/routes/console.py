@@ -1,4 +1,4 @@
-"""Serves the files of the web pages in `console/` and `docs/`."""
+"""Serves the web pages in `console/` and `docs/`."""
 
 import mimetypes
 from pathlib import Path
@@ -8,16 +8,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 _HERE = Path(__file__).parents[1]
-mimetypes.add_type("text/javascript", ".js")  # whatever the machine's own table says
-# Nothing from elsewhere and no inline script; pictures of a chat are data addresses.
+mimetypes.add_type("text/javascript", ".js")  # this machine's table may have another type
+# Nothing from other sites, no inline scripts; the pictures of a chat are data URLs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# The console makes no text into markup; Swagger UI does, after it has cleaned it.
+# For the console, which never turns text into HTML; Swagger UI does, after cleaning it.
 _STRICTER = f"{_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
 _HEADERS = {
-    # Asked for again each time, answered with 304 while unchanged: an update is never half seen.
+    # The browser asks each time and gets 304 for unchanged files, so it never mixes two versions.
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -27,7 +27,7 @@ routes = APIRouter(include_in_schema=False)
 
 
 class _Files(StaticFiles):
-    """The files of a folder, with the headers of our pages."""
+    """Serves the files of a folder, with our security headers."""
 
     def __init__(self, folder: str, policy: str) -> None:
         super().__init__(directory=_HERE / folder)
@@ -42,7 +42,7 @@ class _Files(StaticFiles):
 def _add(folder: str, page: str, policy: str) -> None:
     """Serve the files of a folder under its name, and its index at `page`.
 
-    As routes and not as a mount, which the access log and the metrics could not name.
+    As routes, not as a mount: the access log and the metrics need the name of a route.
     """
     files = _Files(folder, policy)
 
@@ -57,4 +57,4 @@ def _add(folder: str, page: str, policy: str) -> None:
 
 
 _add("console", "/", _STRICTER)
-_add("docs", "/docs", _POLICY)  # the API's description, to read and to try
+_add("docs", "/docs", _POLICY)  # Swagger UI

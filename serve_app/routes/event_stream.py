@@ -1,7 +1,8 @@
 """Sends the Switchboard's events as server-sent events.
 
-An event's id is `<boot>-<number>`. A client that comes back with its last id gets what it missed,
-or, where that is no longer known or another boot counts anew, a `gap` event and then what there is.
+An event's id is `<boot>-<number>`; a restarted Switchboard is another boot and counts anew. A
+client that reconnects with its last id gets the events that it missed. If they are of another
+boot, or no longer kept, it gets a `gap` event, and then the events that are kept.
 """
 
 import json
@@ -14,12 +15,14 @@ from serve_app.gateway.switchboard_client import ask
 from serve_app.protocol.errors import Unavailable
 
 _HEARTBEAT_S = 10.0
-_RETRY_MS = 1000  # a client whose stream has ended comes again after this
+_RETRY_MS = 1000  # clients reconnect after this time
 
 
 async def pieces(switchboard: Switchboard, page: EventPage) -> AsyncGenerator[bytes, None]:
-    """What one listener is sent, from its first page on. One page of events is held at a time,
-    however slowly the client reads."""
+    """Yield one client's stream, from its first page of events on.
+
+    Only one page is in memory at a time, however slowly the client reads.
+    """
     position = f"retry: {_RETRY_MS}\nid: {page.boot}-{page.last - len(page.events)}\n\n"
     yield position.encode() + _page(page)
     while True:
@@ -28,9 +31,9 @@ async def pieces(switchboard: Switchboard, page: EventPage) -> AsyncGenerator[by
             page = await ask(switchboard.events(after, _HEARTBEAT_S), _HEARTBEAT_S)
         except Unavailable:
             return
-        if page.boot != after[0]:  # the client comes again, and is told of the gap
+        if page.boot != after[0]:  # the client reconnects, and then gets a `gap` event
             return
-        yield _page(page) or b": no news\n"
+        yield _page(page) or b": no new events\n"
 
 
 def _page(page: EventPage) -> bytes:

@@ -1,15 +1,17 @@
-"""The public addresses: health, the models, and the models' answers."""
+"""The public routes: health, the list of models, and the models' answers."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Send
 
+from deployments.settings.names import NamedModel
 from serve_app.cache.shared_answer import CacheRequest
 from serve_app.gateway.admission import AdmissionRequest, OnAbsent
-from serve_app.gateway.gateway import Gateway, Here
+from serve_app.gateway.gateway import Gateway, GatewayDep
 from serve_app.gateway.relay import EngineRequest, Relay
 from serve_app.gateway.switchboard_client import ask
 from serve_app.protocol.asgi import Handled
@@ -27,36 +29,39 @@ routes = APIRouter(dependencies=[Depends(check_user)])
 
 
 @open_routes.get("/health", tags=["state"])
-async def health(gateway: Here) -> dict[str, Any]:
-    """Liveness: answers 200 whatever the models do."""
+async def health(gateway: GatewayDep) -> dict[str, Any]:
+    """Answers 200 while the gateway lives, whether or not a model serves."""
     return gateway.health()
 
 
 @open_routes.get("/health/ready", tags=["state"])
-async def ready(gateway: Here) -> JSONResponse:
-    """200 while a model serves, 503 else."""
+async def ready(gateway: GatewayDep) -> JSONResponse:
+    """Answers 200 while a model serves, else 503."""
     state = gateway.health()
     return JSONResponse(state, 200 if state["resident"] else 503)
 
 
 @routes.get("/models", tags=["models"])
 @routes.get("/v1/models", tags=["models"])
-async def models(request: Request, gateway: Here) -> dict[str, Any]:
-    """All models, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
-    specs = gateway.settings.models.values()
+async def models(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+    """List all models, resident or not; in Anthropic's format if `anthropic-version` is sent."""
+    listed = [_described(named, request, gateway) for named in gateway.names.listed()]
     if _speaks_anthropic(request):
-        names = list(gateway.settings.models)
-        listed = [gateway.model_for_anthropic(spec) for spec in specs]
-        return {"data": listed, "has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return {"object": "list", "data": [gateway.model(spec) for spec in specs]}
+        ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
+        return {"data": listed, "has_more": False} | ends
+    return {"object": "list", "data": listed}
 
 
 @routes.get("/v1/models/{name}", tags=["models"])
-async def model(name: str, request: Request, gateway: Here) -> dict[str, Any]:
-    """One model, resident or not; in Anthropic's shape where `anthropic-version` is sent."""
-    reading.check_known(name, gateway.settings.models)
-    spec = gateway.settings.models[name]
-    return gateway.model_for_anthropic(spec) if _speaks_anthropic(request) else gateway.model(spec)
+async def model(name: str, request: Request, gateway: GatewayDep) -> dict[str, Any]:
+    """Describe a model, resident or not; in Anthropic's format if `anthropic-version` is sent."""
+    return _described(reading.find_model(name, gateway.names), request, gateway)
+
+
+def _described(named: NamedModel, request: Request, gateway: Gateway) -> dict[str, Any]:
+    is_anthropic = _speaks_anthropic(request)
+    describe = gateway.model_for_anthropic if is_anthropic else gateway.model
+    return describe(named.spec) | {"id": named.asked}
 
 
 def _speaks_anthropic(request: Request) -> bool:
@@ -68,11 +73,11 @@ async def generate(
 ) -> None:
     """Answer one request, from its first header to its last byte.
 
-    (1) Read what its headers ask for. (2) Read and check its body. (3) Answer from the cache, or
-    (4) have the model switched to, if the client forces that, and relay the engine's answer.
+    (1) Read the headers. (2) Read and check the body. (3) Answer from the cache, or (4) start a
+    switch, if the client forces one, and relay the engine's answer.
 
     Raises:
-        BackendError: before anything is sent.
+        BackendError: only before anything is sent.
     """
     now = asyncio.get_running_loop().time()  # (1)
     deadline = now + gateway.settings.limits.request_timeout_s
@@ -81,8 +86,8 @@ async def generate(
     wants_cache = params.wants_cache(request)
     if on_absent is OnAbsent.FORCE:
         await check_admin(request)
-    engine_request, value = await _read(call, request, gateway, deadline)  # (2)
-    target = params.target(engine_request.model, call.task, gateway.settings.models)
+    engine_request, value, asked = await _read(call, request, gateway, deadline)  # (2)
+    target = params.target(engine_request.model, call.task, gateway.names, "model")
     request_context().model = engine_request.model
     admission_request = AdmissionRequest(
         target, deadline, on_absent, wait_deadline, gateway.admission.last_failure(target)
@@ -95,7 +100,7 @@ async def generate(
 
     cache_request = CacheRequest(
         path=call.path,
-        body=value,
+        body=value | {"model": asked},  # an answer names the model as it was asked for
         model=engine_request.model,
         target=target,
         namespace=namespace_of(request),
@@ -110,30 +115,45 @@ async def generate(
 
 async def _read(
     call: Call, request: Request, gateway: Gateway, deadline: float
-) -> tuple[EngineRequest, dict[str, Any]]:
-    """Read and check the body: the request for the engine, and its JSON.
+) -> tuple[EngineRequest, dict[str, Any], str]:
+    """Read and check the body.
+
+    Return the request for the engine, its JSON, and the model's name as it was asked for.
 
     Raises:
-        InvalidRequest, UnknownModel: and their subclasses.
+        InvalidRequest, UnknownModel
     """
     limits = gateway.settings.limits
     raw = await reading.read_body(request, limits.max_body_bytes, deadline)
-    examined = await validate(call, raw, gateway.settings)
-    value, found = examined.value, examined.pictures
+    valid = await validate(call, raw, gateway.settings, gateway.names)
+    value, found = valid.value, valid.pictures
     has_changed = bool(found) and await prepare_pictures(found, limits)
     engine_request = EngineRequest(
         model=value["model"],
         path=call.path,
-        body=encode(value) if has_changed or examined.has_changed else raw,
+        body=encode(value) if has_changed or valid.has_changed else raw,
         is_stream=bool(value.get("stream")),
-        stream_check=call.stream_check(examined.body.num_choices),
+        stream_check=call.stream_check(valid.body.num_choices),
         dialect=call.dialect,
+        rewrites=_rewrites(valid.model, call.path),
     )
-    return engine_request, value
+    return engine_request, value, valid.model.asked
+
+
+def _rewrites(model: NamedModel, path: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What an answer says otherwise than the engine: the model's name as it was asked for, and the
+    reasoning under the name that most clients read."""
+    rewrites = []
+    if model.asked != model.spec.name:
+        pair = (f'"model":{json.dumps(name)}'.encode() for name in (model.spec.name, model.asked))
+        rewrites.append((next(pair), next(pair)))
+    if model.spec.engine.reasoning_parser and path == "/v1/chat/completions":
+        rewrites.append((b'"reasoning":', b'"reasoning_content":'))
+    return tuple(rewrites)
 
 
 def _add(call: Call) -> None:
-    async def endpoint(request: Request, gateway: Here) -> Response:
+    async def endpoint(request: Request, gateway: GatewayDep) -> Response:
         return Handled(lambda receive, send: generate(call, request, gateway, receive, send))
 
     routes.add_api_route(

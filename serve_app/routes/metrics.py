@@ -1,7 +1,7 @@
-"""`GET /metrics`: the metrics of the gateway, the Switchboard and the resident engine on one page.
+"""`GET /metrics`: the metrics of gateway, Switchboard and resident engine on one page.
 
-It answers within a second whatever the others do: an engine that does not answer in time is left
-out and counted, a Switchboard that does not is shown as it last was.
+It answers within a second. If the engine does not answer in time, its metrics are missing and the
+failure is counted; if the Switchboard does not, the page has the metrics of its last answer.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.residency import State
-from serve_app.gateway.gateway import Gateway, Here
+from serve_app.gateway.gateway import Gateway, GatewayDep
 from serve_app.routes.auth import check_user
 from serve_app.routes.gauges import gpu_families, residency_families
 from serve_app.telemetry.engine_metrics import ask_engine, engine_families
@@ -29,9 +29,11 @@ routes = APIRouter(tags=["state"], dependencies=[Depends(check_user)])
 
 
 @routes.get("/metrics", response_class=Response)
-async def metrics(gateway: Here) -> Response:
-    """In Prometheus' text format, whatever a client prefers: in OpenMetrics, prometheus-client 0.26
-    writes vLLM's names with `_` for `:`."""
+async def metrics(gateway: GatewayDep) -> Response:
+    """Return all metrics in Prometheus' text format, even to clients that prefer OpenMetrics.
+
+    In OpenMetrics, prometheus-client 0.26 would write `_` for the `:` in vLLM's names.
+    """
     switchboard, engine = await asyncio.gather(_ask_switchboard(gateway), _ask_engine(gateway))
     families = [
         *residency_families(gateway.admission, gateway.settings),
@@ -40,7 +42,7 @@ async def metrics(gateway: Here) -> Response:
     ]
 
     def page() -> bytes:
-        """In a thread: an engine's page takes some 20 ms, in which tokens are to flow."""
+        """Runs in a thread: parsing an engine's page takes 20 ms and must not delay tokens."""
         own = gateway.metrics.registry.collect()
         return generate_latest(_Families([*own, *families, *_read_engine(gateway, engine)]))
 
@@ -48,20 +50,20 @@ async def metrics(gateway: Here) -> Response:
 
 
 async def _ask_switchboard(gateway: Gateway) -> list[Metric]:
-    """What it counts, or what it last did, and whether that is news."""
+    """Return the Switchboard's metrics, or those of its last answer, and which of the two it is."""
     is_up = True
     try:
         async with asyncio.timeout(_ANSWER_S):
             gateway.metrics.of_switchboard = await gateway.switchboard.metrics()
     except (RayError, RayServeException, TimeoutError):
         is_up = False
-    text = "1 when the Switchboard has answered for this page; else its figures are old."
+    text = "1 if the Switchboard answered for this page; 0 if its metrics here are from before."
     up = GaugeMetricFamily("llm_backend_switchboard_up", text, value=float(is_up))
     return [*gateway.metrics.of_switchboard, up]
 
 
 async def _ask_engine(gateway: Gateway) -> tuple[str, str]:
-    """The resident model and its engine's page; an empty one where there is none to be had."""
+    """Return the resident model and its engine's page; an empty page if there is none."""
     view = gateway.admission.view
     if view is None or view.state is not State.SERVING or not view.endpoint or not view.holder:
         return "", ""
@@ -84,7 +86,7 @@ def _read_engine(gateway: Gateway, engine: tuple[str, str]) -> list[Metric]:
 
 
 class _Families(Collector):
-    """Families that have been collected already, as the encoder wants them."""
+    """Hands families that are already collected to `generate_latest`, which takes a collector."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

@@ -1,6 +1,7 @@
-"""Adds to the API's description what FastAPI cannot see, because bodies are read as raw bytes.
+"""Adds request bodies, examples and errors to the API description (`/openapi.json`).
 
-Request bodies are derived from the models that check them; examples and errors are added by hand.
+FastAPI cannot see them, because the gateway reads bodies as raw bytes. The schemas of bodies come
+from the models that check them; examples and errors are written here.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ _WEATHER = {
     },
 }
 
-# Path -> title -> a body that works.
+# Path -> title -> a valid body.
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
     "/v1/chat/completions": {
         "A question": {"model": "qwen-14b", "messages": _HELLO, "max_tokens": 64},
@@ -61,7 +62,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "/v1/completions": {
-        "A text to go on with": {
+        "A text to continue": {
             "model": "qwen-coder",
             "prompt": "def add(a, b):",
             "max_tokens": 64,
@@ -78,10 +79,10 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
     "/tokenize": {"A text": {"model": "qwen-14b", "prompt": "Hello"}},
     "/detokenize": {"Tokens": {"model": "qwen-14b", "tokens": [19556, 905]}},
     "/admin/switch": {
-        "And wait for it": {"model": "qwen-coder", "wait": True},
+        "Switch and wait": {"model": "qwen-coder", "wait": True},
         "What would happen": {"model": "qwen-coder", "dry_run": True},
     },
-    "/admin/unload": {"When what runs is done": {"drain_timeout_s": 60}},
+    "/admin/unload": {"Let running requests finish": {"drain_timeout_s": 60}},
     "/admin/lease": {"For an hour": {"model": "qwen-14b", "seconds": 3600, "owner": "the show"}},
 }
 
@@ -91,23 +92,25 @@ _BODIES: dict[str, type[BaseModel]] = {call.path: call.body for call in CALLS} |
     "/admin/lease": LeaseRequest,
 }
 
-_BAD = ContextTooLong(
+_TOO_LONG = ContextTooLong(
     "This model's maximum context length is 32768 tokens. However, your messages resulted in "
     "40012 tokens. Please reduce the length of the messages.",
     "messages",
 )
-_UNKNOWN = UnknownModel("The model `gpt-4` does not exist.", "model")
-_SENT: list[BackendError] = [
-    _BAD,
+_UNKNOWN = UnknownModel(
+    "The model `gpt-4` does not exist. Available models: qwen-coder, qwen-14b, qwen-vl.", "model"
+)
+_BODY_ERRORS: list[BackendError] = [
+    _TOO_LONG,
     UploadTimeout("The request body was not received in time."),
     BodyTooLarge("The body is larger than 20971520 bytes."),
-    UnsupportedMediaType("The body must be sent as application/json."),
+    UnsupportedMediaType("Unsupported Content-Type; the body must be sent as `application/json`."),
 ]
-_KEYS: list[BackendError] = [
+_KEY_ERRORS: list[BackendError] = [
     InvalidKey("Invalid API key."),
-    Forbidden("This address needs an admin key."),
+    Forbidden("This request needs an admin key."),
 ]
-_ENGINE: list[BackendError] = [
+_MODEL_ERRORS: list[BackendError] = [
     _UNKNOWN,
     Overloaded("The queue is full: 256 requests wait."),
     BackendError("Internal error."),
@@ -119,14 +122,19 @@ _HEADERS = [
     (
         "X-Switch",
         {"type": "string", "enum": ["wait", "never", "force"], "default": "wait"},
-        "What is done where the model is not resident: wait for a switch, refuse, or cut others.",
+        "If the model is not resident: wait for a switch, get an error at once (never), or start a "
+        "switch that cuts other requests (force; needs an admin key).",
     ),
-    ("X-Max-Wait", {"type": "string", "example": "30"}, "Seconds the request may wait for it."),
+    (
+        "X-Max-Wait",
+        {"type": "string", "example": "30"},
+        "Longest time in seconds that the request waits to be admitted.",
+    ),
 ]
 
 
-def document(app: FastAPI, models: list[str]) -> dict[str, Any]:
-    """The whole document; made once, and kept by FastAPI's own convention in `app`."""
+def openapi_document(app: FastAPI, models: list[str]) -> dict[str, Any]:
+    """Return the API description; it is built once and kept in `app`, as FastAPI does."""
     if app.openapi_schema is None:
         value = get_openapi(
             title=app.title,
@@ -144,9 +152,10 @@ def _description() -> str:
     lines = [f"- `{name}`: {reason}" for name, reason in REFUSED.items()]
     return (
         "Three models behind one address on one GPU. Programs written for OpenAI's or Anthropic's "
-        "packages run unchanged.\n\nFields that are not listed are left out, and the answer's "
-        "`X-Ignored-Fields` names them, unless the settings have them refused. These would change "
-        "the answer or its cost, and are refused:\n\n" + "\n".join(lines)
+        "packages run unchanged.\n\nFields that are not listed here are dropped, and the header "
+        "`X-Ignored-Fields` of the answer names them (`unknown_fields: refuse` in the settings "
+        "refuses them instead). These fields would change the answer or its cost, and are always "
+        "refused:\n\n" + "\n".join(lines)
     )
 
 
@@ -185,7 +194,7 @@ def _add_bodies(value: dict[str, Any], models: list[str]) -> None:
 
 
 def _add_errors(value: dict[str, Any]) -> None:
-    """What can go wrong where; FastAPI's own 422 is never answered here."""
+    """Add the errors of each route; remove FastAPI's 422, which no route answers."""
     value.get("components", {}).get("schemas", {}).pop("HTTPValidationError", None)
     value.get("components", {}).get("schemas", {}).pop("ValidationError", None)
     engine_paths = {call.path: call.dialect for call in CALLS}
@@ -196,11 +205,11 @@ def _add_errors(value: dict[str, Any]) -> None:
             responses.pop("422", None)
             errors: list[BackendError] = [MethodNotAllowed("PUT is not allowed here.")]
             if "requestBody" in operation or operation.get("parameters"):
-                errors += _SENT if method == "post" else [_BAD]
+                errors += _BODY_ERRORS if method == "post" else [_TOO_LONG]
             if not path.startswith("/health"):
-                errors += _KEYS
+                errors += _KEY_ERRORS
             if path in engine_paths or path.startswith("/admin"):
-                errors += _ENGINE
+                errors += _MODEL_ERRORS
             if "{" in path:
                 errors.append(_UNKNOWN)
             for error in errors:
@@ -210,13 +219,13 @@ def _add_errors(value: dict[str, Any]) -> None:
 def _response(error: BackendError, dialect: Dialect) -> dict[str, Any]:
     example = error_body(error, dialect)
     return {
-        "description": f"`{error.code}`" if error.code else "The request is wrong.",
+        "description": f"`{error.code}`" if error.code else "The request is invalid.",
         "content": {"application/json": {"schema": _shape(example), "example": example}},
     }
 
 
 def _shape(example: Any) -> dict[str, Any]:
-    """The schema of an error's body."""
+    """Return the schema of an error's body."""
     inner = {name: {"type": ["string", "null"]} for name in example["error"]}
     schema: dict[str, Any] = {
         "type": "object",

@@ -1,15 +1,15 @@
-"""Reads what a client sets beside the body: headers, and the bodies of `/admin`."""
+"""Reads the headers of requests, and the bodies of `/admin`."""
 
 import asyncio
 import math
 import re
-from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from deployments.settings import ModelSpec, Task
+from deployments.settings import Task
+from deployments.settings.names import ModelNames
 from serve_app.gateway.admission import OnAbsent
 from serve_app.protocol.errors import InvalidRequest
 from serve_app.validation import reading
@@ -29,14 +29,14 @@ _Drain = Annotated[
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds that requests in flight may still take; 0 cuts them at once.",
+        description="Seconds that requests in flight get to finish; 0 cuts them at once.",
     ),
 ]
 _Task = Annotated[
     Task | None,
-    Field(description="What it shall do: generate or embed. Default: the model's first task."),
+    Field(description="`generate` or `embed`. Default: the model's first task."),
 ]
-_Wait = Annotated[bool, Field(description="Answer when the switch is over.")]
+_Wait = Annotated[bool, Field(description="Answer only when the switch is over.")]
 
 
 class SwitchRequest(_AdminRequest):
@@ -46,7 +46,9 @@ class SwitchRequest(_AdminRequest):
     task: _Task = None
     drain_timeout_s: _Drain = None
     wait: _Wait = False
-    dry_run: bool = Field(default=False, description="Say what would happen; change nothing.")
+    dry_run: bool = Field(
+        default=False, description="Return what would happen, but change nothing."
+    )
 
 
 class UnloadRequest(_AdminRequest):
@@ -59,20 +61,27 @@ class UnloadRequest(_AdminRequest):
 class LeaseRequest(_AdminRequest):
     """The body of `POST /admin/lease`."""
 
-    model: str = Field(description="The model that stays resident.", examples=["qwen-coder"])
+    model: str = Field(description="The model to keep resident.", examples=["qwen-coder"])
     task: _Task = None
-    seconds: float = Field(gt=0, le=86400, allow_inf_nan=False, description="How long, from now.")
-    owner: str = Field(min_length=1, max_length=100, description="Who asks; shown to others.")
+    seconds: float = Field(
+        gt=0,
+        le=86400,
+        allow_inf_nan=False,
+        description="Length of the lease, from when the model serves.",
+    )
+    owner: str = Field(
+        min_length=1, max_length=100, description="Name of the owner; others see it."
+    )
 
 
 _Body = TypeVar("_Body", bound=_AdminRequest)
 
 
 async def read_admin(request: Request, kind: type[_Body], timeout_s: float) -> _Body:
-    """The body of an admin's request.
+    """Read and check the body of an admin request.
 
     Raises:
-        InvalidRequest: it names the first field that is wrong.
+        InvalidRequest: names the first wrong field.
         BodyTooLarge, UnsupportedMediaType, UploadTimeout
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
@@ -86,51 +95,62 @@ async def read_admin(request: Request, kind: type[_Body], timeout_s: float) -> _
 
 
 def on_absent(request: Request) -> OnAbsent:
-    """What `X-Switch` asks for. Raises InvalidRequest."""
+    """Read `X-Switch`. Raises InvalidRequest."""
     value = request.headers.get("x-switch", OnAbsent.WAIT)
     try:
         return OnAbsent(value.strip().lower())
     except ValueError:
         choices = ", ".join(OnAbsent)
-        raise InvalidRequest(f"X-Switch must be one of {choices}.", "X-Switch") from None
+        raise InvalidRequest(
+            f"Invalid 'X-Switch': it must be one of {choices}.", "X-Switch"
+        ) from None
 
 
 def wants_cache(request: Request) -> bool:
-    """Whether `X-Cache` lets an answer be given again. Raises InvalidRequest."""
+    """Whether `X-Cache` allows an answer from the cache. Raises InvalidRequest."""
     value = request.headers.get("x-cache", "on").strip().lower()
     if value not in ("on", "off"):
-        raise InvalidRequest("X-Cache must be one of on, off.", "X-Cache")
+        raise InvalidRequest("Invalid 'X-Cache': it must be one of on, off.", "X-Cache")
     return value == "on"
 
 
 def max_wait_s(request: Request) -> float:
-    """Seconds that `X-Max-Wait` lets a request wait; without, infinite. Raises InvalidRequest."""
+    """Read `X-Max-Wait` in seconds; infinite if it is not sent. Raises InvalidRequest."""
     value = request.headers.get("x-max-wait")
     if value is None:
         return math.inf
     if not _SECONDS.fullmatch(value.strip()):
-        raise InvalidRequest("X-Max-Wait must be a number of seconds, 0 or more.", "X-Max-Wait")
+        raise InvalidRequest(
+            "Invalid 'X-Max-Wait': it must be a number of seconds, 0 or more.", "X-Max-Wait"
+        )
     return float(value)
 
 
 def event_id(request: Request) -> tuple[str, int] | None:
-    """Where `Last-Event-ID` says that the client is. Raises InvalidRequest."""
+    """Read `Last-Event-ID`, as boot and number. Raises InvalidRequest."""
     value = request.headers.get("last-event-id")
     if not value:
         return None
     boot, separator, number = value.rpartition("-")
     if not separator or not _EVENT_NUMBER.fullmatch(number):
-        raise InvalidRequest("Unknown Last-Event-ID.", "Last-Event-ID")
+        raise InvalidRequest(
+            "Invalid 'Last-Event-ID': it must be the id of an event.", "Last-Event-ID"
+        )
     return boot[:100], int(number)
 
 
-def target(model: str, task: Task | None, models: Mapping[str, ModelSpec]) -> str:
-    """What a switch to `model`, for `task`, leads to. Raises UnknownModel, InvalidRequest."""
-    reading.check_known(model, models)
-    spec = models[model]
+def target(model: str, task: Task | None, names: ModelNames, param: str = "task") -> str:
+    """Return the target (model and task) of a switch.
+
+    `param`: the field of the request that is wrong if the model does not have the task.
+
+    Raises:
+        UnknownModel, InvalidRequest
+    """
+    spec = reading.find_model(model, names).spec
     if task is None:
         return spec.target
     if task not in spec.tasks:
-        has = " and ".join(spec.tasks)
-        raise InvalidRequest(f"{model} cannot {task}; it can {has}.", "task")
+        tasks = " and ".join(spec.tasks)
+        raise InvalidRequest(f"{model} cannot {task}; it can {tasks}.", param)
     return spec.target_for(task)

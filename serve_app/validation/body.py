@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from deployments.settings import Settings
+from deployments.settings.names import ModelNames, NamedModel
 from serve_app.protocol.calls import Call
 from serve_app.protocol.fields import Body
 from serve_app.telemetry.context import request_context
@@ -24,6 +25,7 @@ from serve_app.validation.fields import (
 )
 from serve_app.validation.json_schema import check_schemas
 from serve_app.validation.message_content import Picture, pictures
+from serve_app.validation.names import apply_name
 from serve_app.validation.normalizing import normalize
 from serve_app.validation.threads import in_thread_if_large
 
@@ -32,23 +34,27 @@ from serve_app.validation.threads import in_thread_if_large
 class ValidRequest:
     """A checked request, which may be sent to an engine."""
 
+    model: NamedModel
     body: Body
     value: dict[str, Any]
     pictures: list[Picture]
     has_changed: bool  # `value` differs from the body as received
 
 
-async def validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
+async def validate(call: Call, raw: bytes, settings: Settings, names: ModelNames) -> ValidRequest:
     """Read and check the body of a request at `call`. Raises InvalidRequest, UnknownModel."""
-    return await in_thread_if_large(len(raw), lambda: _validate(call, raw, settings))
+    return await in_thread_if_large(len(raw), lambda: _validate(call, raw, settings, names))
 
 
-def _validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
-    limits, models = settings.limits, settings.models
+def _validate(call: Call, raw: bytes, settings: Settings, names: ModelNames) -> ValidRequest:
+    limits = settings.limits
     value = reading.decode(raw, limits.max_values)
-    spec = models[reading.wanted_model(value, models)]
+    model = reading.wanted_model(value, names)
+    spec = model.spec
+    has_renamed = apply_name(value, model)
     check_sizes(value)
-    ignored = normalize(call, value, is_strict=limits.unknown_fields == "refuse")
+    is_strict, reasons = limits.unknown_fields == "refuse", bool(spec.engine.reasoning_parser)
+    ignored = normalize(call, value, is_strict=is_strict, model_reasons=reasons)
     # Already here, so that the header is also on the answer to a request that is refused below.
     request_context().ignored_fields = ignored.header()
     body = check_fields(call, value)
@@ -59,7 +65,8 @@ def _validate(call: Call, raw: bytes, settings: Settings) -> ValidRequest:
     request_context().ignored_fields = ignored.header()
     found = pictures(body, value)
     check_vision(found, spec)
-    return ValidRequest(body, value, found, ignored.has_changed or has_lowered)
+    has_changed = has_renamed or ignored.has_changed or has_lowered
+    return ValidRequest(model, body, value, found, has_changed)
 
 
 def encode(value: dict[str, Any]) -> bytes:

@@ -42,8 +42,9 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "watermarking": (False,),
 }
-# Dropped even where unknown fields are refused: the models here have no separate reasoning.
-_NEEDLESS = {"thinking", "reasoning_effort", "thinking_token_budget"}
+# For models that reason apart from their answer (`reasoning_parser`). For others they are dropped,
+# even where unknown fields are refused.
+_OF_REASONING = {"thinking", "reasoning_effort", "thinking_token_budget"}
 # Fields that hold an object -> the fields of that object.
 _OBJECTS = {
     "stream_options": StreamOptions.model_fields,
@@ -75,9 +76,16 @@ class Ignored:
         return ", ".join(names[:_MAX_NAMES] + more) or None
 
 
-def normalize(call: Call, value: dict[str, Any], *, is_strict: bool) -> Ignored:
+def normalize(
+    call: Call, value: dict[str, Any], *, is_strict: bool, model_reasons: bool = False
+) -> Ignored:
     """Normalize `value`, the body of a request at `call`, and return the dropped fields."""
     ignored = Ignored(is_strict)
+    for name in [] if model_reasons else _OF_REASONING & value.keys():
+        given = value.pop(name)
+        ignored.has_changed = True
+        if given is not None:
+            ignored.add("", name)
     _normalize_fields(call, value, ignored)
     for name, allowed in _OBJECTS.items():
         _normalize_object(value.get(name), f"{name}.", allowed, ignored)
@@ -114,7 +122,7 @@ def _normalize_fields(call: Call, value: dict[str, Any], ignored: Ignored) -> No
                 _drop(value, name, ignored)
         elif given is None:
             _drop(value, name, ignored)
-        elif name in _NEEDLESS or not ignored.is_strict:
+        elif not ignored.is_strict:
             del value[name]
             ignored.add("", name)
 

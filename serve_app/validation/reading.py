@@ -1,12 +1,13 @@
 """Reads the body of a request, within the limits, as one JSON object."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from deployments.settings.names import ModelNames, NamedModel
 from serve_app.protocol.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -61,30 +62,32 @@ def decode(body: bytes, max_values: int) -> dict[str, Any]:
     return value
 
 
-def wanted_model(value: dict[str, Any], known: Collection[str]) -> str:
+def wanted_model(value: dict[str, Any], names: ModelNames) -> NamedModel:
     """Return the `model` of a request. Raises InvalidRequest, UnknownModel."""
-    model = value.get("model")
-    if not isinstance(model, str) or not model:
+    asked = value.get("model")
+    if not isinstance(asked, str) or not asked:
         raise InvalidRequest(
             "Missing required parameter: 'model'; it must be the name of a model.", "model"
         )
-    check_known(model, known)
-    return model
+    return find_model(asked, names)
 
 
-def check_known(model: str, known: Collection[str]) -> None:
-    """Check that the model exists. Raises UnknownModel."""
-    if model not in known:
+def find_model(asked: str, names: ModelNames) -> NamedModel:
+    """Return the model that a name means. Raises UnknownModel."""
+    found = names.find(asked)
+    if found is None:
+        known = ", ".join(named.asked for named in names.listed())
         raise UnknownModel(
-            f"The model `{model[:100]}` does not exist. Available models: {', '.join(known)}.",
-            "model",
+            f"The model `{asked[:100]}` does not exist. Available models: {known}.", "model"
         )
+    return found
 
 
 def invalid_field(problem: Mapping[str, Any]) -> InvalidRequest:
     """Turn pydantic's error into ours; the name of the field is without `query` or `path`."""
     field = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path"))[:100]
-    return InvalidRequest(f"Invalid '{field}': {problem['msg']}."[:300], field)
+    message = str(problem["msg"])
+    return InvalidRequest(f"Invalid '{field}': {message[0].lower()}{message[1:]}."[:300], field)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -1,7 +1,6 @@
 """`python -m tests.bench`: measures, writes the report, prints its table; `make bench` runs it."""
 
 import argparse
-import shutil
 import signal
 import sys
 import tempfile
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deployments.host.card import find_card
 from deployments.settings import PROJECT, AppArgs, ModelSpec, Settings, default_home, load_settings
 from tests.bench import machine, report, traces
 from tests.bench.rounds import FULL, QUICK, Bench
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     settings = load_settings(
-        AppArgs(home=str(default_home()), env_file=""), has_gpu=bool(shutil.which("nvidia-smi"))
+        AppArgs(home=str(default_home()), env_file=""), has_gpu=find_card().is_there
     )
     specs = _switched(settings)
     about = machine.describe() | {

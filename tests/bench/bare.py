@@ -15,7 +15,7 @@ import psutil
 from deployments.checkpoints import checkpoint
 from deployments.engine import gpu_lock
 from deployments.engine.args import engine_environment, engine_flags
-from deployments.engine.process import base_environment
+from deployments.engine.environment import base_environment
 from deployments.settings import ModelSpec, Settings
 from serve_app.launcher.ports import free_port
 from tests.bench.first_token import wait_first_token

@@ -15,7 +15,7 @@ import psutil
 
 from deployments.checkpoints import checkpoint
 from deployments.engine.args import engine_environment
-from deployments.engine.process import ENGINE_SITE
+from deployments.engine.environment import ENGINE_SITE
 from deployments.settings import ModelSpec, Settings
 from serve_app.launcher.ports import free_port
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from deployments.engine.process import base_environment
+from deployments.engine.environment import base_environment
 from tests.bench.cpu import CpuMeter, Roots
 from tests.bench.samples import Samples
 

@@ -26,7 +26,7 @@ from serve_app.launcher import private
 from serve_app.launcher.ports import free_port
 from tests.conftest import DEMO_HOME
 
-START_TIMEOUT_S = 280.0
+START_TIMEOUT_S = 420.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -60,15 +60,19 @@ class EngineWatch:
     def engines(self) -> dict[str, list[psutil.Process]]:
         """Socket name -> its living processes: the API server, and those of its session."""
         found: dict[str, list[psutil.Process]] = {}
-        for process in psutil.process_iter():
+        mark = f"--uds={self.home}/"
+        for pid in psutil.pids():
             try:
-                line = " ".join(process.cmdline()).split()  # a title set later is one argument
-                if process.status() == psutil.STATUS_ZOMBIE:
+                # A title set later is one argument. Read here, as a sample of psutil takes twice
+                # the time, which the engines need themselves.
+                line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+                if mark not in line or "supervisor.py" in line:
                     continue
-                uds = next((a for a in line if a.startswith(f"--uds={self.home}/")), None)
-                if uds and not any(a.endswith("supervisor.py") for a in line):
+                uds = line.partition(mark)[2].replace("\0", " ").split()[0]
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
                     found[Path(uds).name] = [process, *process.children(recursive=True)]
-            except psutil.Error:
+            except (OSError, psutil.Error):
                 continue
         return found
 
@@ -133,7 +137,7 @@ class Server:
         token = private.ray_token(self.home).read_text()
         url = self.get("/admin/status")["dashboard"] + path
         headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.request(method, url, headers=headers, timeout=30, **options)
+        answer = httpx.request(method, url, headers=headers, timeout=120, **options)
         assert answer.status_code == 200, answer.text
         return answer
 
@@ -146,7 +150,7 @@ class Server:
     def watch(self) -> EngineWatch:
         return EngineWatch(self.home)
 
-    def wait_serving(self, model: str, timeout_s: float = 180, after_epoch: int = 0) -> int:
+    def wait_serving(self, model: str, timeout_s: float = 300, after_epoch: int = 0) -> int:
         """The epoch under which `model` serves, once it does."""
 
         def serves() -> int:
@@ -180,8 +184,8 @@ class Server:
         self.family()  # what is to be gone
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
-        wait_until(lambda: not self.family(), 30, f"nothing is left: {self.family()}")
+            self.process.wait(150)
+        wait_until(lambda: not self.family(), 120, f"nothing is left: {self.family()}")
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -257,7 +261,7 @@ def start(
         assert process.poll() is None, "".join(lines)
     except BaseException:
         process.terminate()
-        process.wait(60)
+        process.wait(150)
         reader.join(10)
         process.stdout.close()
         raise

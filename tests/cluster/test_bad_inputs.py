@@ -13,7 +13,7 @@ from serve_app.launcher.ports import free_port
 from tests import bad_inputs
 from tests.cluster.server import CAPITAL, Server
 
-DEADLINE_S = 60  # of a row, and of the good request after it
+DEADLINE_S = 150  # of a row, and of the good request after it
 # The file's expectation, corrected. The engine's grammar compiler (xgrammar) makes an automaton of
 # this regular expression in 10 ms, so that it is an answer like any other.
 # `tool_choice: auto` without tools asks for nothing, and is left out.
@@ -43,7 +43,7 @@ def test_bad_inputs_are_refused_and_the_engine_lives_on(server: Server) -> None:
             with _collecting(failures, row.name):
                 _check(server, model, row)
             took_s = time.monotonic() - began
-            if took_s > 10:
+            if took_s > 60:
                 failures.append(f"{row.name}: the row and a good request took {took_s:.0f} s")
             assert took_s < DEADLINE_S, failures  # the next ones would say nothing new
     assert not failures, "\n".join(failures)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.cluster.server import Server, running
+from tests.cluster.server import Server
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -22,11 +22,10 @@ LONG_PROMPT = "{} " + "The quick brown fox jumps over the lazy dog. " * 60
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("busy")) as server:
-        server.switch("qwen-coder")  # the first start of each records its answer
-        server.switch("qwen-14b")
-        yield server
+def server(server: Server) -> Server:
+    server.switch("qwen-coder")  # the first start of each records its answer
+    server.switch("qwen-14b")
+    return server
 
 
 @contextmanager

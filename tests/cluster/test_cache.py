@@ -28,7 +28,7 @@ def test_a_repeated_question_to_a_model_that_is_not_loaded_costs_no_switch(serve
     assert again.json()["id"] != first.json()["id"]
     assert server.get("/health")["resident"] == "qwen-coder"
     assert server.get("/admin/switches")["data"] == before
-    assert took_s < 0.5
+    assert took_s < 3  # a switch takes 5
     print(f"\nanswered in {took_s * 1000:.0f} ms, without a switch")
 
 

@@ -78,7 +78,7 @@ def test_an_answers_name_is_in_the_log_and_its_prompt_in_none(server: Server) ->
         mine = [each for each in lines if each.get("request_id") == names[0][0]]
         return next((each for each in mine if each["event"] == "request"), None)
 
-    found = wait_until(line, 10, "the request's line is there")
+    found = wait_until(line, 60, "the request's line is there")
     kept = ("route", "model", "status", "outcome")
     assert [found[key] for key in kept] == ["/v1/chat/completions", A, 200, "complete"]
     assert found["completion_tokens"] > 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -15,7 +16,7 @@ from deployments.settings import PROJECT
 from tests.cluster.server import Server, running, wait_until
 from tests.conftest import DEMO_HOME
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 
 
 @dataclass
@@ -178,7 +179,7 @@ def test_engine_that_dies_right_after_it_was_ready_is_rolled_back(mended: Drill)
     (engine,) = mended.server.watch().engines().values()
     engine[0].kill()
     path = f"/admin/switch/{ticket['id']}"
-    wait_until(lambda: mended.server.get(path)["state"] == "rolled_back", 120, "it is rolled back")
+    wait_until(lambda: mended.server.get(path)["state"] == "rolled_back", 300, "it is rolled back")
     assert "Paris" in mended.server.chat("qwen-14b").text
 
 
@@ -191,3 +192,13 @@ def test_stopped_engine_is_found_by_its_probe_and_restarted(mended: Drill) -> No
     mended.server.wait_serving("qwen-14b", after_epoch=epoch)
     assert not core.is_running()
     assert "Paris" in mended.server.chat("qwen-14b").text
+
+
+def test_kill_9_of_the_raylet_leaves_no_engine(drill: Drill) -> None:
+    """The last test of this server: its cluster is lost. The supervisor sees its owner gone and
+    ends the engine."""
+    drill.server.switch("qwen-14b")
+    (engine,) = drill.server.watch().engines().values()
+    tree = psutil.Process(drill.server.process.pid).children(recursive=True)
+    next(p for p in tree if p.name() == "raylet").kill()
+    wait_until(lambda: not any(p.is_running() for p in engine), 120, "the engine is gone")

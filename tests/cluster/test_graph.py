@@ -119,12 +119,12 @@ def test_ray_itself_refuses_a_second_model(server: Server) -> None:
 
     server.dashboard("POST", f"{path}/scale", json={"target_num_replicas": 1})
     try:
-        wait_until(lambda: replica_states() == ["STARTING"], 20, "the second replica waits")
+        wait_until(lambda: replica_states() == ["STARTING"], 90, "the second replica waits")
         assert server.chat("qwen-14b").status_code == 200
         assert replica_states() == ["STARTING"]
     finally:
         server.dashboard("POST", f"{path}/scale", json={"target_num_replicas": 0})
-    wait_until(lambda: not replica_states(), 20, "it is gone")
+    wait_until(lambda: not replica_states(), 90, "it is gone")
 
 
 def test_bad_requests_are_openai_shaped(server: Server) -> None:
@@ -149,7 +149,7 @@ def test_kill_9_recovers_by_itself_and_leaves_nothing(server: Server, part: str)
     epoch = server.wait_serving(resident)
     wait_until(
         lambda: server.get("/admin/status")["serving_for_s"] > PROBATION_S,
-        30,
+        90,
         "it is past probation",
     )
     watch = server.watch()

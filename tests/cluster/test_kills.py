@@ -29,7 +29,7 @@ from tests.cluster.ledger import (
 from tests.cluster.server import Server, running, wait_until
 from tests.cluster.victims import ENGINE_PARTS, FRONT, PARTS
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.drill]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.own_server, pytest.mark.drill]
 
 MODELS = ("qwen-14b", "qwen-coder")
 # Two loads. One takes 4 s from a standby, and 34 s where that died with the Switchboard.

@@ -39,7 +39,7 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **params: str) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=params, timeout=10).json()
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=params, timeout=60).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -70,12 +70,12 @@ def prometheus(server: Server, tmp_path: Path) -> Iterator[Prometheus]:
         )
     try:
         running = Prometheus(f"http://{address}")
-        wait_until(lambda: _is_ready(running.url), 30, "Prometheus is ready")
-        wait_until(lambda: running.values("up") == [1.0], 30, "it has seen the backend")
+        wait_until(lambda: _is_ready(running.url), 120, "Prometheus is ready")
+        wait_until(lambda: running.values("up") == [1.0], 120, "it has seen the backend")
         yield running
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def _is_ready(url: str) -> bool:
@@ -125,7 +125,7 @@ def test_every_query_of_the_board_has_data(server: Server, prometheus: Prometheu
             if panel in NEED_A_GPU:
                 assert prometheus.values(query) == [], "a card on the CPU?"
             else:
-                wait_until(lambda query=query: prometheus.values(query), 30, f"{panel}: {query}")
+                wait_until(lambda query=query: prometheus.values(query), 120, f"{panel}: {query}")
     switches = 'llm_backend_switches_total{result="done", from="qwen-14b", to="qwen-coder"}'
     assert prometheus.values(switches)[0] >= 2
     assert prometheus.values('sum(vllm:generation_tokens_total{model="qwen-coder"})')[0] > 0

@@ -14,7 +14,7 @@ from tests.cluster.server import Server
 
 README = (PROJECT / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:7000"
-LIMIT_S = 120
+LIMIT_S = 240
 pytestmark = pytest.mark.timeout(600)
 
 

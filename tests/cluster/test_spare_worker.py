@@ -28,6 +28,6 @@ def test_each_switch_takes_the_worker_that_was_kept_ready_and_leaves_another(
 ) -> None:
     server.switch("qwen-14b")
     for model in ("qwen-coder", "qwen-14b"):
-        spare = wait_until(lambda: spare_worker(server), 60, "a worker is kept ready")
+        spare = wait_until(lambda: spare_worker(server), 180, "a worker is kept ready")
         assert server.switch(model).json()["state"] == "done"
         assert victims.find(server, "replica") == spare

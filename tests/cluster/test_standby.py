@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -15,13 +16,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.engine.args import engine_environment
 from deployments.engine.forkserver import listens, socket_path
+from deployments.settings import PROJECT
 from tests.cluster import victims
-from tests.cluster.server import Server, wait_until
+from tests.cluster.server import Server, running, wait_until
 from tests.specs import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 
-STANDBY_S = 90.0  # for one to be ready: its imports, on a busy machine
+STANDBY_S = 240.0  # for one to be ready: its imports, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One of its own, as half of what follows is waiting: for imports, and for a standby that
+    hangs. It unloads qwen-vl as soon as nobody asks for it."""
+    folder = tmp_path_factory.mktemp("standby")
+    configs = shutil.copytree(PROJECT / "configs", folder / "configs")
+    file = configs / "backend.yaml"
+    file.write_text(file.read_text().replace("idle_unload_s: {}", "idle_unload_s: {qwen-vl: 2}"))
+    with running(folder, config_dir=str(configs)) as server:
+        yield server
 
 
 def ready_standby(server: Server) -> psutil.Process:
@@ -69,7 +83,9 @@ def killed_when_asked(server: Server, standby: psutil.Process) -> Iterator[None]
     size = log.stat().st_size if log.exists() else 0
 
     def kill() -> None:
-        wait_until(lambda: log.exists() and log.stat().st_size > size, 60, "an engine is asked for")
+        wait_until(
+            lambda: log.exists() and log.stat().st_size > size, 120, "an engine is asked for"
+        )
         standby.kill()
 
     with ThreadPoolExecutor() as thread:
@@ -99,12 +115,24 @@ def test_dead_standby_is_replaced_while_the_old_model_still_serves(server: Serve
     assert ready_standby(server).pid != dead.pid
 
 
+def test_idle_model_is_unloaded_and_the_next_request_loads_it(server: Server) -> None:
+    """`idle_unload_s`: the GPU is free for others while nobody asks."""
+    ready_standby(server)
+    assert server.switch("qwen-vl").json()["state"] == "done"
+    wait_until(lambda: server.get("/health")["state"] == "idle", 120, "it is unloaded")
+    assert server.watch().engines() == {}
+    before = starts(server)
+    assert server.chat("qwen-vl").status_code == 200
+    assert starts(server) - before == {"standby": 1}
+    assert "Paris" in server.chat("qwen-14b").text
+
+
 def test_hung_standby_is_ended_and_the_engine_started_without(server: Server) -> None:
     """What it had been sent must not come to life later, nor keep the lock of the place."""
     hung = ready_standby(server)
     hung.send_signal(signal.SIGSTOP)
     assert switch_to_the_other(server) == {"exec": 1}
-    wait_until(lambda: not hung.is_running(), 20, "the hung standby is gone")
+    wait_until(lambda: not hung.is_running(), 90, "the hung standby is gone")
     ready_standby(server)
     assert switch_to_the_other(server) == {"standby": 1}
 
@@ -126,7 +154,7 @@ def test_standby_whose_packages_were_replaced_is_not_used(server: Server) -> Non
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     try:
         assert switch_to_the_other(server) == {"exec": 1}
-        wait_until(lambda: not old.is_running(), 20, "the old standby is gone")
+        wait_until(lambda: not old.is_running(), 90, "the old standby is gone")
         newer = ready_standby(server)
     finally:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -144,7 +172,7 @@ def test_standby_that_has_read_a_tokenizer_replaced_since_is_not_used(server: Se
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     try:
         assert switch_to_the_other(server) == {"exec": 1}
-        wait_until(lambda: not old.is_running(), 20, "the old standby is gone")
+        wait_until(lambda: not old.is_running(), 90, "the old standby is gone")
         ready_standby(server)
         assert switch_to_the_other(server) == {"standby": 1}
     finally:

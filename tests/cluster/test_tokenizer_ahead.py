@@ -61,7 +61,7 @@ def test_an_engine_finds_its_tokenizer_and_its_copies_made() -> None:
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

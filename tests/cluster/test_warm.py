@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.ledger import steady_load
 from tests.cluster.server import Server, running, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.own_server]
 MODELS = ["qwen-14b", "qwen-coder", "qwen-vl"]
 
 
@@ -114,7 +114,7 @@ def test_sleeper_that_can_not_be_woken_is_started_anew(warm: Server, fault: int)
     assert ticket["state"] == "done", ticket
     assert "Paris" in warm.chat("qwen-coder").text
     assert engine_of(warm, "qwen-coder") != sleeper
-    wait_until(lambda: not sleeper.is_running(), 20, "nothing of the old engine is left")
+    wait_until(lambda: not sleeper.is_running(), 90, "nothing of the old engine is left")
 
 
 def test_task_of_the_same_model_takes_its_sleepers_replica(warm: Server) -> None:
@@ -135,7 +135,7 @@ def test_restarted_switchboard_finds_who_is_awake_and_who_sleeps(warm: Server) -
     name = "ServeReplica:llm-backend:Switchboard"
     next(p for p in tree if name in " ".join(p.cmdline())).kill()
     warm.wait_serving("qwen-14b")
-    wait_until(lambda: statuses(warm) == before, 60, "the sleepers are known again")
+    wait_until(lambda: statuses(warm) == before, 120, "the sleepers are known again")
     assert warm.get("/health")["epoch"] == epoch
     assert warm.switch("qwen-coder").json()["state"] == "done"
     assert {model: engine_of(warm, model) for model in engines} == engines
@@ -146,6 +146,6 @@ def test_unload_ends_the_sleepers_too(warm: Server) -> None:
     with warm.http as http:
         answer: dict[str, Any] = http.post("/admin/unload", json={"wait": True}).json()
     assert answer["state"] == "done", answer
-    wait_until(lambda: not warm.watch().engines(), 20, "no engine is left")
+    wait_until(lambda: not warm.watch().engines(), 90, "no engine is left")
     assert set(statuses(warm).values()) == {"absent"}
     assert warm.chat("qwen-14b").status_code == 200

@@ -26,7 +26,7 @@ VISION = "qwen-vl"
 ANSWER = ["The capital ", "of France ", "is **Paris**", "."]
 _ANSWERED_WITH_ERROR = "Failed to load resource"  # how Chromium notes any 4xx or 5xx
 
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=60_000)
 
 
 class Stage:

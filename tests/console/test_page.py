@@ -113,9 +113,9 @@ async def test_a_users_key_chats_and_does_not_switch(visit: Visit, stage: Stage)
     await visit.ask("What is the capital of France?")
     await expect(visit.answer()).to_contain_text("Paris")
     await page.get_by_role("button", name=f"Switch to {B}").click()
-    await expect(page.get_by_role("alert")).to_contain_text("This address needs an admin key.")
+    await expect(page.get_by_role("alert")).to_contain_text("This request needs an admin key.")
     await page.locator("#lines").scroll_into_view_if_needed()
-    await expect(page.locator("#lines")).to_contain_text("This address needs an admin key.")
+    await expect(page.locator("#lines")).to_contain_text("This request needs an admin key.")
 
 
 async def test_logs_are_read_and_followed(visit: Visit, stage: Stage) -> None:

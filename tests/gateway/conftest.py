@@ -176,7 +176,7 @@ class Whole:
         return self.client.post(CHAT, json=body, headers=named)
 
 
-async def until(is_true: Callable[[], object], deadline_s: float = 20) -> None:
+async def until(is_true: Callable[[], object], deadline_s: float = 60) -> None:
     """Run the loop until `is_true`, or fail."""
     async with asyncio.timeout(deadline_s):
         while not is_true():  # noqa: ASYNC110 (a count has no event to wait for)
@@ -207,7 +207,7 @@ async def front() -> AsyncIterator[Front]:
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     settings = load_settings(AppArgs(profile="cpu-demo", home="/nonexistent"), has_gpu=False)
-    small = {"max_in_service": 2, "max_queued": 4, "request_timeout_s": 20, "max_body_bytes": 2**22}
+    small = {"max_in_service": 2, "max_queued": 4, "request_timeout_s": 60, "max_body_bytes": 2**22}
     return settings.model_copy(update={"limits": settings.limits.model_copy(update=small)})
 
 

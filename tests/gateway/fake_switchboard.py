@@ -63,13 +63,13 @@ class FakeSwitchboard:
 
     async def told(self, is_it: Callable[[GatewayReport], bool]) -> GatewayReport:
         """The first report, from the newest on, that `is_it`."""
-        async with asyncio.timeout(5), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: self.reports and is_it(self.reports[-1]))
         return self.reports[-1]
 
     async def refused(self, times: int) -> None:
         """Until that many calls have been refused."""
-        async with asyncio.timeout(5), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: self.num_refused >= times)
 
     async def _notify(self) -> None:

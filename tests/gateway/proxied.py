@@ -82,7 +82,7 @@ async def running(gateway_port: int) -> AsyncIterator[Proxy]:
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process) -> None:
-    async with asyncio.timeout(20), httpx.AsyncClient() as client:
+    async with asyncio.timeout(60), httpx.AsyncClient() as client:
         while True:
             assert process.returncode is None, "HAProxy has ended"
             try:

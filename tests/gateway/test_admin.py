@@ -109,7 +109,7 @@ async def test_a_bad_admin_body_is_400(
         assert response.status == 400
         error = error_of(await response.read())
     assert error["param"] == field
-    assert error["message"].startswith(field)
+    assert error["message"].startswith(f"Invalid '{field}': ")
     assert not backend.switchboard.questions + backend.switchboard.switches
 
 

@@ -62,7 +62,7 @@ async def ask(
     if key is not None:
         named["Authorization"] = f"Bearer {key}"
     path = path.replace("{ticket_id}", "sw-1").replace("{name}", "qwen-14b")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async with backend.client.request(method, path, headers=named) as response:
             # a stream that has begun was let through
             is_stream = response.content_type == "text/event-stream"

@@ -21,7 +21,7 @@ async def test_a_plain_answer_passes_unchanged(backend: Backend) -> None:
         assert response.headers["content-type"].startswith("application/json")
         assert response.headers["X-Model"] == A
         assert response.headers["X-Epoch"] == "7"
-        assert 0 <= int(response.headers["X-Queue-Ms"]) < 1000
+        assert 0 <= int(response.headers["X-Queue-Ms"]) < 20_000
         assert await response.read() == engine.last_answer
     assert engine.bodies == [f" {body}\n".encode()]
 
@@ -54,7 +54,7 @@ async def test_tokens_go_on_as_they_come(backend: Backend) -> None:
     """The first event is with the client while the engine still holds the second."""
     engine = await backend.serving()
     engine.next_token.clear()
-    async with asyncio.timeout(5), await backend.chat(stream=True) as response:
+    async with asyncio.timeout(60), await backend.chat(stream=True) as response:
         first = await response.content.readuntil(b"\n\n")
         assert b'"role":"assistant"' in first
         engine.next_token.set()
@@ -98,6 +98,6 @@ async def test_the_host_header_does_not_choose_the_engine_s_route(backend: Backe
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x/sleep?\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     reader, _ = await backend.raw(head.encode() + body)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await reader.read()).startswith(b"HTTP/1.1 403 ")
     assert not engine.bodies

@@ -208,7 +208,7 @@ async def test_a_talk_goes_on_after_a_stopped_answer(whole: Whole) -> None:
         await until(lambda: ">>> " in terminal.shown, 30)
         engine.next_token.clear()
         terminal.type("one\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await engine.begun.acquire()
         terminal.type("\x03")
         await until(lambda: "(stopped)" in terminal.shown, 10)
@@ -248,7 +248,7 @@ async def test_events_are_json_lines_until_ctrl_c(backend: Backend) -> None:
         stderr=subprocess.PIPE,
     )
     assert process.stdout
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert json.loads(await process.stdout.readline())["event"] == "connected"
         await backend.switchboard.happen("lease", lease=None)
         assert json.loads(await process.stdout.readline())["data"] == {"lease": None}
@@ -344,7 +344,7 @@ async def test_logs_are_followed(home: Path) -> None:
         stderr=subprocess.PIPE,
     )
     assert process.stdout
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await process.stdout.readline() == b"  File x\n"
         with (home / "logs" / "qwen-14b.log").open("a") as log:
             log.write("more\n")
@@ -371,3 +371,82 @@ async def test_logs_of_a_remote_backend_are_followed(front: Front, cli: Cli) -> 
     front.app = script = Scripted()
     script.answers.append(f": nothing yet\n\nevent: {A}\ndata: one\n\n".encode())
     assert (await cli("logs", A, "-f")).stdout == "one\n"
+
+
+# --- programs of other makers ---
+
+SHOW = """\
+#!/bin/sh
+echo "arguments: $*"
+echo "base: $ANTHROPIC_BASE_URL $ANTHROPIC_MODEL $OPENAI_API_BASE"
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> dict[str, str]:
+    """An environment in which each tool is a script that shows what it was given."""
+    for name in ("claude", "codex", "aider", "cn"):
+        (tmp_path / name).write_text(SHOW)
+        (tmp_path / name).chmod(0o755)
+    return os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "LLM_BACKEND_HOME": str(tmp_path / "home"),
+    }
+
+
+async def launched(front: Front, tools: dict[str, str], *arguments: str) -> tuple[int, str, str]:
+    """A process of its own, whose place the tool takes."""
+    command = [sys.executable, "-c", "from serve_app.cli import main; main()", *arguments]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=tools | {"LLM_BACKEND_URL": f"http://127.0.0.1:{front.port}"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_launch_starts_a_tool_on_this_backend_with_its_own_arguments(
+    whole: Whole, front: Front, tools: dict[str, str]
+) -> None:
+    code, out, _ = await launched(front, tools, "launch", "claude", "--", "--print", "Hello there")
+    assert code == 0
+    assert out == f"arguments: --print Hello there\nbase: {whole.url} {B} \n"
+    code, out, _ = await launched(front, tools, "launch", "aider", "--model", A, "--help")
+    assert code == 0
+    assert f"--model openai/{A} --no-show-model-warnings --help" in out
+    assert f"{whole.url}/v1" in out
+
+
+async def test_launch_writes_a_tools_settings_into_its_own_folder(
+    whole: Whole, front: Front, tools: dict[str, str], tmp_path: Path
+) -> None:
+    code, out, _ = await launched(front, tools, "launch", "continue")
+    path = tmp_path / "home" / "tools" / "continue.yaml"
+    assert (code, out.splitlines()[0]) == (0, f"arguments: --config {path}")
+    assert f"apiBase: {whole.url}/v1" in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_launch_says_how_to_install_a_tool(
+    whole: Whole, front: Front, tools: dict[str, str]
+) -> None:
+    code, _, err = await launched(front, tools | {"PATH": "/nonexistent"}, "launch", "opencode")
+    assert (code, err) == (
+        1,
+        "opencode is not installed. Install it with: npm install -g opencode-ai\n",
+    )
+
+
+async def test_config_prints_the_settings_of_a_tool(whole: Whole, cli: Cli) -> None:
+    printed = (await cli("config", "claude")).stdout
+    assert f"export ANTHROPIC_BASE_URL={whole.url}\n" in printed
+    assert f"-c 'model=\"{B}\"'" in (await cli("config", "codex")).stdout
+    wrong = await cli("config", "emacs")
+    assert wrong.exit_code == 2
+    assert "there is for claude, codex, opencode, aider, continue" in wrong.stderr
+    unknown = await cli("config", "codex", "--model", "gpt-4")
+    assert (unknown.exit_code, "does not exist" in unknown.stderr) == (2, True)

@@ -110,7 +110,7 @@ async def test_leaving_a_stream_frees_its_place(llm: LLMClient, backend: Backend
     stream = llm.stream(model=A, messages=MESSAGES)
     await anext(stream)
     await stream.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await engine.aborted.acquire()
     await backend.idle()
 
@@ -158,7 +158,7 @@ async def test_events_go_on_after_a_dropped_connection(
     """From the last one that was seen: none is missed, none comes twice."""
     dropping = Dropping(front, num_bytes=60, num_drops=3)
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in llm.events():
             if event.kind == "connected":
                 await backend.switchboard.happen("switch", number=len(seen))
@@ -177,7 +177,7 @@ async def test_events_outlive_the_switchboard_and_tell_a_gap(
     """Its successor counts anew."""
     await backend.switchboard.happen("switch", number=0)
     kinds = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in llm.events():
             kinds.append(event.kind)
             if kinds == ["connected"]:

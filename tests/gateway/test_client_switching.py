@@ -70,7 +70,7 @@ async def test_a_switch_tells_what_it_waits_for(
     stream = llm.stream(model=A, messages=MESSAGES)
     await anext(stream)
     switching = asyncio.create_task(llm.switch(B, listen))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await has_told.wait()
     whole.engines[A].next_token.set()
     assert [chunk async for chunk in stream]
@@ -82,7 +82,7 @@ async def test_force_cuts_what_is_in_flight(whole: Whole, llm: LLMClient) -> Non
     whole.engines[A].next_token.clear()
     stream = llm.stream(model=A, messages=MESSAGES)
     await anext(stream)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await llm.switch(B, force=True)
     with pytest.raises(client.AnswerCut) as caught:
         async for _ in stream:

@@ -30,7 +30,7 @@ async def test_a_drain_lets_streams_end_until_the_deadline_then_cuts(backend: Ba
     for stream in [await task for task in cut]:
         assert stream.error
         assert stream.error["code"] == "model_switching"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     await backend.switchboard.told(lambda news: news.closed_epoch >= 1 and not news.in_flight)
     for _ in range(5):
         await engine.aborted.acquire()

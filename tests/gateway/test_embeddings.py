@@ -68,3 +68,9 @@ async def test_a_bad_embedding_is_refused(
     status, body = await post(backend, **fields)
     assert status == 400
     assert error_of(body)["message"].startswith(message)
+
+
+async def test_a_model_that_cannot_embed_is_the_wrong_field(backend: Backend) -> None:
+    """`/v1/embeddings` has no field `task`, by which the error was named."""
+    _, body = await post(backend, model="qwen-14b", input="a")
+    assert error_of(body)["param"] == "model"

@@ -12,7 +12,7 @@ from tests.gateway.proxied import Proxy
 from tests.gateway.test_auth import app_of as app_of_gateway
 from tests.raw import RawClient, ask, request
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 CLOSE = ("Connection", "close")
 GETS = ["/", "/health", "/v1/models", f"/v1/models/{A}", "/metrics", "/admin/status", "/nowhere"]

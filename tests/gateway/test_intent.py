@@ -91,7 +91,7 @@ async def test_max_wait_ends_the_waiting_for_a_switch(backend: Backend, seconds:
     began = time.monotonic()
     async with post(backend, B, Max_Wait=seconds) as response:
         message = await refusal(response, 503, "model_not_resident")
-    assert float(seconds) <= time.monotonic() - began < 2
+    assert float(seconds) <= time.monotonic() - began < 20
     assert f"{A} is" in message
     assert any(report.waiting for report in backend.switchboard.reports) == (seconds != "0")
     await backend.idle()

@@ -15,7 +15,7 @@ from tests.gateway.proxied import Proxy
 from tests.gateway.voices import VOICES
 from tests.raw import Leaving, RawClient, request
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(150)
 
 WAYS = [*Leaving]
 ROUTES: dict[str, dict[str, Any]] = {

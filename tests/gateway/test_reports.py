@@ -20,7 +20,7 @@ async def test_each_step_of_a_switch_is_reported(backend: Backend) -> None:
     waiting = [backend.asking(model=B), backend.asking(model=B)]
     report = await told(lambda report: B in report.waiting and report.waiting[B].num_requests == 2)
     assert report.in_flight == {1: 2}
-    assert 0 <= report.waiting[B].oldest_age_s < 5
+    assert 0 <= report.waiting[B].oldest_age_s < 60
 
     await backend.show(state=State.DRAINING)
     report = await told(lambda report: report.closed_epoch >= 1)

@@ -48,7 +48,7 @@ async def test_a_waiting_stream_gets_heartbeats(backend: Backend) -> None:
     began = time.monotonic()
     async with await backend.chat(stream=True) as response:
         head = await response.content.readline()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20  # on a machine that does other things
         assert head.startswith(b": ")
         await backend.serving(A)
         stream = check(response.headers["content-type"], head + await response.read())
@@ -119,7 +119,7 @@ async def test_a_failure_after_a_restart_of_the_switchboard_counts_as_new(backen
     await until(lambda: backend.admission.num_queued)
     await backend.show(boot="boot-2", failures={})
     await backend.fail(A, seq=1)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert (await asking)[0] == 503
 
 

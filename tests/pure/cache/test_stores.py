@@ -216,7 +216,7 @@ async def test_a_stuck_store_gives_misses_and_is_soon_not_called():
         assert await guarded.get("a") is None
     assert stuck.num_calls == 3
     assert guarded.num_errors == 3
-    assert asyncio.get_running_loop().time() - began < 1
+    assert asyncio.get_running_loop().time() - began < 5  # a thousand of 10 ms would be more
 
 
 async def test_an_unexpected_error_is_not_hidden():

@@ -66,11 +66,11 @@ def test_missing_shard_is_named(folder):
 
 
 @pytest.mark.parametrize("num_data_bytes", [0, 15, 17])
-def test_cut_or_grown_file_tells_both_sizes(folder, num_data_bytes):
+def test_cut_or_grown_file_is_refused_with_both_sizes(folder, num_data_bytes):
     path = folder / "model.safetensors"
     path.write_bytes(safetensors(num_data_bytes=num_data_bytes))
     whole = len(safetensors())
-    assert f"has {path.stat().st_size} bytes where {whole} belong" in problem_of(folder)
+    assert f"has {path.stat().st_size} bytes and should have {whole}" in problem_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_cut_or_grown_file_tells_both_sizes(folder, num_data_bytes):
         safetensors({"weight": {"data_offsets": [0, "16"]}}),
     ],
 )
-def test_something_else_is_not_a_safetensors_file(folder, content):
+def test_other_content_is_refused_as_no_safetensors_file(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     assert NOT_SAFETENSORS in problem_of(folder)
 
@@ -110,22 +110,22 @@ def test_lie_about_the_header_length_allocates_nothing(folder, exponent):
     "content",
     ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": []}}'],
 )
-def test_bad_index_is_told(folder, content):
+def test_bad_index_is_refused(folder, content):
     (folder / "model.safetensors.index.json").write_text(content)
     assert "the index of its weights" in problem_of(folder)
 
 
-def test_config_that_is_not_json_is_told(folder):
+def test_config_that_is_not_json_is_refused(folder):
     (folder / "config.json").write_bytes(b"\xff")
     assert "config.json is not JSON" in problem_of(folder)
 
 
-def test_missing_tokenizer_is_told(folder):
+def test_missing_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     assert "tokenizer" in problem_of(folder)
 
 
-def test_older_tokenizer_files_do(folder):
+def test_older_tokenizer_files_are_enough(folder):
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     check(tiny(str(folder)), folder)
 

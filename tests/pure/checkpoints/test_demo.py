@@ -113,7 +113,7 @@ def test_a_failed_build_leaves_no_checkpoint_and_the_next_one_works(tmp_path: Pa
     assert is_whole(ensure_built(recipe(write_checkpoint), tmp_path))
 
 
-def test_what_a_killed_build_left_is_not_taken_over(tmp_path: Path) -> None:
+def test_files_of_a_killed_build_are_not_used(tmp_path: Path) -> None:
     unfinished = tmp_path / "models" / ".some-model.unfinished"
     unfinished.mkdir(parents=True)
     (unfinished / "stray").touch()
@@ -124,7 +124,7 @@ def test_what_a_killed_build_left_is_not_taken_over(tmp_path: Path) -> None:
     assert not unfinished.exists()
 
 
-def test_nothing_is_to_be_seen_before_the_build_has_ended(tmp_path: Path) -> None:
+def test_checkpoint_appears_only_when_the_build_has_ended(tmp_path: Path) -> None:
     seen: list[bool] = []
 
     def look_then_write(folder: Path) -> None:

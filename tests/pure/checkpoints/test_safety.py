@@ -76,7 +76,7 @@ def test_linked_folder_out_of_the_root_is_refused(folder, tmp_path):
     assert "sub is a link out" in refusal_of(folder)
 
 
-def test_link_within_the_folder_is_fine(folder):
+def test_link_within_the_folder_passes(folder):
     (folder / "vocab.json").symlink_to("tokenizer.json")
     check(tiny(str(folder)), folder)
 
@@ -94,12 +94,12 @@ def test_names_that_lead_out_are_refused(name):
     assert "leads out" in (danger_in_names([name]) or "")
 
 
-def test_names_of_a_plain_checkpoint_are_fine():
+def test_names_of_a_plain_checkpoint_pass():
     assert danger_in_names(["config.json", "x/model.safetensors", "a.b/merges.txt"]) is None
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b"3", b'{"auto_map": null}'])
-def test_config_without_code_is_fine(text):
+def test_config_without_code_passes(text):
     assert danger_in_config("config.json", text) is None
 
 

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from deployments.checkpoints.shape import shape_of
+from deployments.host.needs import Need
 from deployments.memory.nvml import GpuProcess, GpuReading
 from deployments.memory.plan import Plan, Room
 from deployments.memory.room import plan_on_paper
@@ -143,10 +144,22 @@ def test_machine_without_a_gpu_is_ok(laptop):
     assert finding.text.startswith("no NVIDIA GPU")
 
 
-def test_card_without_a_driver_is_a_problem(laptop):
-    finding = worst(replace(laptop, has_nvidia_hardware=True), "gpu")
-    assert finding.level is Level.PROBLEM
-    assert "driver" in (finding.remedy or "")
+def test_card_without_a_driver_is_a_problem_unless_the_profile_leaves_it_unused(workstation):
+    machine = replace(
+        workstation, card=None, card_problem="no driver is installed", card_remedy="run: apt"
+    )
+    finding = worst(machine, "gpu")
+    assert (finding.level, finding.remedy) == (Level.PROBLEM, "run: apt")
+    assert "no driver is installed" in finding.text
+    on_cpu = replace(machine, settings=settings("cpu-demo"))
+    assert worst(on_cpu, "gpu").level is Level.WARNING
+
+
+def test_what_a_start_refuses_is_a_problem_and_what_it_notes_a_warning(workstation):
+    wall = Need("compiler", "no gcc", "run: apt")
+    machine = replace(workstation, needs=(wall, replace(wall, check="nvcc", is_wall=False)))
+    assert worst(machine, "compiler").level is Level.PROBLEM
+    assert worst(machine, "nvcc").level is Level.WARNING
 
 
 def test_gpu_profile_without_a_gpu_is_a_problem(workstation):

@@ -118,6 +118,6 @@ async def test_nobody_waits_for_a_standby_that_can_not_live(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     keeper = ForkServerKeeper(tmp_path, {})
     keeping = asyncio.create_task(keeper.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await keeper.wait_ready(60)
     keeping.cancel()

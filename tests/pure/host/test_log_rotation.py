@@ -8,8 +8,8 @@ from deployments.host.log_rotation import remove_spent
 OVER = 2**22 + 1  # past Linux's largest process number
 
 
-def test_logs_of_the_dead_are_removed_but_for_the_newest(tmp_path: Path) -> None:
-    """By Ray's and Serve's names for them; whoever lives keeps its own, however old."""
+def test_logs_of_ended_workers_are_removed_except_the_newest(tmp_path: Path) -> None:
+    """By Ray's and Serve's names for them; a living process keeps its own, however old."""
     (tmp_path / "serve").mkdir()
     (tmp_path / "events").mkdir()
     living = [

@@ -118,7 +118,7 @@ def test_a_process_follows_a_rotation_by_another(tmp_path: Path, root: logging.L
     assert [line["event"] for line in lines(path.with_name("gateway.log.1"))] == ["one"]
 
 
-def test_a_home_that_can_not_be_written_costs_no_more_than_lines(
+def test_a_home_that_cannot_be_written_loses_only_log_lines(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.write_to_file(Path("/proc/nowhere"), "gateway")
@@ -126,7 +126,7 @@ def test_a_home_that_can_not_be_written_costs_no_more_than_lines(
     assert "FileNotFoundError" in capsys.readouterr().err
 
 
-def test_a_file_that_another_process_writes_is_cut_under_it(tmp_path: Path) -> None:
+def test_a_file_that_another_process_writes_is_emptied(tmp_path: Path) -> None:
     """An engine holds its log open: what was there is set aside, and it goes on at the start."""
     path = tmp_path / "qwen-vl.log"
     with path.open("a") as engine:

@@ -1,6 +1,7 @@
 """The launcher, with a stub in place of Serve: however it ends, no process of its own is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,11 +58,15 @@ class Stubbed:
         self.serve.parent.mkdir()
         self.serve.write_text("#!/bin/sh\nexec sleep 600\n")
         self.serve.chmod(0o700)
+        configs = shutil.copytree(PROJECT / "configs", folder / "configs")
+        profile = configs / "profiles" / "cpu-demo.yaml"
+        profile.write_text(profile.read_text().replace("\nstandby: true\n", "\nstandby: false\n"))
         raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
         raw["http_options"]["port"] = free_port()
         raw["applications"][0]["args"] = {
             "home": str(self.home),
-            "profile": "rtx5080",  # without a standby
+            "profile": "cpu-demo",
+            "config_dir": str(configs),
             "default_model": "none",
             "env_file": "",
         }

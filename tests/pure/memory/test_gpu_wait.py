@@ -64,7 +64,7 @@ async def test_memory_that_stays_taken_fails_with_needed_free_and_holders():
     began = time.monotonic()
     with pytest.raises(EngineFailed) as failed:
         await wait_until_memory_freed(FakeCard(6, processes=processes), NEEDED, 0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert failed.value.problem.code == "gpu_memory_taken"
     assert failed.value.problem.message == (
         "the GPU has 6.00 GiB free and 13.60 are needed; held by: process 7 (blender) 9.00 GiB, "

@@ -25,7 +25,7 @@ from tests.pure.switchboard.fake_host import FakeReplicas
 
 SETTINGS = GpuSettings(alarm_at=0.95, interval_s=0.001)
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(150)
 
 
 def watch(nvml: FakeNvml) -> AsyncIterator[GpuState]:
@@ -180,7 +180,7 @@ async def test_driver_that_keeps_a_question_is_asked_no_second_one(monkeypatch):
         assert asked == [1]
     finally:
         release.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert any([state.reading.used_share == 0.1 async for state in _up_to(states, 0.1)])
 
 
@@ -233,7 +233,7 @@ async def test_switchboard_tells_of_the_alarm_once_each_way(tmp_path: Path) -> N
 
 
 async def _next_alarm(board: Switchboard, after: int = 0) -> dict:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             page = await board.events((board._runner.boot, after), 5)
             found: list[Event] = [e for e in page.events if e.kind == "gpu_alarm"]
@@ -242,7 +242,7 @@ async def _next_alarm(board: Switchboard, after: int = 0) -> dict:
 
 
 async def _until(board: Switchboard, is_it) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         seen = None
         while not is_it((await board.status())["gpu"]):
             view = await board.watch("gateway", seen)

@@ -156,7 +156,7 @@ async def test_dying_engine_is_mute_and_not_wrong(tmp_path: Path):
     assert caught.value.problem.code == "engine_mute"
 
 
-def test_load_is_read_from_the_engines_own_metrics():
+def test_counts_are_read_from_the_engines_own_metrics():
     page = """# HELP vllm:num_requests_running Number of requests.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="qwen-14b"} 2.0

@@ -1,6 +1,7 @@
 """Plays the Switchboard for the residency machine: keeps its clock, answers its effects.
 
-Each of its methods hands the machine one event, under a short name for tests; it is valid after it.
+Each of its methods hands the machine one event, under a short name for tests. After each event the
+machine is valid, and what it did is in its transition table.
 """
 
 from dataclasses import replace
@@ -24,6 +25,7 @@ from deployments.residency import (
     events,
 )
 from deployments.residency.invariants import validate
+from tests.pure.residency.transitions import Row, explain
 
 MODELS = ["a", "b", "c"]
 POLICY = Policy(
@@ -46,22 +48,24 @@ class Driver:
         self.machine = Residency(MODELS, replace(POLICY, **policy), epoch)
         self.unanswered: list[Effect] = []
         self.num_loads = {model: 0 for model in MODELS}
+        self.observed: set[Row] = set()  # rows of the table that alone explain what an event did
         self._seq: dict[str, int] = {}
 
     def handle(self, event: Event) -> Ticket | None:
-        ticket = self.machine.handle(event)
-        validate(self.machine)
+        machine, state, last_epoch = self.machine, self.machine.state, self.machine.last_epoch
+        ticket = machine.handle(event)
+        validate(machine, last_epoch)
+        effects = machine.take_effects()
+        rows = explain(state, event, machine.state, effects)
+        if len(rows) == 1:
+            self.observed.update(rows)
+        self.unanswered += effects
+        for effect in effects:
+            if isinstance(effect, Load):
+                self.num_loads[effect.model] += 1
         return ticket
 
     # --- what the Switchboard does ---
-
-    def collect(self) -> list[Effect]:
-        """Take the machine's new decisions; returns all that are unanswered."""
-        for effect in self.machine.take_effects():
-            self.unanswered.append(effect)
-            if isinstance(effect, Load):
-                self.num_loads[effect.model] += 1
-        return self.unanswered
 
     def serving(self, model: str) -> "Driver":
         """Bring `model` up, and let its probation pass."""
@@ -85,7 +89,7 @@ class Driver:
 
     def succeed(self) -> None:
         """Answer everything well until nothing is asked any more; gateways drain at once."""
-        while self.collect() or self.machine.state is State.DRAINING:
+        while self.unanswered or self.machine.state is State.DRAINING:
             match self.unanswered[0] if self.unanswered else None:
                 case None:
                     for gateway in self._seq:
@@ -179,6 +183,5 @@ class Driver:
         self.handle(events.GatewayReported(self.now, report))
 
     def _take(self, kind: type) -> Effect:  # type: ignore[type-arg]
-        effects = self.collect()
-        assert [type(e) for e in effects] == [kind], effects
-        return effects.pop()
+        assert [type(e) for e in self.unanswered] == [kind], self.unanswered
+        return self.unanswered.pop()

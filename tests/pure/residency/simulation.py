@@ -144,7 +144,7 @@ class Simulation:
             else:
                 break
             self._settle()
-        assert not self._waiting, "somebody is never served"
+        assert not self._waiting, "a request is never served"
         return Outcome(
             [r.waited_s for r in self._all if r.admitted_at < math.inf],
             len(self._loads) - 1,
@@ -203,7 +203,7 @@ class Simulation:
             if is_served and self._in_flight.get(machine.epoch, 0) < self.max_in_service:
                 self._waiting.remove(request)
                 self._begin(request, machine.epoch)
-            elif self.is_fifo:  # nobody overtakes
+            elif self.is_fifo:  # no request overtakes another
                 if not is_served and not machine.running:
                     machine.handle(events.SwitchRequested(self.now, request.model, Cause.ADMIN))
                 break

@@ -43,6 +43,7 @@ from deployments.residency.invariants import validate
 from deployments.residency.records import from_json, replay, to_json
 from tests.pure.residency.driver import BROKEN, MODELS, REFUSAL
 from tests.pure.residency.driver import POLICY as SHIPPED
+from tests.pure.residency.transitions import explain
 
 WRONG_ANSWER = Problem(GOLDEN_MISMATCH, "the answer is wrong")
 POLICY = replace(SHIPPED, idle_unload_s={"b": 15.0, "c": 60.0})
@@ -121,6 +122,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.machine = Residency(MODELS, POLICY)
         self.lines = [to_json(self.machine)]  # since the Switchboard's start
+        self.decided: list[Effect] = []  # not looked at yet
         self.effects: list[Effect] = []  # decided since then
         self.engine: Engine | None = None
         self.prepare: Prepare | None = None  # unanswered
@@ -145,7 +147,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         if is_up:
             self.all_mail_arrives()
 
-    # --- wishes ---
+    # --- requests for switches and leases ---
 
     @rule(model=targets, drain_s=drains)
     def admin_switches(self, model, drain_s):
@@ -162,7 +164,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([3.0, 40.0]),
         owner=st.sampled_from(["one", "other"]),
     )
-    def somebody_leases(self, model, seconds, owner):
+    def owner_leases(self, model, seconds, owner):
         held = self.machine.held
         if held and held.owner != owner:
             with pytest.raises(LeaseHeld) as caught:
@@ -316,7 +318,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.handle(events.EngineUnloaded(self.now, epoch))
         self.handle(events.Prepared(self.now, "sw-0-0"))
         self.handle(events.PreparationRefused(self.now, "sw-0-0", REFUSAL))
-        assert not self.machine.take_effects()
+        assert not self.take_decided()
 
     # --- time, and the Switchboard itself ---
 
@@ -334,9 +336,9 @@ class ResidencyMachine(RuleBasedStateMachine):
     def switchboard_restarts(self, luck):
         if luck:  # a rarer rule
             return
-        desired, epoch = self.machine.desired, self.machine.epoch
+        desired, epoch = self.machine.desired, self.machine.last_epoch
         self.machine = Residency(MODELS, POLICY, epoch)
-        self.lines, self.effects = [to_json(self.machine)], []
+        self.lines, self.effects, self.decided = [to_json(self.machine)], [], []
         self.prepare, self.drain_deadline = None, math.inf
         self.tickets.clear()
         self.states.clear()
@@ -346,7 +348,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             gateway.heard_at = self.now
         engine = self.engine
         if engine and engine.is_alive and engine.is_verified:
-            # also one that was draining or ending; what its requests were told holds
+            # also an engine that was draining or ending: its requests go on
             engine.is_ending = engine.is_excused = False
             self.handle(
                 events.EngineAdopted(self.now, engine.model, engine.epoch, "/run/engine.sock")
@@ -368,12 +370,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_decided_without_an_event_or_a_deadline(self):
-        """A tick that nobody asked for changes nothing: no deadline was missed."""
+        """A tick without a deadline changes nothing: no deadline was missed."""
         deadline = self.machine.next_deadline(self.now)
         assert deadline is None or deadline > self.now
         before = self.summary()
         self.handle(events.Ticked(self.now))
-        assert not self.machine.take_effects()
+        assert not self.take_decided()
         assert self.summary() == before
 
     @invariant()
@@ -404,8 +406,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             times = [at for _, at in ticket.history]
             assert times == sorted(times)
             assert ticket.history[-1][0] is ticket.phase
-        wished_for = [t.target for t in self.machine.queue]
-        assert len(set(wished_for)) == len(wished_for)
+        targets = [t.target for t in self.machine.queue]
+        assert len(set(targets)) == len(targets)
 
     @invariant()
     def empty_place_that_should_not_be_is_tried_again(self):
@@ -449,11 +451,19 @@ class ResidencyMachine(RuleBasedStateMachine):
     # --- the world's workings ---
 
     def handle(self, event: Event) -> Ticket | None:
-        """Every event goes this way: the machine is valid after it."""
+        """Every event goes this way: the machine is valid after it, and its table explains it."""
         self.lines.append(to_json(event))
+        state, last_epoch = self.machine.state, self.machine.last_epoch
         ticket = self.machine.handle(event)
-        validate(self.machine)
+        validate(self.machine, last_epoch)
+        effects = self.machine.take_effects()
+        explain(state, event, self.machine.state, effects)
+        self.decided += effects
         return ticket
+
+    def take_decided(self) -> list[Effect]:
+        decided, self.decided = self.decided, []
+        return decided
 
     def calm_down(self) -> None:
         """Two seconds in which everything succeeds and all mail arrives."""
@@ -480,7 +490,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         asked_id = running.id if running and running.phase is Phase.PREPARING else None
         if self.prepare and self.prepare.ticket_id != asked_id:
             self.prepare = None  # given up: an answer would be stale
-        for effect in self.machine.take_effects():
+        for effect in self.take_decided():
             self.effects.append(effect)
             match effect:
                 case Prepare():
@@ -505,7 +515,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.check_outcome(known)
 
     def check_priority(self) -> None:
-        """No request begins a switch away from a lease, nor while an earlier wish is queued."""
+        """No request begins a switch away from a lease, nor while another switch is queued."""
         machine = self.machine
         assert machine.running
         if machine.running.cause is Cause.REQUEST:

@@ -44,7 +44,7 @@ def test_start_loads_the_default_model():
     driver = Driver()
     driver.start("a")
     driver.prepared()
-    assert driver.collect() == [Load(1, "a")]
+    assert driver.unanswered == [Load(1, "a")]
     driver.ready()
     assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
     assert driver.machine.desired == "a"
@@ -70,36 +70,36 @@ def test_switch_goes_through_every_phase_in_order():
 def test_old_model_serves_while_the_switch_is_prepared():
     driver = Driver().serving("a")
     ticket = driver.switch("b")
-    assert driver.collect() == [Prepare(ticket.id, "b")]
+    assert driver.unanswered == [Prepare(ticket.id, "b")]
     assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
 
 
 def test_switch_waits_for_requests_in_flight():
     driver = draining(in_flight=2)
     driver.report(1)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     assert not driver.machine.is_cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_load_waits_until_the_old_engine_is_gone():
     driver = draining(in_flight=0)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.sleep(1000)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.unloaded()
-    assert driver.collect() == [Load(2, "b")]
+    assert driver.unanswered == [Load(2, "b")]
 
 
-def test_unload_leaves_the_place_empty_and_wanted_so():
+def test_unload_leaves_the_place_empty_and_no_model_desired():
     driver = Driver().serving("a")
     ticket = driver.switch(None)
     driver.succeed()
     assert ticket.state is TicketState.DONE
     assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, None)
     driver.sleep(1000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_unload_of_a_place_that_failed_ends_its_retries():
@@ -108,14 +108,14 @@ def test_unload_of_a_place_that_failed_ends_its_retries():
     driver.refused()
     assert driver.switch(None).state is TicketState.DONE
     driver.sleep(1000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     assert driver.machine.desired is None
 
 
 def test_switch_to_the_resident_model_is_done_at_once():
     driver = Driver().serving("a")
     assert driver.switch("a").state is TicketState.DONE
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_cost_of_a_load_is_learnt():
@@ -132,25 +132,25 @@ def test_cost_of_a_load_is_learnt():
 # --- drain ---
 
 
-def test_cut_at_the_drain_deadline():
+def test_requests_are_cut_at_the_drain_deadline():
     driver = draining(drain_timeout_s=60)
     for _ in range(6):
         assert not driver.machine.is_cut
         driver.sleep(10)
         driver.report(1)
     assert driver.machine.is_cut
-    assert driver.collect() == []  # the gateway gets its time to cut
+    assert driver.unanswered == []  # the gateway gets its time to cut
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_cut_requests_that_never_end_hold_the_switch_only_for_the_grace():
     driver = draining(drain_timeout_s=0)
     assert driver.machine.is_cut
     driver.sleep(4)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_cut_is_over_when_the_next_model_loads():
@@ -163,9 +163,9 @@ def test_cut_is_over_when_the_next_model_loads():
 def test_silent_gateway_does_not_block_a_drain():
     driver = draining()
     driver.sleep(14)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_watching_gateway_is_not_silent():
@@ -173,7 +173,7 @@ def test_watching_gateway_is_not_silent():
     for _ in range(5):
         driver.sleep(10)
         driver.watch()
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_new_gateway_that_has_not_reported_blocks_a_drain():
@@ -181,20 +181,20 @@ def test_new_gateway_that_has_not_reported_blocks_a_drain():
     driver.watch()
     driver.switch("b")
     driver.prepared()
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_gateway_that_comes_back_during_a_drain_blocks_it_until_it_reports():
     driver = draining()
     driver.watch("returned")  # with requests from before it was silent
     driver.report(0)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(1, gateway="returned")
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(0, gateway="returned")
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain():
@@ -207,9 +207,9 @@ def test_gateway_that_does_not_know_yet_that_the_model_serves_blocks_its_drain()
     driver.ready()
     driver.switch("b")
     driver.prepared()
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(0)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 def test_report_from_before_the_gateway_knew_does_not_clear_it():
@@ -218,7 +218,7 @@ def test_report_from_before_the_gateway_knew_does_not_clear_it():
     driver.report(0, admitting=True)  # made under the view before
     driver.switch("b")
     driver.prepared()
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_report_crossing_the_news_of_serving_does_not_end_the_drain():
@@ -229,14 +229,16 @@ def test_report_crossing_the_news_of_serving_does_not_end_the_drain():
     driver.ready()  # the gateway's watch is answered: the answer is on its way
     driver.switch("b")
     driver.prepared()
-    driver.report(0, admitting=True, waiting={"a": 0})  # made as it still knew of nobody serving
-    assert driver.collect() == []  # it is about to learn, and to admit
+    driver.report(
+        0, admitting=True, waiting={"a": 0}
+    )  # made before the gateway knew that a model serves
+    assert driver.unanswered == []  # it is about to learn, and to admit
 
 
 def test_overtaken_report_is_ignored():
     driver = draining(in_flight=1)
     driver.report(0, seq=1)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_requests_of_an_older_epoch_do_not_hold_a_drain():
@@ -247,13 +249,13 @@ def test_requests_of_an_older_epoch_do_not_hold_a_drain():
     driver.prepared()
     report = GatewayReport("gateway", 99, 2, {1: 3, 2: 0})  # three of epoch 1 never ended
     driver.handle(events.GatewayReported(driver.now, report))
-    assert driver.collect() == [Unload(2, "b", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(2, "b", UnloadMode.SLEEP)]
 
 
-# --- several wishes ---
+# --- several requests for switches ---
 
 
-def test_same_target_joins():
+def test_second_request_for_a_target_joins_the_running_switch():
     driver = Driver().serving("a")
     ticket = driver.switch("b")
     for step in (driver.prepared, driver.unloaded, driver.ready):
@@ -263,7 +265,7 @@ def test_same_target_joins():
     assert driver.num_loads["b"] == 1
 
 
-def test_other_target_queues():
+def test_switch_to_another_target_is_queued():
     driver = Driver().serving("a")
     first, second = driver.switch("b"), driver.switch("c")
     assert second.state is TicketState.QUEUED
@@ -272,13 +274,13 @@ def test_other_target_queues():
     assert (second.source, driver.machine.holder) == ("b", "c")
 
 
-def test_same_target_joins_in_the_queue():
+def test_second_request_for_a_target_joins_the_queued_switch():
     driver = Driver().serving("a")
     driver.switch("b")
     assert driver.switch("c") is driver.switch("c")
 
 
-def test_twenty_wishes_for_three_targets_make_one_load_each():
+def test_twenty_requests_for_three_targets_make_one_load_each():
     driver = Driver().serving("a")
     tickets = [driver.switch("abc"[n % 3]) for n in range(20)]
     driver.succeed()
@@ -294,7 +296,7 @@ def test_joining_shortens_a_drain_and_never_lengthens_it():
     assert driver.machine.is_cut
 
 
-def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
+def test_request_for_the_old_model_during_a_switch_loads_it_again_afterwards():
     driver = draining(in_flight=0)
     ticket = driver.switch("a")
     driver.succeed()
@@ -302,7 +304,7 @@ def test_wish_for_the_old_model_during_a_switch_brings_it_back_afterwards():
     assert driver.machine.holder == "a"
 
 
-def test_wish_for_a_target_that_just_failed_is_tried_anew():
+def test_request_for_a_target_that_just_failed_is_tried_again():
     driver = draining(in_flight=0)
     driver.unloaded()
     driver.load_failed()
@@ -313,7 +315,7 @@ def test_wish_for_a_target_that_just_failed_is_tried_anew():
     assert driver.machine.holder == "b"
 
 
-def test_wish_for_a_start_that_just_failed_is_tried_anew():
+def test_request_for_a_start_that_just_failed_is_tried_again():
     driver = Driver()
     driver.start("a")
     driver.prepared()
@@ -332,7 +334,7 @@ def test_refused_preparation_never_disturbs_the_old_model():
     driver.refused()
     assert (ticket.state, ticket.error) == (TicketState.FAILED, REFUSAL)
     assert (driver.machine.state, driver.machine.epoch) == (State.SERVING, 1)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_failed_load_rolls_back_and_is_tried_once():
@@ -341,7 +343,7 @@ def test_failed_load_rolls_back_and_is_tried_once():
     assert ticket
     driver.unloaded()
     driver.load_failed()
-    assert driver.collect() == [Unload(2, "b", UnloadMode.STOP)]
+    assert driver.unanswered == [Unload(2, "b", UnloadMode.STOP)]
     driver.succeed()
     assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, BROKEN)
     assert driver.num_loads == {"a": 2, "b": 1, "c": 0}
@@ -356,7 +358,7 @@ def test_wrong_golden_answer_earns_one_restart_then_rolls_back():
     driver.unloaded()
     driver.load_failed(WRONG_ANSWER)
     driver.unloaded()
-    assert driver.collect() == [Load(3, "b")]
+    assert driver.unanswered == [Load(3, "b")]
     driver.load_failed(WRONG_ANSWER)
     driver.succeed()
     assert (ticket.state, ticket.error) == (TicketState.ROLLED_BACK, WRONG_ANSWER)
@@ -387,7 +389,7 @@ def test_rollback_failing_too_leaves_the_place_empty_and_is_retried_later():
     assert (ticket.state, ticket.error) == (TicketState.FAILED, BROKEN)
     assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, "a")
     driver.sleep(14.9)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(0.1)
     driver.succeed()
     assert (driver.machine.state, driver.machine.holder) == (State.SERVING, "a")
@@ -404,7 +406,7 @@ def test_switch_to_a_third_model_works_after_a_failed_rollback():
     driver.succeed()
     assert (ticket.state, driver.machine.holder) == (TicketState.DONE, "c")
     driver.sleep(1000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_pause_between_retries_doubles_up_to_its_limit():
@@ -449,7 +451,7 @@ def test_pause_starts_anew_once_an_engine_has_worked():
 
 
 def test_desired_survives_a_failed_switch_on_an_empty_place():
-    """A wish for a model that cannot load does not replace what the server is meant to serve."""
+    """A request for a model that cannot load does not replace the desired model."""
     driver = Driver()
     driver.start("a")
     driver.refused()
@@ -463,7 +465,7 @@ def test_desired_survives_a_failed_switch_on_an_empty_place():
     assert driver.machine.holder == "a"
 
 
-def test_switch_that_nobody_waits_for_any_more_is_not_made():
+def test_switch_whose_requests_have_left_is_not_made():
     """The waiting request left while its switch was prepared: the old model never notices."""
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
@@ -472,7 +474,7 @@ def test_switch_that_nobody_waits_for_any_more_is_not_made():
     assert (driver.machine.holder, driver.machine.state) == ("a", State.SERVING)
 
 
-def test_admin_who_joins_keeps_a_switch_alive_that_nobody_waits_for():
+def test_switch_that_an_admin_joins_goes_on_when_its_requests_leave():
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
     assert driver.switch("b", Cause.ADMIN) is ticket
@@ -548,7 +550,7 @@ def test_engine_lost_while_preparing_lets_the_switch_go_on():
     driver.engine_lost()
     assert driver.machine.state is State.LOST
     driver.prepared()
-    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP)]  # nothing to drain
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.STOP)]  # nothing to drain
     driver.succeed()
     assert (ticket.state, driver.machine.holder) == (TicketState.DONE, "b")
 
@@ -566,13 +568,13 @@ def test_engine_lost_while_preparing_comes_back_if_the_switch_is_refused():
 def test_engine_lost_while_draining_is_unloaded_at_once():
     driver = draining(in_flight=5)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.STOP)]
 
 
 def test_engine_lost_while_unloading_changes_nothing():
     driver = draining(in_flight=0)
     driver.engine_lost()
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
     driver.succeed()
     assert driver.machine.holder == "b"
 
@@ -619,7 +621,7 @@ def test_adopted_engine_serves_without_a_load():
     driver = Driver(epoch=7)
     driver.adopt("b", 7)
     assert (driver.machine.state, driver.machine.desired) == (State.SERVING, "b")
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
@@ -627,9 +629,9 @@ def test_death_of_an_adopted_engine_of_an_older_epoch_is_noticed():
     driver = Driver(epoch=8)
     driver.adopt("b", 7)
     driver.engine_lost(epoch=7)
-    assert driver.collect() == [Unload(7, "b", UnloadMode.STOP)]
+    assert driver.unanswered == [Unload(7, "b", UnloadMode.STOP)]
     driver.unloaded()
-    assert driver.collect() == [Load(9, "b")]
+    assert driver.unanswered == [Load(9, "b")]
 
 
 def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
@@ -637,15 +639,15 @@ def test_drain_after_a_restart_waits_for_gateways_not_yet_heard_of():
     driver.adopt("b", 7)
     driver.switch("a")
     driver.prepared()
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.watch()
     driver.report(1)
     driver.sleep(14)
     driver.report(1)
     driver.sleep(1)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(0)
-    assert driver.collect() == [Unload(7, "b", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(7, "b", UnloadMode.SLEEP)]
 
 
 def test_drain_after_a_restart_keeps_its_deadline():
@@ -654,7 +656,7 @@ def test_drain_after_a_restart_keeps_its_deadline():
     driver.switch("a", drain_timeout_s=2)
     driver.prepared()
     driver.sleep(7)
-    assert driver.collect() == [Unload(7, "b", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(7, "b", UnloadMode.SLEEP)]
 
 
 # --- demand ---
@@ -677,9 +679,9 @@ def test_demand_waits_while_the_resident_model_is_busy():
     driver.watch()
     driver.report(1, admitting=True, waiting={"b": 0})
     driver.sleep(29.9)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(0.1)  # it has waited as long as the one request would for a switch and back
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_demand_does_not_wait_for_ever_where_a_switch_costs_much():
@@ -688,9 +690,9 @@ def test_demand_does_not_wait_for_ever_where_a_switch_costs_much():
     driver.watch()
     driver.report(1, admitting=True, waiting={"b": 0})
     driver.sleep(86)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(1)  # max_wait_s less one switch's share of it, (120 - 20) / 3
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_busy_model_just_loaded_stays_its_minimum():
@@ -700,16 +702,16 @@ def test_busy_model_just_loaded_stays_its_minimum():
     driver.watch()
     driver.report(1, admitting=True, waiting={"b": 100})
     driver.sleep(9.9)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(0.1)
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_demand_takes_the_longest_waiting_model_first():
     driver = Driver().serving("a")
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 1, "c": 2})
-    [effect] = driver.collect()
+    [effect] = driver.unanswered
     assert isinstance(effect, Prepare)
     assert effect.model == "c"
 
@@ -743,9 +745,9 @@ def test_demand_does_not_retry_a_failed_model_before_its_cooldown():
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 0})
     driver.sleep(14.9)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(0.1)
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_admin_may_try_a_failed_model_during_its_cooldown():
@@ -765,7 +767,7 @@ def test_demand_of_a_gateway_that_is_gone_is_forgotten():
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 0})
     driver.sleep(15)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     assert driver.machine.gateways.waiting() == {}
 
 
@@ -807,10 +809,10 @@ def test_demand_waits_while_a_lease_stands():
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 100})
     driver.sleep(499)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(1)
     assert driver.machine.held is None
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_end_of_a_lease_lets_demand_in():
@@ -818,9 +820,9 @@ def test_end_of_a_lease_lets_demand_in():
     driver.lease("a")
     driver.watch()
     driver.report(0, admitting=True, waiting={"b": 0})
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.end_lease()
-    assert [type(effect) for effect in driver.collect()] == [Prepare]
+    assert [type(effect) for effect in driver.unanswered] == [Prepare]
 
 
 def test_lease_stops_a_switch_for_requests_that_is_only_prepared():
@@ -849,7 +851,7 @@ def test_lease_joins_a_running_switch_to_its_model():
     assert driver.machine.held.until == driver.now + 60
 
 
-def test_lease_joining_keeps_a_switch_alive_that_nobody_waits_for():
+def test_switch_that_a_lease_joins_goes_on_when_its_requests_leave():
     driver = Driver().serving("a")
     ticket = driver.switch("b", Cause.REQUEST)
     assert driver.lease("b") is ticket
@@ -857,7 +859,7 @@ def test_lease_joining_keeps_a_switch_alive_that_nobody_waits_for():
     assert ticket.error is None
 
 
-def test_lease_comes_after_earlier_wishes_and_then_stays():
+def test_lease_comes_after_earlier_requests_and_then_stays():
     driver = Driver().serving("a")
     driver.switch("b")
     driver.switch("c")
@@ -875,7 +877,7 @@ def test_second_lease_is_refused_with_the_first():
     with pytest.raises(LeaseHeld) as caught:
         driver.lease("b", owner="you")
     assert caught.value.lease == driver.machine.held
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_lease_held_survives_pickling():
@@ -992,7 +994,7 @@ def test_idle_model_is_unloaded_and_stays_so():
     driver.succeed()
     assert (driver.machine.state, driver.machine.desired) == (State.EMPTY, None)
     driver.sleep(1000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_idle_model_is_unloaded_without_any_gateway():
@@ -1000,18 +1002,18 @@ def test_idle_model_is_unloaded_without_any_gateway():
     driver.start("a")
     driver.succeed()
     driver.sleep(299)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(1)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.STOP_ALL)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.STOP_ALL)]
 
 
 def test_silence_of_a_gateway_is_no_idleness():
     driver = idle_driver()
     driver.report(0, admitting=True, idle_s=0)
     driver.sleep(1000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.report(0, admitting=True, idle_s=200)
-    assert driver.collect() == []
+    assert driver.unanswered == []
     driver.sleep(100)
     driver.report(0, admitting=True, idle_s=300)
     assert driver.machine.state is State.DRAINING
@@ -1032,10 +1034,10 @@ def test_used_awaited_or_leased_model_is_not_idle():
 def test_model_without_an_idle_time_stays():
     driver = Driver(idle_unload_s={"b": 1.0}).serving("a")
     driver.sleep(10_000)
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
-# --- what is told of a switch ---
+# --- reports about a switch ---
 
 
 def learnt() -> Driver:
@@ -1086,7 +1088,7 @@ def test_dry_run_says_what_a_switch_would_meet_and_changes_nothing():
         "blockers": [{"kind": "lease", "model": "a", "owner": "me"}],
     }
     assert driver.machine.held is before
-    assert driver.collect() == []
+    assert driver.unanswered == []
 
 
 def test_dry_run_names_the_running_switch():
@@ -1111,7 +1113,7 @@ def test_deadline_is_always_in_the_future_and_ticking_at_it_makes_progress():
         deadlines.append(deadline - 1000)
         driver.now = deadline
         driver.tick()
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
     assert len(deadlines) <= 2
 
 
@@ -1121,7 +1123,7 @@ def test_gateway_deadline_is_not_lost_to_rounding(offset):
     driver.sleep(offset)
     driver.report(1)
     driver.sleep(15)
-    assert driver.collect() == [Unload(1, "a", UnloadMode.SLEEP)]
+    assert driver.unanswered == [Unload(1, "a", UnloadMode.SLEEP)]
 
 
 # --- what never answers ---
@@ -1157,7 +1159,7 @@ def test_load_that_never_answers_is_rolled_back(is_verifying: bool):
         driver.verifying(driver.machine.epoch)
     driver._take(Load)
     driver.sleep(600)
-    assert driver.collect() == [Unload(2, "b", UnloadMode.STOP)]
+    assert driver.unanswered == [Unload(2, "b", UnloadMode.STOP)]
     driver.succeed()
     assert ticket.state is TicketState.ROLLED_BACK
     assert ticket.error is not None

@@ -72,7 +72,7 @@ def test_nothing_is_known_before_the_first_switch():
     assert Costs().estimate("a", "a") == 0
 
 
-def test_arrivals_are_those_who_gathered_while_it_was_away():
+def test_arrivals_are_the_requests_that_came_while_the_model_was_away():
     known = Arrivals()
     known.learn("a", 6, 12)
     assert known.per_s == {"a": 0.5}
@@ -107,17 +107,17 @@ def test_busy_model_is_left_when_others_waited_as_long_as_its_own_would():
     assert RULE.switch_at(resident(num_requests=2), [demand], costs(15)) == 160
 
 
-def test_those_who_will_come_while_it_is_away_are_in_the_price():
+def test_price_counts_the_requests_that_will_come_meanwhile():
     busy = replace(resident(num_requests=1), arrivals_per_s=0.02)  # 0.6 in the 30 s
     assert RULE.switch_at(busy, [Demand("b", 100, 1)], costs(15)) == pytest.approx(148)
 
 
-def test_waiting_before_the_resident_came_is_not_held_against_it():
+def test_waiting_before_the_resident_model_served_does_not_count():
     demand = Demand("b", 80, 1)
     assert RULE.switch_at(resident(serving_since=100), [demand], costs(15)) == 130
 
 
-def test_many_waiters_make_it_worth_sooner():
+def test_many_waiting_requests_make_the_switch_come_sooner():
     assert RULE.switch_at(resident(), [Demand("b", 100, 5)], costs(15)) == 110
 
 
@@ -132,7 +132,7 @@ def test_busy_model_serves_its_minimum_whatever_waits():
     assert RULE.switch_at(resident(serving_since=500), demands, costs(0.1)) == 510
 
 
-def test_unknown_price_leaves_it_to_the_bound():
+def test_without_a_known_price_the_bound_decides():
     at = RULE.switch_at(resident(), [Demand("b", 100, 9)], Costs())
     assert at == pytest.approx(100 + 120 - SHARE_S)
 
@@ -174,7 +174,7 @@ def worlds(draw):
 
 @settings(max_examples=300, derandomize=True)
 @given(worlds())
-def test_nobody_waits_past_the_bound(world):
+def test_no_request_waits_past_the_bound(world):
     """All fit into service, so that each waits for its model alone, and once."""
     policy, load_s, trace = world
     simulation = Simulation(trace, max_in_service=10_000, load_s=load_s, policy=policy)
@@ -185,7 +185,7 @@ def test_nobody_waits_past_the_bound(world):
 
 @settings(max_examples=100, derandomize=True)
 @given(worlds())
-def test_no_busy_model_is_put_out_before_its_minimum(world):
+def test_no_busy_model_is_left_before_its_minimum(world):
     policy, load_s, trace = world
     outcome = Simulation(trace, load_s=load_s, policy=policy).run()
     assert min(outcome.busy_turns, default=math.inf) >= policy.min_resident_s - 1e-6

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.engine.process import base_environment
+from deployments.engine.environment import base_environment
 from deployments.settings import PROJECT, SettingsError
 from deployments.settings.environment import Environment, export_file, read_environment
 

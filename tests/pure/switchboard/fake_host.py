@@ -46,7 +46,7 @@ class FakeReplicas:
 
     async def begun(self, model: str) -> None:
         """Until a load of `model` is the last that has begun."""
-        async with asyncio.timeout(5), self.has_changed:
+        async with asyncio.timeout(60), self.has_changed:
             await self.has_changed.wait_for(lambda: self.loads[-1:] == [model])
 
     async def check(self, model: str) -> None:

@@ -120,7 +120,7 @@ JSON = st.recursive(
     where=st.sampled_from([(key,) for key in WHOLE] + [("lease", key) for key in LEASE]),
     garbage=JSON,
 )
-def test_what_is_loaded_is_of_the_right_kinds(tmp_path_factory, where, garbage):
+def test_loaded_state_has_the_right_types(tmp_path_factory, where, garbage):
     """Whatever stands in any place: the rest of the server can use what is loaded."""
     whole = WHOLE | {"lease": dict(LEASE)}
     inner = whole if len(where) == 1 else whole["lease"]

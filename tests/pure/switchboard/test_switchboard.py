@@ -33,6 +33,7 @@ from deployments.switchboard.errors import (
     UnknownTicketError,
 )
 from deployments.switchboard.messages import Event, View
+from deployments.switchboard.state_file import SavedState, load_state, save_state
 from serve_app.gateway.switchboard_client import behind
 from tests.gateway.fake_switchboard import FakeSwitchboard
 from tests.pure.memory.test_plan import SHAPE
@@ -45,7 +46,7 @@ WAIT_S = 5.0
 COLD = ["queued", "preparing", "loading", "verifying", "ready"]
 SWITCH = ["queued", "preparing", "draining", "unloading", "loading", "verifying", "ready"]
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(150)
 
 
 def small_plan() -> Plan:
@@ -60,7 +61,7 @@ class Stage:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.host = settings, FakeReplicas()
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         self.state_file = settings.home / "run" / "residency.json"
         self.event_file = settings.home / "logs" / "residency.jsonl"
         self._seq = 0
@@ -80,13 +81,13 @@ class Stage:
         return board
 
     async def until(self, is_it: Callable[[Event], bool]) -> Event:
-        """The next event that `is_it`; all up to it are in `told`."""
-        async with asyncio.timeout(5):
+        """The next event that `is_it`; all up to it are in `events`."""
+        async with asyncio.timeout(60):
             while True:
                 page = await self.board.events(self._at, 5)
                 assert not page.has_gap
                 for event in page.events:
-                    self.told.append(event)
+                    self.events.append(event)
                     self._at = (page.boot, event.number)
                     if is_it(event):
                         return event
@@ -102,7 +103,7 @@ class Stage:
         )
 
     async def view(self) -> View:
-        """The present one; nobody is taken for a gateway by asking."""
+        """The present view; asking for it does not count as a gateway's watch."""
         await self.board.status()
         return self.board._runner.view
 
@@ -120,7 +121,7 @@ class Stage:
         )
 
     def phases(self, ticket_id: str) -> list[str]:
-        return [e.data["phase"] for e in self.told if e.data.get("id") == ticket_id]
+        return [e.data["phase"] for e in self.events if e.data.get("id") == ticket_id]
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ async def test_a_state_file_that_says_nothing_is_replaced(stage: Stage, content:
     assert json.loads(stage.state_file.read_text())["desired"] == A
 
 
-async def test_a_state_file_that_can_not_be_written_stops_nothing(stage: Stage) -> None:
+async def test_a_state_file_that_cannot_be_written_stops_nothing(stage: Stage) -> None:
     """The disk is full, or read-only."""
     stage.state_file.parent.write_text("not a folder")
     board = await stage.serving()
@@ -237,7 +238,20 @@ async def test_a_restart_adopts_the_engine_that_runs(stage: Stage) -> None:
     assert (await stage.view()).epoch == 8
 
 
-async def test_what_comes_during_the_start_waits_for_it(stage: Stage) -> None:
+async def test_an_adopted_engine_of_an_older_load_does_not_turn_the_epochs_back(
+    stage: Stage,
+) -> None:
+    """As when a load was interrupted whose old engine could not be stopped: the epochs given since
+    are not given again, also after another restart."""
+    save_state(stage.state_file, SavedState(B, 9))
+    stage.host.found = (B, 7, "/run/b.sock")
+    await stage.start().watch("gateway", None)
+    saved = load_state(stage.state_file)
+    assert saved
+    assert (saved.desired, saved.epoch) == (B, 9)
+
+
+async def test_calls_during_the_start_wait_for_it(stage: Stage) -> None:
     """A switch asked for before it is known what runs starts no second engine."""
     stage.host.find.clear()
     stage.host.found = (A, 3, "/run/a.sock")
@@ -252,7 +266,7 @@ async def test_what_comes_during_the_start_waits_for_it(stage: Stage) -> None:
         await asyncio.sleep(0)
     assert not any(task.done() for task in asking)
     stage.host.find.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         _, switch, lease, _ = await asyncio.gather(*asking)
     assert switch["state"] == lease["ticket"]["state"] == "done"
     assert not stage.host.loads
@@ -295,7 +309,7 @@ async def test_a_drain_deadline_cuts(stage: Stage) -> None:
     view = await board.watch("gateway", None)
     await stage.report(1, False)
     ticket = await board.begin_switch(B, 0, None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not view.is_cut:
             view = await board.watch("gateway", (view.boot, view.version))
     await stage.report(0)
@@ -327,12 +341,12 @@ async def test_a_failed_load_is_rolled_back(stage: Stage) -> None:
     assert view.failures[B].problem.code == "engine_ended"
     assert view.switch_s > 0
     await stage.phase("rolled_back")
-    kinds = [e.data["model"] for e in stage.told if e.kind == "failure"]
+    kinds = [e.data["model"] for e in stage.events if e.kind == "failure"]
     assert kinds == [B]
 
 
 async def test_a_rollback_that_fails_leaves_the_place_empty_and_says_so(stage: Stage) -> None:
-    """Both causes are told; a later switch works."""
+    """Both causes are events; a later switch works."""
     board = await stage.serving()
     stage.host.faults[B].append(BROKEN)
     stage.host.faults[A].append(BROKEN)
@@ -369,7 +383,7 @@ async def test_a_refused_target_never_unloads(stage: Stage) -> None:
 
 
 async def test_a_hold_that_raises_is_a_failed_load(stage: Stage) -> None:
-    """What it raised is logged, not told."""
+    """The exception is logged, and no client sees it."""
     board = await stage.serving()
     stage.host.faults[B].append(RuntimeError("secret"))
     ticket = await board.begin_switch(B, 0, WAIT_S)
@@ -384,19 +398,19 @@ async def test_a_release_that_raises_does_not_stop_the_switch(stage: Stage) -> N
     assert (await board.begin_switch(B, 0, WAIT_S))["state"] == "done"
 
 
-async def test_an_engine_that_dies_is_told_and_comes_back(stage: Stage) -> None:
+async def test_an_engine_that_dies_is_an_event_and_is_loaded_again(stage: Stage) -> None:
     """Lost, then its recovery, in this order."""
     await stage.serving(probation_s=0)
     stage.host.lose(A)
     await stage.phase("ready")
-    told = [(e.kind, e.data.get("phase")) for e in stage.told[len(COLD) :]]
+    told = [(e.kind, e.data.get("phase")) for e in stage.events[len(COLD) :]]
     assert told[0] == ("engine_lost", None)
     assert [phase for _, phase in told[1:]] == ["queued", *SWITCH[3:]]
-    assert stage.told[len(COLD)].data["epoch"] == 1
+    assert stage.events[len(COLD)].data["epoch"] == 1
 
 
 async def test_an_engine_that_dies_on_probation_is_rolled_back(stage: Stage) -> None:
-    """The ticket that was done goes on, and each of its steps is told once."""
+    """The ticket that was done goes on, and each of its steps is one event."""
     board = await stage.serving(probation_s=60)
     ticket = await board.begin_switch(B, 0, WAIT_S)
     stage.host.lose(B)
@@ -412,8 +426,8 @@ async def test_an_engine_that_dies_on_probation_is_rolled_back(stage: Stage) -> 
 async def test_twenty_switches_at_once_load_each_model_once_a_change(stage: Stage) -> None:
     """The same target joins the same ticket, and none is loaded over itself."""
     board = await stage.serving()
-    wishes = [board.begin_switch([A, B, C][n % 3], 0, WAIT_S) for n in range(20)]
-    tickets = await asyncio.gather(*wishes)
+    switches = [board.begin_switch([A, B, C][n % 3], 0, WAIT_S) for n in range(20)]
+    tickets = await asyncio.gather(*switches)
     assert {ticket["state"] for ticket in tickets} == {"done"}
     assert len({ticket["id"] for ticket in tickets}) == 4  # A, done at once; B; C; A again
     assert stage.host.loads == [A, B, C, A]
@@ -421,7 +435,7 @@ async def test_twenty_switches_at_once_load_each_model_once_a_change(stage: Stag
 
 
 async def test_a_switch_under_way_is_joined(stage: Stage) -> None:
-    """While it prepares and while it loads; a wish for another model queues behind it."""
+    """While it prepares and while it loads; a request for another model is queued behind it."""
     board = await stage.serving()
     stage.host.load.clear()
     first = await board.begin_switch(B, 0, None)
@@ -443,19 +457,19 @@ async def test_waiting_for_a_ticket_ends_with_its_time(stage: Stage) -> None:
     assert (await board.begin_switch(B, 0, WAIT_S))["state"] == "done"
 
 
-# --- what is told ---
+# --- events and answers ---
 
 
 async def test_events_and_history_are_complete_and_in_order(stage: Stage) -> None:
     """Numbers without a gap, one open ticket at a time, the newest ticket first."""
     board = await stage.serving()
     stage.host.faults[C].append(BROKEN)
-    wishes = [board.begin_switch(model, 0, WAIT_S) for model in (B, C, A)]
-    ids = [ticket["id"] for ticket in await asyncio.gather(*wishes)]
+    switches = [board.begin_switch(model, 0, WAIT_S) for model in (B, C, A)]
+    ids = [ticket["id"] for ticket in await asyncio.gather(*switches)]
     await stage.until(lambda e: e.data.get("id") == ids[-1] and e.data["phase"] == "ready")
-    assert [e.number for e in stage.told] == list(range(1, len(stage.told) + 1))
+    assert [e.number for e in stage.events] == list(range(1, len(stage.events) + 1))
     open_ticket = None
-    for event in [e for e in stage.told if e.kind == "switch"]:
+    for event in [e for e in stage.events if e.kind == "switch"]:
         phase, ticket_id = event.data["phase"], event.data["id"]
         if phase == Phase.QUEUED:
             continue
@@ -468,7 +482,7 @@ async def test_events_and_history_are_complete_and_in_order(stage: Stage) -> Non
     assert [t["id"] for t in await board.tickets(2)] == listed[:2]
     for ticket_id in listed:
         now = await board.ticket(ticket_id)
-        told = [e.data for e in stage.told if e.data.get("id") == ticket_id][-1]
+        told = [e.data for e in stage.events if e.data.get("id") == ticket_id][-1]
         assert told == now
 
 
@@ -489,7 +503,9 @@ async def test_a_listener_goes_on_where_it_was(stage: Stage) -> None:
         assert [e.number for e in page.events] == list(range(1, start.last + 1))
 
 
-async def test_a_listener_that_waits_is_told_at_once_or_nothing_in_time(stage: Stage) -> None:
+async def test_a_waiting_listener_gets_an_event_at_once_or_an_empty_page_in_time(
+    stage: Stage,
+) -> None:
     """A long poll; an empty page is a sign of life."""
     board = await stage.serving()
     here = await board.events(None, 0)
@@ -503,7 +519,7 @@ async def test_a_listener_that_waits_is_told_at_once_or_nothing_in_time(stage: S
 async def test_events_and_tickets_are_bounded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest are forgotten; who asks for them is told that there is a gap."""
+    """The oldest are forgotten; a listener that asks for them learns that there is a gap."""
     monkeypatch.setattr("deployments.switchboard.history._NUM_TICKETS", 3)
     monkeypatch.setattr("deployments.switchboard.history._NUM_ON_A_PAGE", 10)
     board = await stage.serving()
@@ -515,7 +531,7 @@ async def test_events_and_tickets_are_bounded(
     assert (len(page.events), page.events[0].number) == (10, len(COLD) + 201)
 
 
-async def test_a_ticket_tells_how_long_it_should_take(stage: Stage) -> None:
+async def test_a_ticket_says_how_long_it_should_take(stage: Stage) -> None:
     """Nothing is known of the first; a later one counts down and ends without."""
     board = await stage.serving()
     first = await board.begin_switch(B, 0, WAIT_S)
@@ -550,7 +566,7 @@ async def test_unknown_models_and_tickets_are_refused(stage: Stage) -> None:
 
 async def test_written_events_replay_to_the_same_transitions(stage: Stage) -> None:
     """A lease, a load that fails, a drain that is cut, a death on probation: the file of a real run
-    leads a new machine through all that was told, and to where the first one stands."""
+    leads a new machine through the same events, and to the same state."""
     board = await stage.serving()
     lease = await board.lease(B, 60, "renders")
     await stage.phase("ready", lease["ticket"]["id"])
@@ -567,9 +583,9 @@ async def test_written_events_replay_to_the_same_transitions(stage: Stage) -> No
     steps = list(replay(stage.event_file.read_text().splitlines()))
     changes = [change for step in steps for change in step.changes]
     phases = [(c.ticket.id, c.phase) for c in changes if isinstance(c, PhaseEntered)]
-    assert phases == [(e.data["id"], e.data["phase"]) for e in stage.told if e.kind == "switch"]
+    assert phases == [(e.data["id"], e.data["phase"]) for e in stage.events if e.kind == "switch"]
     failed = [change.model for change in changes if isinstance(change, LoadFailed)]
-    assert failed == [e.data["model"] for e in stage.told if e.kind == "failure"] == [C, A]
+    assert failed == [e.data["model"] for e in stage.events if e.kind == "failure"] == [C, A]
     loads = [e.model for step in steps for e in step.effects if isinstance(e, Load)]
     assert loads == stage.host.loads
     assert steps[-1].machine == board._runner.machine
@@ -600,9 +616,9 @@ async def test_events_that_cannot_be_written_stop_nothing(stage: Stage) -> None:
 # --- dry run, unload, lease ---
 
 
-async def test_a_dry_run_tells_the_memory_plan_and_what_does_not_fit(stage: Stage) -> None:
+async def test_a_dry_run_gives_the_memory_plan_and_says_what_does_not_fit(stage: Stage) -> None:
     board = await stage.serving()
-    assert (await board.would_switch(B))["memory"] is None  # nobody can tell
+    assert (await board.would_switch(B))["memory"] is None  # it cannot be known
     made = stage.host.plans[B] = small_plan()
     stage.host.refusals[B] = Problem("does_not_fit", "it does not fit")
     would = await board.would_switch(B)
@@ -623,7 +639,7 @@ async def test_a_model_that_does_not_fit_is_refused_while_the_old_one_serves(
     assert (await stage.view()).holder == A
 
 
-async def test_status_tells_what_the_last_unload_gave_back(stage: Stage) -> None:
+async def test_status_shows_what_the_last_unload_gave_back(stage: Stage) -> None:
     board = await stage.serving()
     assert (await board.status())["memory"] == stage.host.memory_status()
 
@@ -713,7 +729,7 @@ CALLS = [name for name in vars(Switchboard) if not name.startswith("_") and name
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_gateways_tests_and_the_switchboard_mean_the_same_calls(name: str) -> None:
-    """A call through a handle is checked by nobody: names, parameters and types are the same."""
+    """No type checker checks a call through a handle: names, parameters and types are the same."""
     real, fake = getattr(Switchboard, name), getattr(FakeSwitchboard, name)
     assert inspect.signature(fake) == inspect.signature(real)
 
@@ -742,7 +758,7 @@ async def test_a_gateway_s_calls_go_to_the_deployment_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("kind", SwitchboardError.__subclasses__())
-def test_what_is_refused_keeps_its_text_through_pickle(kind: type[SwitchboardError]) -> None:
+def test_refusals_keep_their_text_through_pickle(kind: type[SwitchboardError]) -> None:
     copy = pickle.loads(pickle.dumps(kind("the message")))  # noqa: S301  our own
     assert (type(copy), str(copy)) == (kind, "the message")
 
