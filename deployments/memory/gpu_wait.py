@@ -45,7 +45,7 @@ async def wait_until_memory_freed(
     most_bytes, grown_at = -1, clock()
     while True:
         try:
-            reading = reader.read()
+            reading = await asyncio.to_thread(reader.read)
         except GpuReadError as exc:
             logger.warning("the GPU's memory cannot be read: %s", exc)
             return None

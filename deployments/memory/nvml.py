@@ -1,6 +1,8 @@
 """Reads the card through NVIDIA's management library (NVML)."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -8,6 +10,9 @@ from typing import Any, Protocol, TypeVar
 from deployments.memory.cuda_total import cuda_total_bytes
 
 _T = TypeVar("_T")
+
+_ANSWER_S = 15.0  # a first reading asks CUDA too, which may take 10 s (`cuda_total.py`)
+_asking = threading.Lock()  # held while the driver owes this process an answer
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,56 @@ class NvmlReader:
             return None
 
 
-def open_nvml(visible_devices: str | None) -> NvmlReader:
+class PatientReader:
+    """The reader of a real card. A driver that has lost its card can keep a call for ever: each
+    method raises GpuReadError after some seconds, and while a call is kept no other is made."""
+
+    def __init__(self, nvml: Any, visible_devices: str | None) -> None:
+        self._reader = _answer(lambda: NvmlReader(nvml, visible_devices))
+
+    def read(self) -> GpuReading:
+        return _answer(self._reader.read)
+
+    def compute_capability(self) -> tuple[int, int] | None:
+        return _answer(self._reader.compute_capability)
+
+    def cuda_version(self) -> tuple[int, int] | None:
+        return _answer(self._reader.cuda_version)
+
+
+def _answer(ask: Callable[[], _T]) -> _T:
+    """What `ask` returns or raises, asked in a thread that no end of this process waits for."""
+    answer: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as exc:  # noqa: BLE001  it is raised where the answer is awaited
+            answer.set_exception(exc)
+        finally:
+            _asking.release()
+
+    if _asking.acquire(timeout=_ANSWER_S):
+        threading.Thread(target=run, name="nvml", daemon=True).start()
+        try:
+            return answer.result(_ANSWER_S)
+        except TimeoutError:
+            pass
+    raise GpuReadError(f"the NVIDIA driver has not answered for {_ANSWER_S:.0f} s")
+
+
+def open_nvml(visible_devices: str | None) -> PatientReader:
     """The reader of a real card.
 
     Raises:
-        GpuReadError: the Python package, the driver's library or the card is not there.
+        GpuReadError: the Python package, the driver's library or the card is not there, or the
+            driver does not answer.
     """
     try:
         import pynvml
     except ImportError as exc:
         raise GpuReadError("the package nvidia-ml-py is not installed") from exc
-    return NvmlReader(pynvml, visible_devices)
+    return PatientReader(pynvml, visible_devices)
 
 
 def _text(value: str | bytes | None) -> str | None:

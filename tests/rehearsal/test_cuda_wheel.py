@@ -2,6 +2,7 @@
 wheel, on a machine that has a stub of the driver and no CUDA."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from deployments.memory.engine_memory import Claim
 from deployments.memory.plan import CUDA_RESERVED_BYTES, RTX_5080_BYTES, Plan, Room
 from deployments.memory.room import plan_on_paper
 from deployments.settings import PROJECT, AppArgs, ModelSpec, known_checkpoints, load_settings
+from tests.pure.memory import vllm_memory
 from tests.rehearsal.cuda_wheel import NoWheelError, unpacked
 from tests.rehearsal.driver import DriverStub
 
@@ -176,6 +178,45 @@ def test_engine_core_is_one_process_with_the_second_runner(chosen, mode, name):
     assert choice["uses_v2_runner"] is True
     assert choice["can_sleep"] is (mode == "warm")
     assert choice["touched"] == []
+
+
+def test_model_of_vllms_memory_rules_refuses_what_vllm_refuses(run: Run, tmp_path: Path) -> None:
+    """To the byte: what must be free of the card, and the KV cache that holds one context. So what
+    `tests/pure/memory` finds of the plan holds for the engine."""
+    spec = TARGETS["qwen-14b"]
+    shape = shape_of(KNOWN[spec.checkpoint])
+    total_bytes, share = RTX_5080_BYTES - CUDA_RESERVED_BYTES, 0.85
+    token_bytes, context = shape.kv_bytes_per_token("fp8"), spec.engine.max_model_len
+    gate_bytes = math.ceil(total_bytes * share)
+    kv_bytes = (context + vllm_memory.BLOCK_TOKENS) * token_bytes  # a block is never handed out
+    claim = Claim(plan=planned(spec, tmp_path)).share
+    given = {
+        "flags": engine_flags(spec, checkpoint(spec, tmp_path), "cuda", memory=claim),
+        "num_layers": shape.num_layers,
+        "num_kv_heads": shape.num_kv_heads,
+        "head_size": shape.head_dim,
+        "gates": [(total_bytes, free_bytes, share) for free_bytes in (gate_bytes, gate_bytes - 1)],
+        "kv_caches": [kv_bytes, kv_bytes - 1],
+    }
+
+    def is_refused(free_bytes: int, kv_cache_bytes: int) -> bool:
+        try:
+            vllm_memory.start(
+                vllm_memory.Engine(0, 0, 0, kv_bytes_per_token=token_bytes),
+                total_bytes=total_bytes,
+                free_bytes=free_bytes,
+                utilization=share,
+                max_model_len=context,
+                kv_cache_memory_bytes=kv_cache_bytes,
+            )
+        except vllm_memory.Refused:
+            return True
+        return False
+
+    ours = [is_refused(free_bytes, kv_bytes) for free_bytes in (gate_bytes, gate_bytes - 1)]
+    ours += [is_refused(total_bytes, size_bytes) for size_bytes in (kv_bytes, kv_bytes - 1)]
+    theirs = [line["error"] is not None for line in run("memory_rule.py", json.dumps(given))]
+    assert ours == theirs == [False, True, False, True]
 
 
 def test_what_a_standby_imports_starts_no_thread_and_leaves_cuda_alone(run: Run) -> None:

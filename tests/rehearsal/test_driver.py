@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.server import wait_until
 from tests.rehearsal.driver import (
     DESKTOP,
     DRIVER_NOT_LOADED,
@@ -183,6 +184,47 @@ def test_place_is_left_to_the_engine_where_the_driver_dies(
     place.line()
     driver.fail(GPU_IS_LOST)
     assert place.until(is_verdict) == {"proved_bytes": None}
+
+
+# --- a driver that keeps every call ---
+
+
+def test_reader_ends_a_call_that_the_driver_keeps_and_reads_when_it_is_back(
+    driver: DriverStub, start: Start
+) -> None:
+    reader = start("reader", REHEARSAL_ANSWER_S="1")
+    alive = reader.ask()
+    driver.fall_mute()
+    for _ in range(2):  # the driver that was open, then one opened anew
+        assert "has not answered" in reader.ask()["problem"]
+    driver.write(Card())
+    wait_until(lambda: reader.ask() == alive, 10, "the driver is read")
+
+
+def test_place_is_left_to_the_engine_where_the_driver_is_mute(
+    driver: DriverStub, start: Start
+) -> None:
+    driver.write(STUDIO.beside(blender(9_000)))
+    place = start("place", "13.5", "30", REHEARSAL_ANSWER_S="1")
+    place.line()
+    driver.fall_mute()
+    assert place.until(is_verdict) == {"proved_bytes": None}
+
+
+def test_commands_and_a_start_do_without_a_driver_that_is_mute(
+    driver: DriverStub, start: Start, tmp_path: Path
+) -> None:
+    """The doctor says so, the plan is one on paper, and the engine looks for itself."""
+    driver.fall_mute()
+    soon = {"REHEARSAL_ANSWER_S": "0.2"}
+    command = start("command", "doctor", "--json", LLM_BACKEND_PROFILE="rtx5080", **soon)
+    gpu = next(f for f in json.loads(command.output()[1])["findings"] if f["check"] == "gpu")
+    assert gpu["level"] == "problem"
+    plan = json.loads(start("command", "plan", "--json", **soon).output()[1])
+    assert plan["total_bytes"] > 15 * 1024 * MIB
+    config = gpu_place_config(tmp_path)
+    ready = start("preflight", str(config), **UTILIZATION, **soon).line()
+    assert ready == {"profile": "cpu-demo"}
 
 
 # --- before a start ---

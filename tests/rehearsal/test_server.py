@@ -62,11 +62,11 @@ def test_scene_that_is_open_before_a_switch_refuses_it_and_the_old_model_serves_
 ) -> None:
     """It leaves no room for any engine, also when the small one that serves is gone."""
     epoch = studio.server.get("/health")["epoch"]
-    studio.engine_mib = 900
-    studio.run(blender(14_500))
+    studio.engine_mib = 200
+    studio.run(blender(14_900))
     ticket = studio.server.switch("qwen-coder").json()
     assert ticket["state"] == "failed"
-    assert "(blender) 14.16 GiB" in ticket["error"]["message"]
+    assert "(blender) 14.55 GiB" in ticket["error"]["message"]
     assert "unloading" not in [phase["phase"] for phase in ticket["phases"]]
     assert studio.server.get("/health")["epoch"] == epoch
     assert studio.server.chat("qwen-14b").status_code == 200
