@@ -63,9 +63,9 @@ class Program(ExitStack):
             pass
         return line
 
-    def output(self) -> tuple[int, str]:
+    def output(self, deadline_s: float = DEADLINE_S) -> tuple[int, str]:
         """Its exit code and everything it printed, once it has ended."""
-        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        output, _ = self.process.communicate(timeout=deadline_s)
         return self.process.returncode, output.decode()
 
 

@@ -211,6 +211,8 @@ def test_place_is_left_to_the_engine_where_the_driver_is_mute(
     assert place.until(is_verdict) == {"proved_bytes": None}
 
 
+@pytest.mark.rehearse  # each command first waits twenty seconds for the driver
+@pytest.mark.timeout(400)
 def test_commands_and_a_start_do_without_a_driver_that_is_mute(
     driver: DriverStub, start: Start, tmp_path: Path
 ) -> None:
@@ -218,12 +220,12 @@ def test_commands_and_a_start_do_without_a_driver_that_is_mute(
     driver.fall_mute()
     soon = {"REHEARSAL_ANSWER_S": "0.2"}
     command = start("command", "doctor", "--json", LLM_BACKEND_PROFILE="rtx5080", **soon)
-    gpu = next(f for f in json.loads(command.output()[1])["findings"] if f["check"] == "gpu")
+    gpu = next(f for f in json.loads(command.output(120)[1])["findings"] if f["check"] == "gpu")
     assert gpu["level"] == "problem"
-    plan = json.loads(start("command", "plan", "--json", **soon).output()[1])
+    plan = json.loads(start("command", "plan", "--json", **soon).output(120)[1])
     assert plan["total_bytes"] > 15 * 1024 * MIB
     config = gpu_place_config(tmp_path)
-    ready = start("preflight", str(config), **UTILIZATION, **soon).line()
+    ready = start("preflight", str(config), **UTILIZATION, **soon).line(120)
     assert ready == {"profile": "cpu-demo"}
 
 
