@@ -54,8 +54,7 @@ DATA := $(or $(LLM_BACKEND_HOME),$(HOME)/.cache/llm-backend)
 run: env models
 	@exec $(BIN)/llm-backend start --foreground
 
-test: system .venv/.dev models
-	@$(MAKE) --no-print-directory --jobs lint $(PARTS)
+test: system pytest
 
 # Without the minute of requests generated from the API's description.
 check: lint
@@ -67,23 +66,23 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Engines and servers start and stop for most of their tests' time, and other tests can have the cores
-# then. Two servers are up at once, at most: the one that most tests share, and one of a test's own.
-PARTS := pytest-shared pytest-own pytest-rest
-PYTEST = $(BIN)/pytest $(1) > .venv/$@.log 2>&1; status=$$?; echo "== $@"; cat .venv/$@.log; exit $$status
+# Servers and engines start and stop for most of the time of tests/cluster. The tests that measure no
+# time, and the linter, get what that leaves of the cores. Those of the gateway measure: they run alone.
+BESIDE := tests/pure tests/hub tests/rehearsal
+SELECTED := not gpu and not drill and not rehearse
+PARTS := lint pytest-cluster pytest-beside
+PYTEST = $(2) $(BIN)/pytest $(1) > .venv/$@.log 2>&1; status=$$?; echo "== $@"; cat .venv/$@.log; exit $$status
 
 pytest: .venv/.dev models
 	@$(MAKE) --no-print-directory --jobs $(PARTS)
+	$(BIN)/pytest -m '$(SELECTED)' --ignore tests/cluster $(BESIDE:%=--ignore %)
 
 .PHONY: $(PARTS)
-pytest-shared:
-	@$(call PYTEST,tests/cluster -m 'shared_server and not drill')
+pytest-cluster:
+	@$(call PYTEST,-m '$(SELECTED)' tests/cluster)
 
-pytest-own:
-	@$(call PYTEST,tests/cluster -m 'own_server and not drill')
-
-pytest-rest:
-	@$(call PYTEST,-m 'not (shared_server or own_server or gpu or drill or rehearse)')
+pytest-beside:
+	@$(call PYTEST,-m '$(SELECTED)' $(BESIDE),nice -n 19)
 
 bench: .venv/.dev models
 	@exec $(BIN)/llm-backend bench $(ARGS)

@@ -32,6 +32,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from deployments.checkpoints.manifest import PulledFile, size_text
 from deployments.host.files import write_whole
 
+_ANSWER_TIMEOUT_S = 20.0  # for the first question; without one a silent network holds for minutes
+
 
 class PullError(Exception):
     """Why a checkpoint was not pulled; the text is for the user."""
@@ -54,7 +56,7 @@ class Hub:
     def newest(self, repo: str, branch: str) -> str:
         """The newest commit of `branch`. Raises PullError."""
         with _explained(repo):
-            commit = self._api.model_info(repo, revision=branch).sha
+            commit = self._api.model_info(repo, revision=branch, timeout=_ANSWER_TIMEOUT_S).sha
         if not commit:
             raise PullError(f"the hub gives no commit for the branch {branch} of {repo}")
         return commit

@@ -50,9 +50,7 @@ def quantization_of(raw: Mapping[str, Any]) -> Quantization:
             return Quantization(method, 4, group_size, scale_bytes=1)
     if method == "compressed-tensors":
         return _compressed(method, next(iter(raw["config_groups"].values()))["weights"])
-    if method in ("fp8", "modelopt"):
-        if "nvfp4" not in name and method == "modelopt" and "fp8" not in name:
-            raise ValueError(f"quantization {name.strip()!r} is not known")
+    if method == "fp8" or (method == "modelopt" and "fp8" in name):
         block = raw.get("weight_block_size")
         if block:
             return Quantization(method, 8, None, scale_bytes=4, block_size=int(block[0]))
@@ -60,7 +58,7 @@ def quantization_of(raw: Mapping[str, Any]) -> Quantization:
     if method == "bitsandbytes":
         return Quantization(method, 4 if raw.get("load_in_4bit") else 8, 64)
     if method not in ("awq", "gptq"):
-        raise ValueError(f"quantization {method!r} is not known")
+        raise ValueError(f"quantization {name.strip()!r} is not known")
     bits, group_size = int(raw["bits"]), int(raw["group_size"])
     return Quantization(method, bits, group_size if group_size > 0 else None, has_zeros=True)
 

@@ -1,7 +1,7 @@
 """Plans a model's memory, for a checkpoint on this machine or on paper, and for any card."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def make_plans(
     if checkpoint is not None:
         specs = [specs[0].model_copy(update={"checkpoint": checkpoint, "revision": None})]
     room = room_of(settings, memory, beside)
-    return settings, room, [plan_of(spec, room, settings, known) for spec in specs]
+    return settings, room, [plan_of(spec, room, settings, known, _hub) for spec in specs]
 
 
 def card_bytes(text: str) -> int:
@@ -106,11 +106,12 @@ def plan_of(
     room: Room,
     settings: Settings,
     known: Mapping[str, Mapping[str, Any]],
-    hub: "Hub | None" = None,
+    hub: "Callable[[], Hub] | None" = None,
 ) -> Plan:
     """The plan for a model's checkpoint, also where it is not here yet.
 
-    What is not here is (1) known from configs/checkpoints.yaml, or (2) asked of the hub.
+    What is not here is (1) known from configs/checkpoints.yaml, or (2) asked of `hub`. Without one
+    the network is not used.
 
     Raises:
         PlanError: its shape is not known.
@@ -123,20 +124,25 @@ def plan_of(
             if spec.checkpoint in known:  # (1)
                 return plan_on_paper(spec, shape_of(known[spec.checkpoint]), room, home)
             message = f"{exc.problem.message}, and configs/checkpoints.yaml does not know it"
-            if exc.problem.code != "checkpoint_missing" or not is_on_hub(spec):
+            if hub is None or exc.problem.code != "checkpoint_missing" or not is_on_hub(spec):
                 raise PlanError(message) from exc
-            return _plan_by_hub(spec, room, home, message, hub)  # (2)
+            return _plan_by_hub(spec, room, home, message, hub())  # (2)
     except UnknownShapeError as exc:
         raise PlanError(f"{spec.checkpoint}: {exc}") from exc
 
 
-def _plan_by_hub(spec: ModelSpec, room: Room, home: Path, message: str, hub: "Hub | None") -> Plan:
-    # huggingface_hub takes half a second to import
-    from deployments.checkpoints.hub import Hub, PullError
+def _plan_by_hub(spec: ModelSpec, room: Room, home: Path, message: str, hub: "Hub") -> Plan:
+    from deployments.checkpoints.hub import PullError
     from deployments.checkpoints.remote import look
 
     try:
-        remote = look(hub or Hub(), spec.checkpoint, spec.revision)
+        remote = look(hub, spec.checkpoint, spec.revision)
         return plan_on_paper(spec, shape_of(remote.config), room, home, remote.weights_bytes)
     except PullError as exc:
         raise PlanError(f"{message}; {exc}") from exc
+
+
+def _hub() -> "Hub":
+    from deployments.checkpoints.hub import Hub  # its library takes half a second to import
+
+    return Hub()

@@ -254,14 +254,22 @@ def test_weights_for_other_programs_are_no_reason_to_refuse(fake):
 
 def test_checkpoint_that_is_not_here_is_planned_by_the_hubs_listing(fake):
     publish(fake, families.GEMMA_3_12B, size_bytes=7 * GIB)
-    made = plan_of(tiny(REPO), CARD, settings(), {}, Hub(fake.url))
+    made = plan_of(tiny(REPO), CARD, settings(), {}, lambda: Hub(fake.url))
     assert (made.weights_bytes, made.kv_bytes_per_token) == (7 * GIB, 65_536)
     assert made.fits
 
 
 def test_hub_that_does_not_answer_leaves_the_plan_untold(fake):
     with pytest.raises(PlanError, match=r"does not know it; the hub cannot be reached"):
-        plan_of(tiny(REPO), CARD, settings(), {}, Hub("http://127.0.0.1:9"))
+        plan_of(tiny(REPO), CARD, settings(), {}, lambda: Hub("http://127.0.0.1:9"))
+
+
+def test_plan_without_a_hub_does_not_use_the_network(fake):
+    """As of the doctor, which is also for machines without one."""
+    publish(fake, families.GEMMA_3_12B)
+    with pytest.raises(PlanError, match=r"does not know it$"):
+        plan_of(tiny(REPO), CARD, settings(), {})
+    assert fake.requests == []
 
 
 def test_name_is_the_repositorys():

@@ -202,6 +202,10 @@ def test_layers_that_are_not_known_are_told(changes, told):
     [
         ({"model_type": "cohere2"}, "'cohere2' cannot be counted"),
         ({"quantization_config": {"quant_method": "aqlm"}}, "'aqlm' is not known"),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}},
+            "'modelopt w4a8_awq' is not known",
+        ),
         ({"vision_config": {"depth": 1}}, "the vision tower of 'llama' is not known"),
     ],
 )
