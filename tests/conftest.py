@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from deployments.settings import default_home, environment
 from tests import reaper
@@ -24,6 +26,12 @@ for name in [*os.environ]:
     if name.startswith("LLM_BACKEND_") or name == "GPU_MEMORY_UTILIZATION":
         del os.environ[name]
 environment.ENV_FILE = Path("/nonexistent/.env")
+
+# An example's time says nothing on a machine that does other things.
+hypothesis_settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session", autouse=True)
