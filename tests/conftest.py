@@ -8,17 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import hypothesis
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from deployments.settings import default_home, environment
 from tests import reaper
-
-# A machine on which other programs run is slow, not wrong.
-hypothesis.settings.register_profile("busy", deadline=None)
-hypothesis.settings.load_profile("busy")
 
 DEMO_HOME = default_home()  # where `make models` has put the demo models
 
