@@ -153,7 +153,7 @@ def test_compiled_engine_answers_wrongly_and_is_rolled_back(mended: Drill) -> No
     ticket = failed_switch(mended, "qwen-vl")
     assert ticket["state"] == "rolled_back"
     assert ticket["error"]["code"] == "golden_mismatch"
-    assert "without 'Paris'" in ticket["error"]["message"]
+    assert "does not contain 'Paris'" in ticket["error"]["message"]
 
 
 def test_waiting_request_is_told_why_the_load_failed(mended: Drill) -> None:
