@@ -12,8 +12,8 @@ from tests.pure.checkpoints import families
 
 LINUX = Room("cuda", RTX_5080_BYTES - CUDA_RESERVED_BYTES)
 
-# Parameters in billions, as they are commonly given; written without the hub at hand. Built from
-# these numbers on torch's meta device, transformers' own models have as many, Gemma 3 but for 0.12 %.
+# Parameters in billions, as they are commonly given; written without the hub at hand. On torch's
+# meta device transformers' own models of these numbers have as many; Gemma 3 is off by 0.12 %.
 PARAMETERS = [
     ("QWEN2_5_7B", 7.616),
     ("QWEN3_0_6B", 0.596),
