@@ -171,7 +171,7 @@ def _promtool(*arguments: str, page: str | None = None, has_to_pass: bool = Fals
 
 def test_observe_says_what_is_missing(tmp_path: Path) -> None:
     """Where there is no Prometheus, one sentence instead of a shell's complaint."""
-    for tool in ("make", "sh", "mkdir", "uname"):
+    for tool in ("make", "sh", "mkdir", "uname", "grep", "rm", "python3"):
         found = shutil.which(tool)
         if found:
             (tmp_path / tool).symlink_to(found)
