@@ -68,7 +68,8 @@ def _lacking(device: str, is_install: bool, is_any_card: bool) -> Iterator[needs
             yield from needs.compiler_needs(os.environ)
     if is_install:
         if device == "cpu" and not is_any_card:
-            yield needs.Need("gpu", _card().problem, _card().remedy, is_wall=False)
+            card = _card()
+            yield needs.Need("gpu", card.problem, card.remedy, is_wall=False)
         yield from needs.nvcc_needs(os.environ) if device == "gpu" else ()
         yield from disk_needs.slow_places(_VENV.absolute(), os.environ)
         if needs.installed_device(_VENV) != device:

@@ -8,6 +8,7 @@ say that there is no card: it also fails after a driver update until the next re
 from __future__ import annotations  # this runs under the system's Python too, which may be old
 
 import ctypes
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def find_card(
             f"CUDA_VISIBLE_DEVICES={visible_devices} hides every card",
             "unset CUDA_VISIBLE_DEVICES",
         )
-    answer = (ask or ask_driver)()
+    answer = (ask or _driver_answer)()
     if answer.num_cards:
         return FoundCard(CardState.READY, driver=answer.driver, cuda=answer.cuda)
     if not has_hardware(root):
@@ -116,6 +117,12 @@ def has_hardware(root: Path = ROOT) -> bool:
         return True
     # Windows shares every maker's card through /dev/dxg, and this library for NVIDIA's.
     return (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib" / _LIBRARY).exists()
+
+
+@functools.cache
+def _driver_answer() -> DriverAnswer:
+    """One for a process: a start asks several times, and a driver that hangs takes 20 s each."""
+    return ask_driver()
 
 
 def ask_driver(

@@ -156,8 +156,7 @@ class EngineMemory:
         except Exception:  # a sleeper that cannot be measured sleeps on
             logger.exception("could not measure the memory of a sleeping engine")
             return None
-        own = [p.used_bytes for p in reading.processes if p.pid in pids and p.used_bytes]
-        return sum(own) if own else None
+        return reading.held_by(pids) or None
 
 
 def _refusal(spec: ModelSpec, plan: Plan) -> EngineFailed:

@@ -1,7 +1,7 @@
 """Reads the card through NVIDIA's management library (NVML)."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,10 @@ class GpuReading:
         if self.used_bytes is None or not self.total_bytes:
             return None
         return self.used_bytes / self.total_bytes
+
+    def held_by(self, pids: Set[int]) -> int:
+        """Bytes that these processes hold; 0 also where the driver does not say."""
+        return sum(p.used_bytes or 0 for p in self.processes if p.pid in pids)
 
 
 NOTHING_READ = GpuReading()

@@ -28,9 +28,9 @@ def engine_bytes(before: GpuReading, ready: GpuReading, pids: set[int]) -> int |
     Where the driver does not tell what a process holds (WSL2): what the card holds more than
     `before` the start. None where it tells neither.
     """
-    own = [p.used_bytes for p in ready.processes if p.pid in pids and p.used_bytes]
-    if own:
-        return sum(own)
+    own_bytes = ready.held_by(pids)
+    if own_bytes:
+        return own_bytes
     if before.used_bytes is None or ready.used_bytes is None:
         return None
     return ready.used_bytes - before.used_bytes

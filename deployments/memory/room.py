@@ -86,7 +86,7 @@ def card_room(card: GpuReader, settings: Settings) -> Room:
     total_bytes = usable_bytes(reading)
     engines = gpu_lock.holders(settings.home)
     pids = [{p.pid for p in gpu_lock.session_members(session)} for _, session in engines]
-    held_bytes = [sum(p.used_bytes or 0 for p in reading.processes if p.pid in own) for own in pids]
+    held_bytes = [reading.held_by(own) for own in pids]
     if any(held_bytes):
         returned_bytes = max(held_bytes)  # only one is awake
     else:

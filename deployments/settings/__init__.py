@@ -32,7 +32,7 @@ from deployments.settings.base import SettingsError
 from deployments.settings.binding import check_bound, is_address, is_loopback
 from deployments.settings.cache import Cache
 from deployments.settings.checkpoints import known_checkpoints
-from deployments.settings.engine import GPU_ONLY, EngineSettings
+from deployments.settings.engine import EngineSettings
 from deployments.settings.loading import (
     PROJECT,
     AppArgs,
@@ -45,7 +45,6 @@ from deployments.settings.models import Golden, ModelSpec, Task
 from deployments.settings.profiles import ProfileName
 
 __all__ = [
-    "GPU_ONLY",
     "PROJECT",
     "AppArgs",
     "Cache",

@@ -30,6 +30,18 @@ START_TIMEOUT_S = 420.0
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
+@contextmanager
+def beside(work: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+    """Do `work` in a thread until the end of a `with`, which sets `stop`."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
     """Poll what gives no event, with a deadline; returns the first true value."""
     deadline = time.monotonic() + timeout_s
@@ -93,13 +105,8 @@ class EngineWatch:
         """Sample all the while; `most_at_once` is the verdict."""
         self.most_at_once, self.seen, self.processes = 0, set(), set()
         self._stop.clear()
-        thread = threading.Thread(target=self._sample)
-        thread.start()
-        try:
+        with beside(self._sample, self._stop):
             yield self
-        finally:
-            self._stop.set()
-            thread.join()
 
 
 @dataclass

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cluster.server import Server
+from tests.cluster.server import Server, beside
 from tests.rehearsal.driver import DESKTOP, Card, DriverStub, Process
 
 ENGINE_MIB = 12_900  # of qwen-14b on the card
@@ -50,13 +50,8 @@ class Studio:
     def followed(self) -> Iterator["Studio"]:
         """The card is kept in step with the engines that live."""
         self.run()
-        thread = threading.Thread(target=self._follow)
-        thread.start()
-        try:
+        with beside(self._follow, self._stop):
             yield self
-        finally:
-            self._stop.set()
-            thread.join()
 
     def ticket(self, ticket_id: str) -> dict[str, Any]:
         return self.server.get(f"/admin/switch/{ticket_id}")
